@@ -1,0 +1,155 @@
+//! What policies read and what they decide.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Pages;
+
+/// Names a VM for as long as the host manager runs; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId(pub u32);
+
+/// What a VM is entitled to. `reservation <= limit <= size`, `dynamic_min <= dynamic_max <= size`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocation {
+    /// Configured memory (static maximum).
+    pub size: Pages,
+    /// Guaranteed minimum.
+    pub reservation: Pages,
+    /// Maximum.
+    pub limit: Pages,
+    /// Weight.
+    pub shares: u64,
+    /// Lower end of the dynamic range.
+    pub dynamic_min: Pages,
+    /// Upper end of the dynamic range.
+    pub dynamic_max: Pages,
+}
+
+/// The whole host at one instant.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Time since the host manager started.
+    pub now: Duration,
+    /// Memory that all guests and their overheads may use together.
+    pub budget: Pages,
+    /// Memory that nobody holds: budget - credits - frames - overheads.
+    pub free: Pages,
+    /// Overhead of the host manager and all VM processes.
+    pub overhead: Pages,
+    /// In ascending order of `id`.
+    pub vms: Vec<VmSnapshot>,
+}
+
+/// One VM at that instant. Measured unless it says that the guest says so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmSnapshot {
+    /// Which.
+    pub id: VmId,
+    /// What it is entitled to.
+    pub allocation: Allocation,
+    /// Memory that backs it: private pages, compressed store, its part of the shared frames.
+    pub consumed: Pages,
+    /// Its part of the shared frames (contained in `consumed`).
+    pub frames: Pages,
+    /// Private pages (contained in `consumed`).
+    pub private: Pages,
+    /// Pages its balloon holds.
+    pub ballooned: Pages,
+    /// Pages swapped or compressed.
+    pub swapped: Pages,
+    /// Whether the guest's balloon driver is up.
+    pub balloon_driver: bool,
+    /// Estimated working set, once sampled.
+    pub active: Option<Pages>,
+    /// Memory of its VM process beside the guest's RAM (not contained in `consumed`).
+    pub overhead: Pages,
+    /// What the guest says about its memory.
+    pub guest: GuestMemoryStats,
+}
+
+/// What shall happen until the next decision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The host's memory state.
+    pub state: MemState,
+    /// One for each VM of the snapshot, in its order.
+    pub vms: Vec<VmPlan>,
+}
+
+/// What one VM shall do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmPlan {
+    /// Which.
+    pub id: VmId,
+    /// Memory that it should consume at most when memory is short.
+    pub target: Pages,
+    /// Pages that its balloon should hold.
+    pub balloon_target: Pages,
+    /// Swap or compress until private pages are at most this; `None`: do not swap.
+    pub private_max: Option<Pages>,
+    /// Whether its vCPUs may run.
+    pub run: Run,
+    /// Which rule set the target: one line for people.
+    pub why: String,
+}
+
+/// The free-memory states of the host, as ESX names them.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum MemState {
+    /// Enough is free: nothing is reclaimed.
+    #[default]
+    High,
+    /// Ballooning.
+    Soft,
+    /// Ballooning and swapping.
+    Hard,
+    /// And VMs above their target are blocked.
+    Low,
+}
+
+impl MemState {
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            MemState::High => "high",
+            MemState::Soft => "soft",
+            MemState::Hard => "hard",
+            MemState::Low => "low",
+        }
+    }
+}
+
+/// Whether a VM's vCPUs may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Run {
+    /// They run.
+    Go,
+    /// They wait: the host is in state low and the VM is above its target.
+    Block,
+}
+
+/// The balloon statistics that policies read, in bytes or events, as the guest reports them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryStats {
+    /// Memory swapped in by the guest, bytes since its boot.
+    pub swap_in_bytes: Option<u64>,
+    /// Memory swapped out by the guest, bytes since its boot.
+    pub swap_out_bytes: Option<u64>,
+    /// Major faults since boot.
+    pub major_faults: Option<u64>,
+    /// Minor faults since boot.
+    pub minor_faults: Option<u64>,
+    /// Free memory in bytes.
+    pub free_bytes: Option<u64>,
+    /// Usable memory in bytes.
+    pub total_bytes: Option<u64>,
+    /// Memory that can be had without swapping, bytes.
+    pub available_bytes: Option<u64>,
+    /// Disk caches, bytes.
+    pub caches_bytes: Option<u64>,
+}

@@ -1,0 +1,3 @@
+//! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
+
+pub mod ram;

@@ -1,0 +1,224 @@
+//! Guest RAM: the host mapping behind every guest-physical byte.
+#![expect(unsafe_code)]
+// UNSAFETY: reserves address space, lays anonymous memory into it and hands the raw mapping to
+// vm-memory and KVM.
+
+use std::sync::Arc;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
+
+/// First guest-physical byte that is never RAM: devices live from here to 4 GiB.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// First guest-physical byte of the RAM that does not fit below [`LOW_RAM_END`].
+pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+
+/// What went wrong while guest RAM was set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address space or a mapping in it was refused.
+    #[error("cannot map {bytes} bytes of guest memory")]
+    Map {
+        /// Length of the mapping.
+        bytes: usize,
+        /// The kernel's answer.
+        source: rustix::io::Errno,
+    },
+    /// vm-memory refused the ranges.
+    #[error("cannot describe guest memory: {0}")]
+    Describe(String),
+}
+
+/// Where a guest's RAM lies in its physical address space: one range below 3 GiB and, for larger
+/// guests, one from 4 GiB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    ranges: Vec<GfnRange>,
+}
+
+impl Layout {
+    /// The layout of a guest with `size` of memory (at least one page, at most 1 TiB).
+    ///
+    /// # Panics
+    /// When `size` is outside those bounds; the configuration checks it.
+    pub fn new(size: Pages) -> Layout {
+        assert!(
+            size.0 >= 1 && size <= Pages::mib(1 << 20),
+            "guest of {} pages",
+            size.0
+        );
+        let low = Pages::in_bytes(LOW_RAM_END);
+        let count = |pages: Pages| u32::try_from(pages.0).expect("at most 2^28 pages");
+        let mut ranges = vec![GfnRange::new(Gfn(0), count(size.min(low)))];
+        if size > low {
+            let start = Gfn::containing(HIGH_RAM_START).expect("4 GiB has a frame number");
+            ranges.push(GfnRange::new(start, count(size - low)));
+        }
+        Layout { ranges }
+    }
+
+    /// The RAM ranges in ascending order.
+    pub fn ranges(&self) -> &[GfnRange] {
+        &self.ranges
+    }
+
+    /// First frame number after the last range: the length of a table indexed by gfn.
+    pub fn end(&self) -> Gfn {
+        self.ranges.last().expect("a guest has memory").end()
+    }
+
+    /// Whether every frame of `range` is RAM. Ranges do not touch, so no run spans two of them.
+    pub fn contains(&self, range: GfnRange) -> bool {
+        self.ranges
+            .iter()
+            .any(|ram| range.start >= ram.start && range.end() <= ram.end())
+    }
+
+    /// Whether the frame is RAM.
+    pub fn contains_gfn(&self, gfn: Gfn) -> bool {
+        self.contains(GfnRange::one(gfn))
+    }
+
+    /// Total RAM.
+    pub fn size(&self) -> Pages {
+        self.ranges
+            .iter()
+            .map(|range| Pages(u64::from(range.count)))
+            .sum()
+    }
+}
+
+/// The host mapping of one guest's RAM: private anonymous memory, small pages, nothing reserved.
+///
+/// The whole guest-physical span, hole included, is one reservation, so that
+/// `host address = base + guest-physical address`. The mapping lives as long as this value; page
+/// operations on it are the pager's alone.
+#[derive(Debug)]
+pub struct GuestRam {
+    base: usize,
+    layout: Layout,
+    memory: GuestMemoryMmap,
+}
+
+impl GuestRam {
+    /// Maps RAM for `layout`. Nothing is backed yet.
+    ///
+    /// # Errors
+    /// When the address space is refused.
+    pub fn new(layout: Layout) -> Result<Arc<GuestRam>, Error> {
+        let span = GfnRange::new(Gfn(0), layout.end().0).bytes();
+        let map_error = |bytes| move |source| Error::Map { bytes, source };
+        // SAFETY: a new reservation at an address of the kernel's choice; nothing is mapped there.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                span,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(map_error(span))? as usize;
+        let mut regions = Vec::new();
+        for range in layout.ranges() {
+            let start = base + range.start.index() * PAGE_SIZE;
+            let prot = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+            // SAFETY: the range lies inside the reservation made above, which nobody else knows.
+            unsafe { rustix::mm::mmap_anonymous(start as *mut _, range.bytes(), prot, flags) }
+                .map_err(map_error(range.bytes()))?;
+            // SAFETY: the range was mapped just above; the advice only forbids large pages.
+            unsafe { rustix::mm::madvise(start as *mut _, range.bytes(), Advice::LinuxNoHugepage) }
+                .map_err(map_error(range.bytes()))?;
+            let builder = MmapRegionBuilder::new(range.bytes())
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+            // SAFETY: the mapping outlives the region: `GuestRam` owns both and unmaps last.
+            let builder = unsafe { builder.with_raw_mmap_pointer(start as *mut u8) };
+            let region = builder
+                .build()
+                .map_err(|error| Error::Describe(error.to_string()))?;
+            let gpa = GuestAddress(range.start.gpa());
+            let region = GuestRegionMmap::new(region, gpa)
+                .ok_or_else(|| Error::Describe("a range wraps".into()))?;
+            regions.push(region);
+        }
+        let memory = GuestMemoryMmap::from_regions(regions)
+            .map_err(|error| Error::Describe(error.to_string()))?;
+        Ok(Arc::new(GuestRam {
+            base,
+            layout,
+            memory,
+        }))
+    }
+
+    /// Where the RAM lies.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Access by guest-physical address for devices and loaders. Any access may fault and then
+    /// waits for the pager, so it is forbidden to whoever holds the pager's lock.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Host address of a frame's first byte.
+    ///
+    /// # Panics
+    /// When the frame is not RAM.
+    pub fn hva(&self, gfn: Gfn) -> usize {
+        assert!(self.layout.contains_gfn(gfn), "{gfn} is not RAM");
+        self.base + gfn.index() * PAGE_SIZE
+    }
+
+    /// The frame at a host address, `None` outside the RAM.
+    pub fn gfn_at(&self, hva: usize) -> Option<Gfn> {
+        let gfn = Gfn::containing(hva.checked_sub(self.base)? as u64)?;
+        self.layout.contains_gfn(gfn).then_some(gfn)
+    }
+}
+
+impl Drop for GuestRam {
+    fn drop(&mut self) {
+        let span = GfnRange::new(Gfn(0), self.layout.end().0).bytes();
+        // SAFETY: the reservation was made in `new`; `memory` does not own it and nobody else
+        // keeps addresses into it beyond the life of this value.
+        if let Err(error) = unsafe { rustix::mm::munmap(self.base as *mut _, span) } {
+            log::error!("cannot unmap guest memory: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn large_guests_have_a_hole_below_four_gibibytes() {
+        let layout = Layout::new(Pages::mib(4096));
+        assert_eq!(layout.ranges().len(), 2);
+        assert_eq!(layout.size(), Pages::mib(4096));
+        let last_low = Gfn::containing(LOW_RAM_END - 1).unwrap();
+        assert!(layout.contains_gfn(last_low));
+        assert!(!layout.contains(GfnRange::new(last_low, 2)));
+    }
+
+    #[test]
+    fn bytes_written_by_address_are_read_back() {
+        let ram = GuestRam::new(Layout::new(Pages::mib(2))).unwrap();
+        ram.memory()
+            .write_slice(b"tide", GuestAddress(0x1234))
+            .unwrap();
+        let mut back = [0; 4];
+        ram.memory()
+            .read_slice(&mut back, GuestAddress(0x1234))
+            .unwrap();
+        assert_eq!(&back, b"tide");
+        assert_eq!(ram.gfn_at(ram.hva(Gfn(1)) + 5), Some(Gfn(1)));
+        assert_eq!(ram.gfn_at(ram.hva(Gfn(1)) + (2 << 20)), None);
+    }
+}
