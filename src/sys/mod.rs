@@ -1,3 +1,6 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
+pub mod pagemap;
 pub mod ram;
+pub mod space;
+pub mod uffd;
