@@ -1,6 +1,7 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
 pub mod pagemap;
+pub mod pool_view;
 pub mod ram;
 pub mod space;
 pub mod uffd;

@@ -1,7 +1,7 @@
 //! The guest's address space in this process: every page-table operation that the pager performs.
 //!
 //! A [`GuestSpace`] owns the guest's RAM mapping, the userfaultfd that arms it, the staging area
-//! for pages taken out of the guest, and the view of the host manager's frame pool. All its methods
+//! for pages taken out of the guest, and nothing else. All its methods
 //! take frame numbers, stage slots and frame ids, and check them against the mappings that it owns:
 //! a caller cannot pass a stray address. It keeps no books and decides nothing; the pager does.
 //!
@@ -19,13 +19,14 @@
 // UNSAFETY: page-table system calls on mappings that this value owns, and raw copies out of memory
 // that a guest writes at the same time.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 use super::pagemap::{Backing, PageTables};
+use super::pool_view::PoolView;
 use super::ram::GuestRam;
 use super::uffd::{self, Event, Stop, Uffd};
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
@@ -142,14 +143,6 @@ pub enum Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StageSlot(pub u16);
 
-/// The host manager's frame pool as this process sees it: read-only.
-#[derive(Debug)]
-struct PoolView {
-    fd: OwnedFd,
-    frames: u32,
-    base: usize,
-}
-
 /// See the module documentation.
 #[derive(Debug)]
 pub struct GuestSpace {
@@ -161,7 +154,6 @@ pub struct GuestSpace {
     moved: usize,
     /// `STAGE_SLOTS` pages of plain memory, for pages that were copied.
     copied: usize,
-    pool: Option<PoolView>,
 }
 
 /// Result of a frame mapping.
@@ -242,28 +234,6 @@ impl GuestSpace {
                 .map(Some)
                 .ok_or(Error::StrayFault { hva }),
         }
-    }
-
-    /// Takes the host manager's pool into use. Frames of an earlier pool stay mapped where they are.
-    ///
-    /// # Errors
-    /// When the view cannot be mapped.
-    pub fn set_pool(&mut self, fd: OwnedFd, frames: u32) -> Result<(), Error> {
-        let bytes = frames as usize * PAGE_SIZE;
-        let map_error = |source| Error::Map {
-            what: "the frame pool",
-            bytes,
-            source,
-        };
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        let null = std::ptr::null_mut();
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { rustix::mm::mmap(null, bytes, ProtFlags::READ, flags, &fd, 0) }
-            .map_err(map_error)? as usize;
-        if let Some(old) = self.pool.replace(PoolView { fd, frames, base }) {
-            unmap(old.base, old.frames as usize * PAGE_SIZE);
-        }
-        Ok(())
     }
 
     fn hva(&self, range: GfnRange) -> usize {
@@ -383,25 +353,6 @@ impl GuestSpace {
         read_page(self.hva(GfnRange::one(gfn)), page);
     }
 
-    /// Whether every byte of a frame of the pool equals `page`.
-    pub fn frame_equals(&self, frame: FrameId, page: &PageBuf) -> bool {
-        let Some(pool) = self.pool.as_ref().filter(|pool| frame.0 < pool.frames) else {
-            return false;
-        };
-        let hva = pool.base + frame.index() * PAGE_SIZE;
-        // SAFETY: the frame lies inside the view; memcmp reads it without a reference, so that a
-        // host manager that breaks its word and writes it meanwhile makes the answer wrong at
-        // worst, which costs this VM's own guest only.
-        let order = unsafe {
-            libc::memcmp(
-                hva as *const libc::c_void,
-                page.0.as_ptr().cast(),
-                PAGE_SIZE,
-            )
-        };
-        order == 0
-    }
-
     /// Drops the content of armed pages: the next touch is a missing fault.
     ///
     /// # Errors
@@ -436,7 +387,7 @@ impl GuestSpace {
         // dead, as the pager's books say. A private mapping of a read-only descriptor: writes
         // copy.
         let answer =
-            unsafe { rustix::mm::mmap(hva, range.bytes(), prot, flags, &pool.fd, frame.offset()) };
+            unsafe { rustix::mm::mmap(hva, range.bytes(), prot, flags, pool.fd(), frame.offset()) };
         match answer {
             Ok(_) => {
                 self.wake(range)?;
@@ -576,9 +527,6 @@ impl Drop for GuestSpace {
     fn drop(&mut self) {
         unmap(self.moved, usize::from(TAKE_SLOTS) * PAGE_SIZE);
         unmap(self.copied, usize::from(STAGE_SLOTS) * PAGE_SIZE);
-        if let Some(pool) = &self.pool {
-            unmap(pool.base, pool.frames as usize * PAGE_SIZE);
-        }
     }
 }
 
@@ -611,7 +559,7 @@ fn complete(what: &'static str, range: GfnRange, done: uffd::Transferred) -> Res
     Err(guest_error(what, range, source))
 }
 
-fn map_anonymous(bytes: usize, what: &'static str) -> Result<usize, Error> {
+pub(super) fn map_anonymous(bytes: usize, what: &'static str) -> Result<usize, Error> {
     let prot = ProtFlags::READ | ProtFlags::WRITE;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a new mapping at an address of the kernel's choice.
@@ -632,7 +580,7 @@ fn map_anonymous(bytes: usize, what: &'static str) -> Result<usize, Error> {
     Ok(start)
 }
 
-fn unmap(start: usize, bytes: usize) {
+pub(super) fn unmap(start: usize, bytes: usize) {
     // SAFETY: callers pass mappings of their own that nothing refers to any more.
     if let Err(error) = unsafe { rustix::mm::munmap(start as *mut _, bytes) } {
         log::error!("cannot unmap {bytes} bytes: {error}");
