@@ -197,7 +197,6 @@ impl GuestSpace {
             tables,
             moved,
             copied,
-            pool: None,
         })
     }
 
@@ -368,15 +367,15 @@ impl GuestSpace {
     /// When the kernel refuses for another reason than the number of mappings.
     ///
     /// # Panics
-    /// When there is no pool or the frames lie outside it.
-    pub fn map_frames(&self, range: GfnRange, frame: FrameId) -> Result<MapFrames, Error> {
-        let pool = self
-            .pool
-            .as_ref()
-            .expect("frames are mapped after a pool was given");
-        let last = frame.0.checked_add(range.count);
+    /// When the frames lie outside the pool.
+    pub fn map_frames(
+        &self,
+        range: GfnRange,
+        pool: &PoolView,
+        frame: FrameId,
+    ) -> Result<MapFrames, Error> {
         assert!(
-            last.is_some_and(|last| last <= pool.frames),
+            pool.contains(frame, range.count),
             "frame {frame:?} + {}",
             range.count
         );
