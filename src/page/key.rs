@@ -17,3 +17,23 @@ pub fn is_zero(page: &[u8; PAGE_SIZE]) -> bool {
     debug_assert!(rest.is_empty());
     words.iter().all(|word| *word == [0; 64])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_make_different_keys_of_one_page() {
+        let page = [7u8; PAGE_SIZE];
+        assert_eq!(key_of(&page, 1), key_of(&page, 1));
+        assert_ne!(key_of(&page, 1), key_of(&page, 2));
+    }
+
+    #[test]
+    fn a_last_byte_counts() {
+        let mut page = [0u8; PAGE_SIZE];
+        assert!(is_zero(&page));
+        page[PAGE_SIZE - 1] = 1;
+        assert!(!is_zero(&page));
+    }
+}

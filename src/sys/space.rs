@@ -66,25 +66,29 @@ impl TakePath {
     /// Environment variable that forces a path: `move` or `copy`.
     pub const VARIABLE: &'static str = "TIDEMARK_TAKE";
 
-    /// The path for a kernel with these userfaultfd features, unless [`TakePath::VARIABLE`] forces
-    /// one.
+    /// The path for a kernel with these userfaultfd features; `forced` is the value of
+    /// [`TakePath::VARIABLE`], if it is set.
     ///
     /// # Errors
     /// A forced path that does not exist or that the kernel lacks, as one line.
-    pub fn choose(features: u64) -> Result<TakePath, String> {
+    pub fn choose(features: u64, forced: Option<&str>) -> Result<TakePath, String> {
         let offered = features & uffd::FEATURE_MOVE != 0;
-        match std::env::var(TakePath::VARIABLE).as_deref() {
-            Ok("copy") => Ok(TakePath::Copy),
-            Ok("move") if offered => Ok(TakePath::Move),
-            Ok("move") => Err("TIDEMARK_TAKE=move: this kernel lacks UFFDIO_MOVE".into()),
-            Ok(other) => Err(format!(
-                "TIDEMARK_TAKE={other:?}: allowed are move and copy"
-            )),
-            Err(_) => Ok(if offered {
+        match forced {
+            None => Ok(if offered {
                 TakePath::Move
             } else {
                 TakePath::Copy
             }),
+            Some("copy") => Ok(TakePath::Copy),
+            Some("move") if offered => Ok(TakePath::Move),
+            Some("move") => Err(format!(
+                "{}=move: this kernel lacks UFFDIO_MOVE",
+                TakePath::VARIABLE
+            )),
+            Some(other) => Err(format!(
+                "{}={other:?}: allowed are move and copy",
+                TakePath::VARIABLE
+            )),
         }
     }
 
@@ -103,9 +107,6 @@ pub enum Error {
     /// userfaultfd is not to be had.
     #[error(transparent)]
     Uffd(#[from] uffd::OpenError),
-    /// A forced take path that is not to be had.
-    #[error("{0}")]
-    TakePath(String),
     /// /proc did not answer.
     #[error("cannot read this process's page tables")]
     PageTables(#[source] std::io::Error),
@@ -166,12 +167,11 @@ pub enum MapFrames {
 }
 
 impl GuestSpace {
-    /// Arms `ram` and makes the staging area.
+    /// Arms `ram` and makes the staging area. Pages will be taken out as `path` says.
     ///
     /// # Errors
     /// When userfaultfd is not to be had or a mapping is refused.
-    pub fn new(ram: Arc<GuestRam>) -> Result<GuestSpace, Error> {
-        let path = TakePath::choose(uffd::probe()?).map_err(Error::TakePath)?;
+    pub fn new(ram: Arc<GuestRam>, path: TakePath) -> Result<GuestSpace, Error> {
         let mut features = uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP;
         if path == TakePath::Move {
             features |= uffd::FEATURE_MOVE;
@@ -443,7 +443,7 @@ impl GuestSpace {
 
     /// Replaces whatever is mapped over `range` by an armed empty mapping, in one step as the guest
     /// sees it. **Waits until the fault thread has read an event**: the caller must hold no lock
-    /// that the fault thread may want.
+    /// that the fault thread may want. Wakes nobody: the caller updates its books first.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -469,7 +469,7 @@ impl GuestSpace {
             unmap(spare, bytes);
             return Err(guest_error("rearm", range, source));
         }
-        self.wake(range)
+        Ok(())
     }
 
     /// Lets whoever waits in the range try again.
