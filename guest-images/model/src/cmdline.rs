@@ -4,7 +4,15 @@ use core::fmt;
 
 /// Keys that a VMM or a person may give to any kernel; ignored here, as is anything that starts
 /// with [`IGNORED_PREFIX`].
-const IGNORED: &[&str] = &["console", "earlyprintk", "panic", "pci", "quiet", "reboot", "root"];
+const IGNORED: &[&str] = &[
+    "console",
+    "earlyprintk",
+    "panic",
+    "pci",
+    "quiet",
+    "reboot",
+    "root",
+];
 const IGNORED_PREFIX: &str = "tidemark.";
 const DEVICE: &str = "virtio_mmio.device";
 
@@ -95,9 +103,15 @@ impl<'a> Options<'a> {
     pub fn number(&self, key: &'a str, default: u64, max: u64) -> Result<u64, OptionError<'a>> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => parse_number(value).filter(|number| *number <= max).ok_or(
-                OptionError::Invalid { key, value, wanted: "a whole number within its range" },
-            ),
+            Some(value) => {
+                parse_number(value)
+                    .filter(|number| *number <= max)
+                    .ok_or(OptionError::Invalid {
+                        key,
+                        value,
+                        wanted: "a whole number within its range",
+                    })
+            }
         }
     }
 
@@ -105,23 +119,29 @@ impl<'a> Options<'a> {
     pub fn percent(&self, key: &'a str, default: u32) -> Result<u32, OptionError<'a>> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => {
-                parse_percent(value).ok_or(OptionError::Invalid { key, value, wanted: "0 to 100" })
-            }
+            Some(value) => parse_percent(value).ok_or(OptionError::Invalid {
+                key,
+                value,
+                wanted: "0 to 100",
+            }),
         }
     }
 
     /// `64M` or a percentage (`50` or `50%`).
     pub fn amount(&self, key: &'a str, default: Amount) -> Result<Amount, OptionError<'a>> {
-        let Some(value) = self.get(key) else { return Ok(default) };
+        let Some(value) = self.get(key) else {
+            return Ok(default);
+        };
         if let Some(percent) = parse_percent(value) {
             return Ok(Amount::Percent(percent));
         }
-        parse_size(value).map(Amount::Bytes).ok_or(OptionError::Invalid {
-            key,
-            value,
-            wanted: "a percentage or a size such as 64M",
-        })
+        parse_size(value)
+            .map(Amount::Bytes)
+            .ok_or(OptionError::Invalid {
+                key,
+                value,
+                wanted: "a percentage or a size such as 64M",
+            })
     }
 
     /// Base addresses of the virtio-mmio devices, in the order given.
@@ -196,13 +216,25 @@ mod tests {
         assert!(options("fill=-1").percent("fill", 0).is_err());
         assert!(options("seed=").number("seed", 0, 9).is_err());
         assert!(options("seed=10").number("seed", 0, 9).is_err());
-        assert!(options("set=64X").amount("set", Amount::Percent(1)).is_err());
-        assert!(options("set=99999999999G").amount("set", Amount::Percent(1)).is_err());
+        assert!(
+            options("set=64X")
+                .amount("set", Amount::Percent(1))
+                .is_err()
+        );
+        assert!(
+            options("set=99999999999G")
+                .amount("set", Amount::Percent(1))
+                .is_err()
+        );
     }
 
     #[test]
     fn amounts_become_pages() {
-        let amount = |line| options(line).amount("set", Amount::Percent(25)).expect("valid");
+        let amount = |line| {
+            options(line)
+                .amount("set", Amount::Percent(25))
+                .expect("valid")
+        };
         assert_eq!(amount("").pages(1000), 250);
         assert_eq!(amount("set=50%").pages(1000), 500);
         assert_eq!(amount("set=1M").pages(1000), 256);
@@ -214,6 +246,9 @@ mod tests {
     fn devices_are_found_in_both_dialects() {
         let line = "virtio_mmio.device=512@0xfeb00000:5 fill=1 virtio_mmio.device=4K@0xd0000000:5:0 \
                     virtio_mmio.device=bad";
-        assert_eq!(options(line).devices().collect::<Vec<_>>(), [0xfeb0_0000, 0xd000_0000]);
+        assert_eq!(
+            options(line).devices().collect::<Vec<_>>(),
+            [0xfeb0_0000, 0xd000_0000]
+        );
     }
 }

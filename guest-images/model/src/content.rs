@@ -88,7 +88,10 @@ pub struct Stream {
 impl Stream {
     /// The next [`LANES`] words. There are [`WORDS`] to take; more would follow.
     #[inline(always)]
-    #[expect(clippy::should_implement_trait, reason = "it never ends, so it is no Iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it never ends, so it is no Iterator"
+    )]
     pub fn next(&mut self) -> [u64; LANES] {
         for lane in &mut self.lanes {
             let mut x = *lane;
@@ -107,7 +110,13 @@ mod tests {
     use std::collections::HashSet;
 
     fn page(kind: Kind, index: u32, version: u16, seed: u64) -> Vec<u64> {
-        let mut stream = Identity { kind, index, version, seed }.stream();
+        let mut stream = Identity {
+            kind,
+            index,
+            version,
+            seed,
+        }
+        .stream();
         (0..WORDS / LANES).flat_map(|_| stream.next()).collect()
     }
 
@@ -118,7 +127,10 @@ mod tests {
 
     #[test]
     fn duplicate_pages_ignore_the_seed_and_unique_ones_do_not() {
-        assert_eq!(page(Kind::Duplicate, 5, 3, 1), page(Kind::Duplicate, 5, 3, 2));
+        assert_eq!(
+            page(Kind::Duplicate, 5, 3, 1),
+            page(Kind::Duplicate, 5, 3, 2)
+        );
         assert_ne!(page(Kind::Unique, 5, 3, 1), page(Kind::Unique, 5, 3, 2));
         assert_ne!(page(Kind::Cache, 5, 3, 1), page(Kind::Cache, 5, 3, 2));
     }
@@ -150,7 +162,12 @@ mod tests {
 
     #[test]
     fn first_word_is_the_first_of_the_stream() {
-        let identity = Identity { kind: Kind::Unique, index: 1, version: 2, seed: 3 };
+        let identity = Identity {
+            kind: Kind::Unique,
+            index: 1,
+            version: 2,
+            seed: 3,
+        };
         assert_eq!(identity.first_word(), page(Kind::Unique, 1, 2, 3)[0]);
     }
 }

@@ -35,7 +35,12 @@ impl<'a> FrameSet<'a> {
     pub fn new(words: &'a mut [u64], len: u32) -> Self {
         assert!(words.len() >= Self::words_for(len), "bitmap too short");
         words.fill(0);
-        Self { words, len, count: 0, cursor: 0 }
+        Self {
+            words,
+            len,
+            count: 0,
+            cursor: 0,
+        }
     }
 
     /// Frames in the set.
@@ -47,7 +52,9 @@ impl<'a> FrameSet<'a> {
     /// Whether the frame is in the set.
     #[must_use]
     pub fn contains(&self, frame: u32) -> bool {
-        self.words.get(frame as usize / 64).is_some_and(|word| word >> (frame % 64) & 1 == 1)
+        self.words
+            .get(frame as usize / 64)
+            .is_some_and(|word| word >> (frame % 64) & 1 == 1)
     }
 
     /// Puts every frame below the length into the set.
@@ -117,7 +124,10 @@ impl<'a> FrameSet<'a> {
             }
             if count >= min {
                 (frame..frame + count).for_each(|taken| self.remove(taken));
-                return Some(Run { first: frame, count });
+                return Some(Run {
+                    first: frame,
+                    count,
+                });
             }
             frame += count + 1;
         }
@@ -157,7 +167,13 @@ mod tests {
             set.insert_all();
             assert_eq!(set.count(), 65);
             assert!(set.contains(64) && !set.contains(65));
-            assert_eq!(set.take_run(2, 1000), Some(Run { first: 0, count: 65 }));
+            assert_eq!(
+                set.take_run(2, 1000),
+                Some(Run {
+                    first: 0,
+                    count: 65
+                })
+            );
             assert_eq!(set.take_run(1, 1), None);
         });
     }
@@ -165,7 +181,13 @@ mod tests {
     #[test]
     fn runs_shorter_than_the_least_are_left() {
         with(300, &[1, 2, 62, 63, 64, 65, 130], |set| {
-            assert_eq!(set.take_run(3, 3), Some(Run { first: 62, count: 3 }));
+            assert_eq!(
+                set.take_run(3, 3),
+                Some(Run {
+                    first: 62,
+                    count: 3
+                })
+            );
             assert_eq!(set.take_run(3, 3), None);
             assert_eq!(set.take_run(2, 8), Some(Run { first: 1, count: 2 }));
             assert_eq!(set.count(), 2);

@@ -20,7 +20,11 @@ pub struct Mix {
 
 impl Mix {
     /// Nothing but unique data.
-    pub const UNIQUE: Self = Self { zero: 0, duplicate: 0, cache: 0 };
+    pub const UNIQUE: Self = Self {
+        zero: 0,
+        duplicate: 0,
+        cache: 0,
+    };
 
     /// Whether the shares leave zero or more percent for unique data.
     #[must_use]
@@ -44,11 +48,19 @@ impl Layout {
     /// The layout for these shares.
     #[must_use]
     pub const fn new(mix: Mix) -> Self {
-        Self { mix, rng: Rng::new(0x6c61_796f_7574), kind: Kind::Unique, left: 0 }
+        Self {
+            mix,
+            rng: Rng::new(0x6c61_796f_7574),
+            kind: Kind::Unique,
+            left: 0,
+        }
     }
 
     /// The kind of the next page.
-    #[expect(clippy::should_implement_trait, reason = "it never ends, so it is no Iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it never ends, so it is no Iterator"
+    )]
     pub const fn next(&mut self) -> Kind {
         if self.left == 0 {
             self.kind = self.draw_kind();
@@ -61,7 +73,11 @@ impl Layout {
 
     const fn draw_kind(&mut self) -> Kind {
         let drawn = self.rng.below(100);
-        let Mix { zero, duplicate, cache } = self.mix;
+        let Mix {
+            zero,
+            duplicate,
+            cache,
+        } = self.mix;
         if drawn < zero {
             Kind::Zero
         } else if drawn < zero + duplicate {
@@ -78,7 +94,11 @@ impl Layout {
 mod tests {
     use super::*;
 
-    const MIX: Mix = Mix { zero: 10, duplicate: 15, cache: 20 };
+    const MIX: Mix = Mix {
+        zero: 10,
+        duplicate: 15,
+        cache: 20,
+    };
 
     fn kinds(count: usize) -> Vec<Kind> {
         let mut layout = Layout::new(MIX);
@@ -88,12 +108,18 @@ mod tests {
     #[test]
     fn shares_are_near_the_wanted_ones() {
         let kinds = kinds(50_000);
-        for (kind, percent) in
-            [(Kind::Zero, 10), (Kind::Duplicate, 15), (Kind::Cache, 20), (Kind::Unique, 55)]
-        {
+        for (kind, percent) in [
+            (Kind::Zero, 10),
+            (Kind::Duplicate, 15),
+            (Kind::Cache, 20),
+            (Kind::Unique, 55),
+        ] {
             let count = kinds.iter().filter(|k| **k == kind).count();
             let got = count * 100 / kinds.len();
-            assert!(got.abs_diff(percent) <= 3, "{kind:?}: {got} percent, wanted {percent}");
+            assert!(
+                got.abs_diff(percent) <= 3,
+                "{kind:?}: {got} percent, wanted {percent}"
+            );
         }
     }
 
@@ -111,7 +137,11 @@ mod tests {
 
     #[test]
     fn all_of_one_kind() {
-        let mut layout = Layout::new(Mix { zero: 0, duplicate: 100, cache: 0 });
+        let mut layout = Layout::new(Mix {
+            zero: 0,
+            duplicate: 100,
+            cache: 0,
+        });
         assert!((0..1000).all(|_| layout.next() == Kind::Duplicate));
         let mut layout = Layout::new(Mix::UNIQUE);
         assert!((0..1000).all(|_| layout.next() == Kind::Unique));
@@ -120,7 +150,21 @@ mod tests {
     #[test]
     fn too_much_is_invalid() {
         assert!(MIX.is_valid());
-        assert!(!Mix { zero: 50, duplicate: 50, cache: 1 }.is_valid());
-        assert!(!Mix { zero: u32::MAX, duplicate: 1, cache: 1 }.is_valid());
+        assert!(
+            !Mix {
+                zero: 50,
+                duplicate: 50,
+                cache: 1
+            }
+            .is_valid()
+        );
+        assert!(
+            !Mix {
+                zero: u32::MAX,
+                duplicate: 1,
+                cache: 1
+            }
+            .is_valid()
+        );
     }
 }

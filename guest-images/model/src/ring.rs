@@ -22,7 +22,9 @@ impl RingLayout {
     #[must_use]
     pub fn new(device_max: u32) -> Option<Self> {
         let size = device_max.min(u32::from(Self::SIZE_MAX));
-        (size > 0).then(|| Self { size: 1 << size.ilog2() })
+        (size > 0).then(|| Self {
+            size: 1 << size.ilog2(),
+        })
     }
 
     /// Offset of a descriptor.
@@ -69,7 +71,11 @@ mod tests {
             assert_eq!(ring.descriptor(ring.size - 1) + 16, ring.available());
             assert!(ring.available_entry(ring.size - 1) + 2 <= ring.used());
             assert_eq!(ring.used() % 4, 0);
-            assert!(ring.end() <= RingLayout::BUFFER, "{ring:?} ends at {}", ring.end());
+            assert!(
+                ring.end() <= RingLayout::BUFFER,
+                "{ring:?} ends at {}",
+                ring.end()
+            );
         }
     }
 

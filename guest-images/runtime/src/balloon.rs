@@ -72,14 +72,22 @@ impl Balloon {
         reporting: Reporting,
     ) -> Result<Option<Self>, DeviceError> {
         let mut devices = bases.filter_map(|base| Device::find(base, DEVICE_ID));
-        let Some(device) = devices.next() else { return Ok(None) };
+        let Some(device) = devices.next() else {
+            return Ok(None);
+        };
         let wanted = FEATURE_STATS
             | FEATURE_DEFLATE_ON_OOM
-            | if reporting == Reporting::Wanted { FEATURE_REPORTING } else { 0 };
+            | if reporting == Reporting::Wanted {
+                FEATURE_REPORTING
+            } else {
+                0
+            };
         let features = device.negotiate(wanted)?;
         let mut index = 0;
         let mut queue = |present: bool| {
-            let queue = present.then(|| Queue::new(device, index, arena.frame())).flatten();
+            let queue = present
+                .then(|| Queue::new(device, index, arena.frame()))
+                .flatten();
             index += u16::from(present);
             queue
         };
@@ -147,7 +155,9 @@ impl Balloon {
         }
         let mut count = 0;
         while count < BATCH.min(wanted as usize) {
-            let Some(frame) = memory.take_for_balloon() else { break };
+            let Some(frame) = memory.take_for_balloon() else {
+                break;
+            };
             self.inflate.set_buffer_u32(count, frame.number());
             count += 1;
         }
@@ -169,7 +179,9 @@ impl Balloon {
         }
         let mut count = 0;
         while count < BATCH.min(wanted as usize) {
-            let Some(frame) = memory.take_from_balloon() else { break };
+            let Some(frame) = memory.take_from_balloon() else {
+                break;
+            };
             self.deflate.set_buffer_u32(count, frame.number());
             count += 1;
         }
@@ -222,14 +234,14 @@ impl Balloon {
         let counts = memory.counts();
         let bytes = |pages: u32| u64::from(pages) * 4096;
         let statistics = [
-            (0, 0),                                       // swapped in
-            (1, 0),                                       // swapped out
-            (2, counts.refilled),                         // major faults
-            (3, counts.populated),                        // minor faults
-            (4, bytes(memory.free())),                    // free
-            (5, bytes(memory.frames())),                  // total
-            (6, bytes(memory.free() + counts.cached)),    // available
-            (7, bytes(counts.cached)),                    // caches
+            (0, 0),                                    // swapped in
+            (1, 0),                                    // swapped out
+            (2, counts.refilled),                      // major faults
+            (3, counts.populated),                     // minor faults
+            (4, bytes(memory.free())),                 // free
+            (5, bytes(memory.frames())),               // total
+            (6, bytes(memory.free() + counts.cached)), // available
+            (7, bytes(counts.cached)),                 // caches
         ];
         for (at, (tag, value)) in statistics.into_iter().enumerate() {
             queue.set_buffer_u16(5 * at, tag);
@@ -243,18 +255,30 @@ impl Balloon {
 
     /// Reports free frames; they stay out of use until the device has answered.
     fn report_free(&mut self, memory: &mut Memory) -> bool {
-        let Some(queue) = &mut self.report else { return false };
+        let Some(queue) = &mut self.report else {
+            return false;
+        };
         if !queue.wait(clock::now() + self.clock.ms(PATIENCE_MS)) {
             return false;
         }
         let reported = core::mem::take(&mut self.reporting_count);
-        self.reporting[..reported].iter().for_each(|run| memory.give_back_reported(*run));
-        let mut segments = [Segment { address: 0, bytes: 0 }; REPORT_RUNS];
+        self.reporting[..reported]
+            .iter()
+            .for_each(|run| memory.give_back_reported(*run));
+        let mut segments = [Segment {
+            address: 0,
+            bytes: 0,
+        }; REPORT_RUNS];
         let mut count = 0;
         while count < REPORT_RUNS.min(usize::from(queue.segments_max())) {
-            let Some(run) = memory.take_unreported(REPORT_RUN_MIN, REPORT_RUN_MAX) else { break };
+            let Some(run) = memory.take_unreported(REPORT_RUN_MIN, REPORT_RUN_MAX) else {
+                break;
+            };
             self.reporting[count] = run;
-            segments[count] = Segment { address: memory.address(run), bytes: run.count * 4096 };
+            segments[count] = Segment {
+                address: memory.address(run),
+                bytes: run.count * 4096,
+            };
             count += 1;
         }
         self.reporting_count = count;

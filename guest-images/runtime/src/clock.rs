@@ -26,11 +26,16 @@ impl Clock {
     /// Takes the frequency from the option `tsc_khz`, the processor's description, or guesses.
     pub fn new<'a>(options: &Options<'a>) -> Result<Self, OptionError<'a>> {
         let given = options.number("tsc_khz", 0, *PLAUSIBLE_KHZ.end())?;
-        let khz = [Some(given), from_crystal(), from_base_frequency(), from_hypervisor()]
-            .into_iter()
-            .flatten()
-            .find(|khz| PLAUSIBLE_KHZ.contains(khz))
-            .unwrap_or(DEFAULT_KHZ);
+        let khz = [
+            Some(given),
+            from_crystal(),
+            from_base_frequency(),
+            from_hypervisor(),
+        ]
+        .into_iter()
+        .flatten()
+        .find(|khz| PLAUSIBLE_KHZ.contains(khz))
+        .unwrap_or(DEFAULT_KHZ);
         Ok(Self { ticks_per_ms: khz })
     }
 

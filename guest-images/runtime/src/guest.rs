@@ -118,7 +118,14 @@ impl Guest {
                 None
             });
         Self {
-            memory: Memory::new(arena, Filling { pages, mix, hot_percent }),
+            memory: Memory::new(
+                arena,
+                Filling {
+                    pages,
+                    mix,
+                    hot_percent,
+                },
+            ),
             clock,
             balloon,
             cooperation: Cooperation::Prompt,
@@ -151,15 +158,18 @@ impl Guest {
     #[must_use]
     pub fn identity(&self, index: u32) -> Identity {
         let page = self.memory.page(index);
-        Identity { kind: page.kind, index, version: page.version, seed: self.seed }
+        Identity {
+            kind: page.kind,
+            index,
+            version: page.version,
+            seed: self.seed,
+        }
     }
 
     /// Fills all pages, as far as memory goes.
     pub fn fill(&mut self) {
         for index in 0..self.memory.pages() {
-            if index.is_multiple_of(BATCH) {
-                self.tick();
-            }
+            self.tick_at(index);
             // The balloon's service may have refilled a cache page already.
             if self.memory.frame_of(index).is_none() {
                 self.fill_page(index);
@@ -176,7 +186,9 @@ impl Guest {
             (may && balloon.relieve(&mut self.memory)).then_some(())?;
             self.memory.populate(index)
         });
-        let Some(frame) = frame else { return Visit::Absent };
+        let Some(frame) = frame else {
+            return Visit::Absent;
+        };
         frame.write(self.identity(index));
         Visit::Filled
     }
@@ -200,12 +212,31 @@ impl Guest {
         }
     }
 
+    /// Visits every page once, ticking on the way.
+    pub fn visit_all(&mut self) {
+        for index in 0..self.memory.pages() {
+            self.visit(index);
+            self.tick_at(index);
+        }
+        self.tick();
+    }
+
+    /// Gives up a page: its frame becomes free and its content is forgotten.
+    pub fn drop_page(&mut self, index: u32) {
+        self.memory.release(index);
+        self.memory.set_version(index, 0);
+    }
+
     /// Counts a corrupt page and prints a line about it.
     pub fn note_corrupt(&mut self, index: u32, frame: Frame, mismatch: Mismatch) {
         self.corrupt += 1;
         if self.corrupt <= u64::from(CORRUPT_LINES_MAX) {
             let page = self.memory.page(index);
-            let Mismatch { offset, expected, found } = mismatch;
+            let Mismatch {
+                offset,
+                expected,
+                found,
+            } = mismatch;
             println!(
                 "corrupt: kind={} index={index} version={} gfn={:#x} offset={offset} \
                  expected={expected:#018x} found={found:#018x}",
@@ -224,7 +255,9 @@ impl Guest {
     /// Writes the next version of a page that is present: new unique data, the next common version
     /// of duplicate data, or a passing word into a page of zeros. Cache pages keep their content.
     pub fn rewrite(&mut self, index: u32) {
-        let Some(frame) = self.memory.frame_of(index) else { return };
+        let Some(frame) = self.memory.frame_of(index) else {
+            return;
+        };
         let page = self.memory.page(index);
         let version = match page.kind {
             Kind::Cache => return,
@@ -232,7 +265,11 @@ impl Guest {
                 let word = index as usize;
                 frame.set_word(word, !0);
                 if frame.word(word) != !0 {
-                    let mismatch = Mismatch { offset: word % 512 * 8, expected: !0, found: 0 };
+                    let mismatch = Mismatch {
+                        offset: word % 512 * 8,
+                        expected: !0,
+                        found: 0,
+                    };
                     self.note_corrupt(index, frame, mismatch);
                 }
                 frame.set_word(word, 0);
@@ -250,7 +287,11 @@ impl Guest {
         let now = clock::now();
         if now >= self.next_service {
             let more = self.service();
-            self.next_service = if more { now } else { now + self.clock.ms(SERVICE_MS) };
+            self.next_service = if more {
+                now
+            } else {
+                now + self.clock.ms(SERVICE_MS)
+            };
         }
         if now >= self.next_report {
             self.next_report = now + self.clock.ms(REPORT_MS);
@@ -258,11 +299,21 @@ impl Guest {
         }
     }
 
+    /// [`Guest::tick`] in a loop over pages, at every few of them.
+    pub fn tick_at(&mut self, index: u32) {
+        if index.is_multiple_of(BATCH) {
+            self.tick();
+        }
+    }
+
     fn service(&mut self) -> bool {
         if self.cooperation == Cooperation::Stuck {
             return false;
         }
-        let more = self.balloon.as_mut().is_some_and(|balloon| balloon.service(&mut self.memory));
+        let more = self
+            .balloon
+            .as_mut()
+            .is_some_and(|balloon| balloon.service(&mut self.memory));
         if !more {
             self.refill();
         }
@@ -272,7 +323,9 @@ impl Guest {
     /// Fills some of the cache pages that were dropped.
     fn refill(&mut self) {
         for _ in 0..REFILL_PER_SERVICE {
-            let Some(index) = self.memory.next_refill() else { break };
+            let Some(index) = self.memory.next_refill() else {
+                break;
+            };
             self.fill_page(index);
         }
     }
@@ -298,7 +351,11 @@ impl Guest {
                 return;
             }
             let left = (end - now) / self.clock.ms(1);
-            port::sleep_at_most_ms(u32::try_from(left).unwrap_or(u32::MAX).clamp(1, IDLE_MS_MAX));
+            port::sleep_at_most_ms(
+                u32::try_from(left)
+                    .unwrap_or(u32::MAX)
+                    .clamp(1, IDLE_MS_MAX),
+            );
             // Either the time is over or the configuration has changed: look at it.
             self.next_service = 0;
             // Where nobody listens on the port this is the sleep.

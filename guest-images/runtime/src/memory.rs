@@ -87,7 +87,10 @@ impl Arena {
     /// The memory after the image. Only one arena may exist.
     #[must_use]
     pub fn new(boot: &BootInfo) -> Self {
-        Self { next: boot.free_start, end: boot.ram_end }
+        Self {
+            next: boot.free_start,
+            end: boot.ram_end,
+        }
     }
 
     /// `count` objects, all equal to `value`, for ever.
@@ -96,12 +99,13 @@ impl Arena {
     pub fn slice<T: Copy>(&mut self, count: usize, value: T) -> &'static mut [T] {
         let start = self.next.next_multiple_of(align_of::<T>() as u64);
         self.next = start + (size_of::<T>() * count) as u64;
-        assert!(self.next <= self.end, "{count} objects do not fit into memory");
+        assert!(
+            self.next <= self.end,
+            "{count} objects do not fit into memory"
+        );
         // SAFETY: memory after the image that nothing else uses: `next` only grows. It is aligned,
         // and no initialised value is claimed.
-        let slice = unsafe {
-            core::slice::from_raw_parts_mut(start as *mut MaybeUninit<T>, count)
-        };
+        let slice = unsafe { core::slice::from_raw_parts_mut(start as *mut MaybeUninit<T>, count) };
         slice.iter_mut().for_each(|object| {
             object.write(value);
         });
@@ -129,7 +133,12 @@ impl Memory {
     pub fn new(mut arena: Arena, filling: Filling) -> Self {
         let pages = arena.slice(
             filling.pages as usize,
-            Page { frame: ABSENT, version: 0, kind: Kind::Unique, hot: false },
+            Page {
+                frame: ABSENT,
+                version: 0,
+                kind: Kind::Unique,
+                hot: false,
+            },
         );
         let all = (arena.end / page::BYTES) as u32;
         let words = FrameSet::words_for(all);

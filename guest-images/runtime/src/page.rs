@@ -84,7 +84,11 @@ impl Frame {
             for (lane, expected) in stream.next().into_iter().enumerate() {
                 let found = self.word(first + lane);
                 if found != expected {
-                    return Err(Mismatch { offset: (first + lane) * 8, expected, found });
+                    return Err(Mismatch {
+                        offset: (first + lane) * 8,
+                        expected,
+                        found,
+                    });
                 }
             }
         }

@@ -46,7 +46,13 @@ impl Queue {
     pub fn new(device: Device, index: u16, frame: Frame) -> Option<Self> {
         let layout = RingLayout::new(device.queue_size_max(index))?;
         let base = frame.address();
-        let queue = Self { device, index, frame, layout, submitted: 0 };
+        let queue = Self {
+            device,
+            index,
+            frame,
+            layout,
+            submitted: 0,
+        };
         queue.set_u16(layout.available(), NO_INTERRUPT);
         device.set_queue(
             index,
@@ -106,7 +112,10 @@ impl Queue {
     #[must_use]
     pub fn buffer(&self, bytes: u32) -> Segment {
         let address = self.frame.address() + RingLayout::BUFFER;
-        Segment { address, bytes: bytes.min(RingLayout::BUFFER_BYTES) }
+        Segment {
+            address,
+            bytes: bytes.min(RingLayout::BUFFER_BYTES),
+        }
     }
 
     /// Gives the device a request of one descriptor chain. The queue must not be busy.
@@ -115,7 +124,11 @@ impl Queue {
         for (at, segment) in (0..count).zip(segments) {
             let last = at + 1 == count;
             let flags = if last { 0 } else { FLAG_NEXT }
-                | if access == Access::DeviceWrites { FLAG_DEVICE_WRITES } else { 0 };
+                | if access == Access::DeviceWrites {
+                    FLAG_DEVICE_WRITES
+                } else {
+                    0
+                };
             self.set_descriptor(at, *segment, flags, at + 1);
         }
         self.make_available(0);

@@ -4,8 +4,8 @@
 
 use tidemark_guest_model::cmdline::Amount;
 use tidemark_guest_model::layout::Mix;
-use tidemark_guest_runtime::guest::{Guest, options, usage};
 use tidemark_guest_runtime::BootInfo;
+use tidemark_guest_runtime::guest::{Guest, options, usage};
 
 tidemark_guest_runtime::guest!(main);
 
@@ -20,8 +20,6 @@ fn main(boot: BootInfo) -> u32 {
         guest.idle_ms(1000);
         seconds += 1;
     }
-    (0..guest.memory.pages()).for_each(|index| {
-        guest.visit(index);
-    });
+    guest.visit_all();
     guest.finish()
 }

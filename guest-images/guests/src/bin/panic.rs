@@ -1,4 +1,4 @@
-//! Prints one line and exits with code 0.
+//! Panics: prints where and exits with code 101.
 #![no_std]
 #![no_main]
 
@@ -7,6 +7,6 @@ use tidemark_guest_runtime::{BootInfo, println};
 tidemark_guest_runtime::guest!(main);
 
 fn main(_boot: BootInfo) -> u32 {
-    println!("hello from tidemark");
-    0
+    println!("about to panic");
+    panic!("as asked")
 }

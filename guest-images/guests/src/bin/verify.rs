@@ -11,9 +11,17 @@ use tidemark_guest_runtime::{BootInfo, println};
 
 tidemark_guest_runtime::guest!(main);
 
-const KEYS: &[&str] =
-    &["zero", "dup", "cache", "hot", "hot_visits", "rewrite", "passes", "pause_ms"];
-/// Pages of the sweep between two looks at the clock.
+const KEYS: &[&str] = &[
+    "zero",
+    "dup",
+    "cache",
+    "hot",
+    "hot_visits",
+    "rewrite",
+    "passes",
+    "pause_ms",
+];
+/// Pages of the sweep between two pauses.
 const BATCH: u32 = 16;
 /// Duplicate and zero pages are rewritten this many times more rarely than unique ones.
 const RARELY: u32 = 8;
@@ -71,14 +79,14 @@ fn sweep(guest: &mut Guest, habits: &Habits, rng: &mut Rng, hot_cursor: &mut u32
     for index in 0..guest.memory.pages() {
         visit(guest, habits, rng, index);
         for _ in 0..habits.hot_visits {
-            let Some(hot) = next_hot(guest, hot_cursor) else { break };
+            let Some(hot) = next_hot(guest, hot_cursor) else {
+                break;
+            };
             visit(guest, habits, rng, hot);
         }
-        if index.is_multiple_of(BATCH) {
-            guest.tick();
-            if habits.pause_ms > 0 {
-                guest.idle_ms(habits.pause_ms);
-            }
+        guest.tick_at(index);
+        if habits.pause_ms > 0 && index.is_multiple_of(BATCH) {
+            guest.idle_ms(habits.pause_ms);
         }
     }
     guest.tick();
