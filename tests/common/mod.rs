@@ -1,6 +1,8 @@
 //! What integration tests share: capability checks, and a small machine with a deadline.
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::allow_attributes, reason = "an `expect` fails where all of it is used")]
+#![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
+#![allow(clippy::cast_possible_truncation, reason = "test figures are small")]
 
 pub mod asm;
 
@@ -182,6 +184,16 @@ impl TestVm {
         assert!(self.machine.join(DEADLINE), "a vCPU thread does not end");
         self.machine.console().flush();
         exit
+    }
+
+    /// How often each page went in minus how often it came out, summed: what the balloon holds.
+    pub fn ballooned(&self) -> i64 {
+        let held = |call: &Call| match call {
+            Call::Inflate(gfns) => gfns.len() as i64,
+            Call::Deflate(gfns) => -(gfns.len() as i64),
+            Call::ReportFree(_) => 0,
+        };
+        self.sink.calls().iter().map(held).sum()
     }
 
     /// Polls until `condition` holds.
