@@ -69,7 +69,10 @@ fn a_fault_in_ring_3_names_its_place() {
         let message = exit.message.unwrap();
         // AMD's hardware resets the CPU on a triple fault and the place is lost.
         let lost = message.contains("unknown rip");
-        assert!(lost || message.contains(&format!("rip {at:#x}")), "{name}: {message}");
+        assert!(
+            lost || message.contains(&format!("rip {at:#x}")),
+            "{name}: {message}"
+        );
     }
 }
 
@@ -90,7 +93,11 @@ fn an_endless_guest_is_stopped() {
     let start = Instant::now();
     vm.machine.stop();
     assert_eq!(vm.wait().reason, ExitReason::Stopped);
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -129,5 +136,8 @@ fn a_closed_gate_holds_the_guest_until_every_hold_is_gone() {
 }
 
 fn counter(vm: &TestVm) -> u32 {
-    vm.ram.memory().read_obj(GuestAddress(0x20_0000)).unwrap()
+    vm.ram
+        .memory()
+        .read_obj(GuestAddress(0x20_0000))
+        .expect("RAM")
 }

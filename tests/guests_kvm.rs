@@ -5,8 +5,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{Call, Capability::Kvm, TestVm, require};
-use tidemark::boot::image::Image;
 use tidemark::boot::builtin;
+use tidemark::boot::image::Image;
 use tidemark::link::message::ExitReason;
 use tidemark::units::{Gfn, Pages};
 use tidemark_guest_protocol::NOTE_NAME;
@@ -20,13 +20,17 @@ fn hello_says_so_and_ends_well() {
     let Some(host) = require(&[Kvm]) else { return };
     let vm = TestVm::start(host, image("hello"), "", 16);
     let exit = vm.wait();
-    assert_eq!((exit.reason, exit.code), (ExitReason::GuestExit, 0), "{exit:?}");
+    assert_eq!(
+        (exit.reason, exit.code),
+        (ExitReason::GuestExit, 0),
+        "{exit:?}"
+    );
     assert_eq!(vm.log.text(), "hello from tidemark\n");
 }
 
 #[test]
 fn the_same_guest_starts_by_pvh() {
-    let Some(host) = require(&[Kvm]) else { return };
+    let Some(_) = require(&[Kvm]) else { return };
     let mut file = builtin::find("hello").expect("a built-in guest").to_vec();
     // Another owner's name hides the ring-3 note.
     let at = file
@@ -34,10 +38,18 @@ fn the_same_guest_starts_by_pvh() {
         .position(|window| window == NOTE_NAME)
         .expect("a ring-3 note");
     file[at] = b'T';
-    let vm = TestVm::start(host, Image::Owned(file), "", 16);
-    let exit = vm.wait();
-    assert_eq!((exit.reason, exit.code), (ExitReason::GuestExit, 0), "{exit:?}");
-    assert_eq!(vm.log.text(), "hello from tidemark\n");
+    for cpus in [1, 2] {
+        // The second vCPU waits for start-up interrupts that never come, and must still end.
+        let mut vm = TestVm::build_smp(Image::Owned(file.clone()), "", 16, cpus);
+        vm.machine.start().expect("threads");
+        let exit = vm.wait();
+        assert_eq!(
+            (exit.reason, exit.code),
+            (ExitReason::GuestExit, 0),
+            "{exit:?}"
+        );
+        assert_eq!(vm.log.text(), "hello from tidemark\n");
+    }
 }
 
 #[test]
@@ -48,7 +60,9 @@ fn the_balloon_follows_its_target_both_ways() {
     vm.until("driver", |vm| vm.machine.balloon().driver_up());
     for target in [2000, 4000, 1000, 0] {
         balloon.set_target(Pages(target));
-        vm.until("target", |vm| vm.machine.balloon().actual() == Pages(target));
+        vm.until("target", |vm| {
+            vm.machine.balloon().actual() == Pages(target)
+        });
         assert_eq!(vm.ballooned(), target as i64);
     }
     let mut held = BTreeSet::new();
@@ -56,7 +70,10 @@ fn the_balloon_follows_its_target_both_ways() {
         match call {
             Call::Inflate(gfns) => {
                 for gfn in gfns {
-                    assert!(gfn < Gfn(32 << 8) && held.insert(gfn), "{gfn} twice or outside");
+                    assert!(
+                        gfn < Gfn(32 << 8) && held.insert(gfn),
+                        "{gfn} twice or outside"
+                    );
                 }
             }
             Call::Deflate(gfns) => {
@@ -83,7 +100,12 @@ fn statistics_are_refreshed_on_request() {
         balloon.request_stats();
     }
     let stats = balloon.stats();
-    assert!(stats.free_bytes.is_some_and(|free| free > 0 && free < 32 << 20), "{stats:?}");
+    assert!(
+        stats
+            .free_bytes
+            .is_some_and(|free| free > 0 && free < 32 << 20),
+        "{stats:?}"
+    );
     vm.machine.stop();
     vm.wait();
 }
@@ -93,7 +115,12 @@ fn verify_reports_what_it_compared() {
     let Some(host) = require(&[Kvm]) else { return };
     let vm = TestVm::start(host, image("verify"), "passes=1", 16);
     let exit = vm.wait();
-    assert_eq!((exit.reason, exit.code), (ExitReason::GuestExit, 0), "{exit:?} {}", vm.log.text());
+    assert_eq!(
+        (exit.reason, exit.code),
+        (ExitReason::GuestExit, 0),
+        "{exit:?} {}",
+        vm.log.text()
+    );
     let report = vm.machine.console().report().expect("a report");
     assert!(report.pages_verified > 0);
     assert_eq!(report.pages_corrupt, 0);

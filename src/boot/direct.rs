@@ -13,8 +13,8 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 
-use super::{StartState, low_ram_end, put, put_cmdline};
 use super::{Error, elf::Loaded};
+use super::{StartState, low_ram_end, put, put_cmdline};
 use crate::sys::ram::GuestRam;
 
 const PML4: u64 = 0x1000;

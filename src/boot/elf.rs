@@ -74,7 +74,9 @@ fn load_segment(
 ) -> Result<u64, Error> {
     let (gpa, length) = (header.physical, header.memory_bytes);
     if header.file_bytes > length {
-        return Err(Error::Broken("a segment is longer in the file than in memory"));
+        return Err(Error::Broken(
+            "a segment is longer in the file than in memory",
+        ));
     }
     if length == 0 {
         return Ok(0);

@@ -84,7 +84,9 @@ impl Image {
         while done < length {
             let now = (length - done).min(piece_bytes);
             let piece = &mut piece[..usize::try_from(now).unwrap_or(PIECE_BYTES)];
-            let at = offset.checked_add(done).ok_or(Error::Broken("an offset wraps"))?;
+            let at = offset
+                .checked_add(done)
+                .ok_or(Error::Broken("an offset wraps"))?;
             self.read(what, at, piece)?;
             put(ram, gpa + done, piece)?;
             done += now;

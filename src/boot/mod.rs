@@ -39,7 +39,9 @@ pub enum Error {
     #[error("the kernel is not a 64-bit x86-64 little-endian executable: {0}")]
     WrongMachine(String),
     /// The file ends before what it describes.
-    #[error("the kernel file is truncated: {what} at {offset:#x}+{length:#x}, the file has {file_bytes:#x} bytes")]
+    #[error(
+        "the kernel file is truncated: {what} at {offset:#x}+{length:#x}, the file has {file_bytes:#x} bytes"
+    )]
     Truncated {
         /// What lies beyond the end.
         what: &'static str,
@@ -72,7 +74,9 @@ pub enum Error {
         low_end: u64,
     },
     /// Neither entry is there.
-    #[error("the kernel has no entry note: neither tidemark's ring-3 note nor PVH (XEN_ELFNOTE_PHYS32_ENTRY)")]
+    #[error(
+        "the kernel has no entry note: neither tidemark's ring-3 note nor PVH (XEN_ELFNOTE_PHYS32_ENTRY)"
+    )]
     NoEntry,
     /// The entry is not RAM.
     #[error("the kernel's entry {gpa:#x} is not in the guest's memory")]
@@ -81,13 +85,17 @@ pub enum Error {
         gpa: u64,
     },
     /// The command line does not fit or holds a zero byte.
-    #[error("the command line has {length} bytes, at most {CMDLINE_BYTES_MAX} without zero bytes are taken")]
+    #[error(
+        "the command line has {length} bytes, at most {CMDLINE_BYTES_MAX} without zero bytes are taken"
+    )]
     Cmdline {
         /// Its length.
         length: usize,
     },
     /// The initial RAM disk does not fit.
-    #[error("the initrd of {length} bytes does not fit between the kernel's end {kernel_end:#x} and {ram_end:#x}")]
+    #[error(
+        "the initrd of {length} bytes does not fit between the kernel's end {kernel_end:#x} and {ram_end:#x}"
+    )]
     Initrd {
         /// Its length.
         length: u64,

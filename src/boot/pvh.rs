@@ -76,7 +76,12 @@ fn memory_map(ram: &GuestRam) -> Vec<Vec<u8>> {
     ];
     let entry = |(start, length): &(u64, u64)| {
         let kind = [MAP_TYPE_RAM, 0].map(u32::to_le_bytes).concat();
-        [start.to_le_bytes().to_vec(), length.to_le_bytes().to_vec(), kind].concat()
+        [
+            start.to_le_bytes().to_vec(),
+            length.to_le_bytes().to_vec(),
+            kind,
+        ]
+        .concat()
     };
     let present = ranges.iter().filter(|(_, length)| *length > 0);
     present.map(entry).collect()

@@ -260,8 +260,8 @@ impl Wiring {
         if let Wiring::None = self {
             return Ok(Arc::new(NoInterrupt));
         }
-        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
-            .map_err(|source| Error::EventFd { source })?;
+        let event =
+            EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|source| Error::EventFd { source })?;
         vm.register_irqfd(&event, gsi)
             .map_err(failed("wire an interrupt line"))?;
         Ok(Arc::new(IrqFd(event)))
@@ -296,7 +296,11 @@ fn ports(ending: &Arc<Ending>, serial: &Arc<Serial>) -> Result<Bus, Error> {
 
 fn windows(balloon: &Balloon) -> Result<Bus, Error> {
     let mut windows = Bus::default();
-    windows.insert(platform::virtio_window(0), WINDOW_BYTES, balloon.bus_device())?;
+    windows.insert(
+        platform::virtio_window(0),
+        WINDOW_BYTES,
+        balloon.bus_device(),
+    )?;
     Ok(windows)
 }
 

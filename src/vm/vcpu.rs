@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use kvm_bindings::{kvm_mp_state, KVM_MP_STATE_UNINITIALIZED};
+use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::exit::{self, ExitCell};

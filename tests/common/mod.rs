@@ -1,6 +1,9 @@
 //! What integration tests share: capability checks, and a small machine with a deadline.
 #![allow(dead_code, reason = "each test file uses its own part")]
-#![allow(clippy::allow_attributes, reason = "an `expect` fails where all of it is used")]
+#![allow(
+    clippy::allow_attributes,
+    reason = "an `expect` fails where all of it is used"
+)]
 #![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
 #![allow(clippy::cast_possible_truncation, reason = "test figures are small")]
 
@@ -153,8 +156,13 @@ impl TestVm {
         vm
     }
 
-    /// Builds a guest that has not been started.
+    /// Builds a guest that has not been started, with one vCPU.
     pub fn build(kernel: Image, cmdline: &str, mib: u64) -> TestVm {
+        TestVm::build_smp(kernel, cmdline, mib, 1)
+    }
+
+    /// Builds a guest with several vCPUs that has not been started.
+    pub fn build_smp(kernel: Image, cmdline: &str, mib: u64, cpus: u8) -> TestVm {
         let ram = GuestRam::new(Layout::new(Pages::mib(mib))).unwrap();
         let (sink, log) = (Arc::new(RecordingSink::default()), Log::default());
         let console = Arc::new(Console::new("", Box::new(log.clone())));
@@ -162,7 +170,7 @@ impl TestVm {
             kernel,
             initrd: None,
             cmdline: cmdline.to_string(),
-            cpus: 1,
+            cpus,
         };
         let machine = Machine::new(spec, ram.clone(), sink.clone(), console).unwrap();
         TestVm {

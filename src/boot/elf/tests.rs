@@ -100,16 +100,30 @@ fn each_unsuitable_file_has_its_error() {
     assert!(matches!(with(54, &[32]), Error::Broken(_)));
     assert!(matches!(with(57, &[1]), Error::Broken(_)));
     assert!(matches!(with(32, &[0xff; 8]), Error::Truncated { .. }));
-    assert!(matches!(load_bytes(good[..70].to_vec()), Err(Error::Truncated { .. })));
+    assert!(matches!(
+        load_bytes(good[..70].to_vec()),
+        Err(Error::Truncated { .. })
+    ));
     let cut = good[..good.len() - 1].to_vec();
     assert!(matches!(load_bytes(cut), Err(Error::Truncated { .. })));
-    assert!(matches!(load_bytes(file(0x10_0000, 4, &[])), Err(Error::NoEntry)));
-    assert!(matches!(load_bytes(file(0x10_0000, 3, &pvh_note())), Err(Error::Broken(_))));
+    assert!(matches!(
+        load_bytes(file(0x10_0000, 4, &[])),
+        Err(Error::NoEntry)
+    ));
+    assert!(matches!(
+        load_bytes(file(0x10_0000, 3, &pvh_note())),
+        Err(Error::Broken(_))
+    ));
     assert!(matches!(
         load_bytes(file(0xf_f000, 4, &ring3_note())),
         Err(Error::SegmentInLowMemory { .. })
     ));
-    for (gpa, length) in [(0x40_0000, 4), (0x3f_ffff, 4), (0x10_0000, u64::MAX), (u64::MAX, 4)] {
+    for (gpa, length) in [
+        (0x40_0000, 4),
+        (0x3f_ffff, 4),
+        (0x10_0000, u64::MAX),
+        (u64::MAX, 4),
+    ] {
         assert!(matches!(
             load_bytes(file(gpa, length, &pvh_note())),
             Err(Error::SegmentOutsideRam { .. })
@@ -121,7 +135,10 @@ fn each_unsuitable_file_has_its_error() {
         Err(Error::EntryOutsideRam { gpa: u64::MAX })
     ));
     let short = note(NOTE_NAME, NOTE_TYPE_RING3, &[1; 7]);
-    assert!(matches!(load_bytes(file(0x10_0000, 4, &short)), Err(Error::Broken(_))));
+    assert!(matches!(
+        load_bytes(file(0x10_0000, 4, &short)),
+        Err(Error::Broken(_))
+    ));
 }
 
 #[test]
@@ -130,7 +147,10 @@ fn notes_that_lie_about_their_length_end_the_walk() {
         let mut lie = pvh_note();
         lie[..4].copy_from_slice(&name.to_le_bytes());
         lie[4..8].copy_from_slice(&descriptor.to_le_bytes());
-        assert!(matches!(load_bytes(file(0x10_0000, 4, &lie)), Err(Error::NoEntry)));
+        assert!(matches!(
+            load_bytes(file(0x10_0000, 4, &lie)),
+            Err(Error::NoEntry)
+        ));
     }
 }
 

@@ -284,11 +284,14 @@ impl<D: VirtioDevice> Transport<D> {
         let select = inner.queue_select;
         match offset {
             register::DEVICE_ID => inner.device.device_id(),
-            register::DEVICE_FEATURES => half(inner.device.features(), inner.device_features_select),
+            register::DEVICE_FEATURES => {
+                half(inner.device.features(), inner.device_features_select)
+            }
             register::QUEUE_NUM_MAX => selected(&mut inner.queues, select)
                 .map_or(0, |slot| u32::from(slot.queue.max_size())),
-            register::QUEUE_READY => selected(&mut inner.queues, select)
-                .map_or(0, |slot| u32::from(slot.queue.ready())),
+            register::QUEUE_READY => {
+                selected(&mut inner.queues, select).map_or(0, |slot| u32::from(slot.queue.ready()))
+            }
             _ => 0,
         }
     }

@@ -40,8 +40,12 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// Malformed input: the transport stops the device until the driver resets it.
-    fn notify(&mut self, index: usize, queue: &mut Queue, ram: &GuestRam)
-    -> Result<Used, Malformed>;
+    fn notify(
+        &mut self,
+        index: usize,
+        queue: &mut Queue,
+        ram: &GuestRam,
+    ) -> Result<Used, Malformed>;
     /// Back to the state before `activate`.
     fn reset(&mut self);
 }

@@ -87,7 +87,11 @@ impl Balloon {
 
     /// The guest's latest memory statistics; all absent until its driver sent some.
     pub fn stats(&self) -> GuestMemoryStats {
-        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .shared
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often the guest has sent statistics.

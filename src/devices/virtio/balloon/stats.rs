@@ -45,7 +45,13 @@ mod tests {
         bytes.push(1);
         let stats = parse(&bytes);
         assert_eq!(stats.free_bytes, Some(78));
-        assert_eq!(stats, GuestMemoryStats { free_bytes: Some(78), ..Default::default() });
+        assert_eq!(
+            stats,
+            GuestMemoryStats {
+                free_bytes: Some(78),
+                ..Default::default()
+            }
+        );
         assert_eq!(parse(&[]), GuestMemoryStats::default());
     }
 

@@ -157,7 +157,11 @@ impl<'a> Driver<'a> {
             bench.write(0x90, queue.avail_addr().0 as u32);
             // The mock's own used ring overlaps its available ring.
             bench.write(0xa0, (base + 0x8000) as u32);
-            bench.ram.memory().write_obj(0u32, GuestAddress(base + 0x8000)).unwrap();
+            bench
+                .ram
+                .memory()
+                .write_obj(0u32, GuestAddress(base + 0x8000))
+                .unwrap();
             bench.write(0x44, 1);
             assert_eq!(bench.read(0x44), 1);
             queues.push(queue);

@@ -82,7 +82,11 @@ fn an_empty_list_is_harmless() {
 fn a_new_target_interrupts_a_running_driver_once() {
     let bench = Bench::new();
     bench.balloon.set_target(Pages(5));
-    assert_eq!(bench.edges.count(), 0, "no interrupt before the driver is up");
+    assert_eq!(
+        bench.edges.count(),
+        0,
+        "no interrupt before the driver is up"
+    );
     Driver::start(&bench, ALL);
     assert_eq!(bench.read(0x100), 5);
     let generation = bench.read(0xfc);

@@ -60,9 +60,12 @@ fn broken_chains_stop_the_device() {
     });
     stops("indirect table of 65535 entries", |driver| {
         for at in 0..0x1000u64 {
-            let entry = (u128::from(LIST)) | 4 << 64 | u128::from(NEXT) << 96 | u128::from(at + 1) << 112;
+            let entry =
+                (u128::from(LIST)) | 4 << 64 | u128::from(NEXT) << 96 | u128::from(at + 1) << 112;
             let memory = driver.bench.ram.memory();
-            memory.write_obj(entry.to_le(), GuestAddress(0x20_0000 + at * 16)).unwrap();
+            memory
+                .write_obj(entry.to_le(), GuestAddress(0x20_0000 + at * 16))
+                .unwrap();
         }
         driver.add_raw(0, &[(0x20_0000, 65535 * 16, 4, 0)]);
         driver.notify(0);
@@ -85,7 +88,11 @@ fn bad_buffers_stop_the_device() {
         ("readable report", 3, (LIST, 4096, 0)),
         ("report beyond the end", 3, (RAM_BYTES - 4096, 8192, WRITE)),
         ("report of 4 GiB", 3, (0x1000, u32::MAX, WRITE)),
-        ("report around the end", 3, (u64::MAX - 0xfff, 0x2000, WRITE)),
+        (
+            "report around the end",
+            3,
+            (u64::MAX - 0xfff, 0x2000, WRITE),
+        ),
     ];
     for (name, queue, buffer) in cases {
         stops(name, |driver| driver.send(queue, &[buffer]));
