@@ -60,7 +60,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 finish(mapping);
                 mapping = (value.parse()?, 0);
             }
-            "Private_Dirty:" | "Private_Clean:" => mapping.1 += value.parse::<u64>()?,
+            // Clean private pages are the program's text, which a fleet's processes share.
+            "Private_Dirty:" => mapping.1 += value.parse::<u64>()?,
             _ => {}
         }
     }

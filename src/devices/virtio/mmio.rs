@@ -160,7 +160,11 @@ impl<D: VirtioDevice> Transport<D> {
             return;
         }
         let outcome = work(&mut inner.device, &mut slot.queue, &self.ram);
+        let returned = matches!(outcome, Ok(Used::Buffers));
         self.conclude(inner, outcome);
+        if returned {
+            self.signals.wake();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<D>> {
