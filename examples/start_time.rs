@@ -1,6 +1,6 @@
 //! Prints what it costs to start a built-in guest: milliseconds from the start of `main` to the
-//! first KVM_RUN and to the first console byte, and the private memory of the process beside the
-//! guest's RAM.
+//! first KVM_RUN and to the first console byte, and the anonymous memory of the process
+//! beside the guest's RAM.
 //!
 //!     cargo run --release --example start_time [GUEST] [MIB]
 
@@ -60,13 +60,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 finish(mapping);
                 mapping = (value.parse()?, 0);
             }
-            // Clean private pages are the program's text, which a fleet's processes share.
-            "Private_Dirty:" => mapping.1 += value.parse::<u64>()?,
+            // Not "Private": the program's text, which a fleet's processes share, would count.
+            "Anonymous:" => mapping.1 += value.parse::<u64>()?,
             _ => {}
         }
     }
     finish(mapping);
-    println!("guest RAM    {} KiB private", largest.1);
-    println!("VMM          {} KiB private", private - largest.1);
+    println!("guest RAM    {} KiB anonymous", largest.1);
+    println!("VMM          {} KiB anonymous", private - largest.1);
     Ok(())
 }
