@@ -101,6 +101,18 @@ fn an_endless_guest_is_stopped() {
 }
 
 #[test]
+fn a_stop_at_any_moment_of_the_start_is_not_lost() {
+    let Some(host) = require(&[Kvm]) else { return };
+    let code = Code::default().count_forever(0x20_0000);
+    for wait_us in (0..400).step_by(4) {
+        let vm = TestVm::start(host, image(code.clone()), "", 4);
+        std::thread::sleep(Duration::from_micros(wait_us));
+        vm.machine.stop();
+        assert!(vm.machine.join(common::DEADLINE), "after {wait_us} us");
+    }
+}
+
+#[test]
 fn a_guest_asleep_on_the_idle_port_is_stopped() {
     let Some(host) = require(&[Kvm]) else { return };
     let mut code = Code::default().print("asleep\n");
@@ -136,5 +148,8 @@ fn a_closed_gate_holds_the_guest_until_every_hold_is_gone() {
 }
 
 fn counter(vm: &TestVm) -> u32 {
-    vm.ram.memory().read_obj(GuestAddress(0x20_0000)).unwrap()
+    vm.ram
+        .memory()
+        .read_obj(GuestAddress(0x20_0000))
+        .expect("RAM")
 }

@@ -153,3 +153,53 @@ fn write_descriptors(ram: &GuestRam) -> Result<kvm_segment, Error> {
         ..Default::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::boot::Entry;
+    use crate::sys::ram::Layout;
+    use crate::units::Pages;
+
+    const DEVICES: u64 = 0xd000_0000;
+
+    fn mapped(ram: &GuestRam, gpa: u64) -> bool {
+        let table = |at: u64| -> u64 { ram.memory().read_obj(GuestAddress(at)).unwrap() };
+        let directory = table(PDPT + gpa / GIB * 8);
+        directory != 0 && table((directory & !0xfff) + gpa % GIB / LARGE_PAGE * 8) == gpa | LARGE
+    }
+
+    #[test]
+    fn memory_and_device_windows_are_mapped_and_nothing_else() {
+        let ram = GuestRam::new(Layout::new(Pages::mib(1536))).unwrap();
+        let entry = Entry::Ring3 { gpa: 0x10_0000 };
+        let loaded = Loaded {
+            entry,
+            end: 0x10_0001,
+        };
+        let state = prepare(&ram, &loaded, 0x10_0000, "", DEVICES).unwrap();
+        assert_eq!(state.regs.rsi, 1536 << 20);
+        for gpa in [0, GIB, (1536 << 20) - LARGE_PAGE, DEVICES] {
+            assert!(mapped(&ram, gpa), "{gpa:#x}");
+        }
+        for gpa in [
+            1536 << 20,
+            2 * GIB,
+            DEVICES - LARGE_PAGE,
+            DEVICES + LARGE_PAGE,
+        ] {
+            assert!(!mapped(&ram, gpa), "{gpa:#x}");
+        }
+    }
+
+    #[test]
+    fn a_guest_too_small_for_the_tables_is_refused() {
+        let ram = GuestRam::new(Layout::new(Pages(4))).unwrap();
+        let entry = Entry::Ring3 { gpa: 0 };
+        let loaded = Loaded { entry, end: 1 };
+        let refused = prepare(&ram, &loaded, 0, "", DEVICES);
+        assert!(matches!(refused, Err(Error::TooSmall { .. })));
+    }
+}

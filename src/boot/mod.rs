@@ -4,6 +4,7 @@
 //! tidemark's test guests, [`pvh`] the PVH entry of everything else. Guest memory is written through
 //! vm-memory; each write may fault and wait for the pager.
 
+pub mod builtin;
 pub mod cpuid;
 pub mod direct;
 pub mod elf;

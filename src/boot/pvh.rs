@@ -151,3 +151,55 @@ fn start_state(entry: u64) -> StartState {
         efer: 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::sys::ram::Layout;
+
+    fn ram(pages: u64) -> std::sync::Arc<GuestRam> {
+        GuestRam::new(Layout::new(Pages(pages))).unwrap()
+    }
+
+    fn words(ram: &GuestRam, gpa: u64) -> [u64; 4] {
+        [0, 8, 16, 24].map(|at| ram.memory().read_obj(GuestAddress(gpa + at)).unwrap())
+    }
+
+    #[test]
+    fn the_initrd_lies_at_the_top_of_low_memory() {
+        let ram = ram(1024);
+        let initrd = Image::Owned(vec![7; 0x1801]);
+        let state = prepare(&ram, 0x20_0000, 0x10_0000, "quiet", Some(&initrd)).unwrap();
+        assert_eq!(state.regs.rbx, START_INFO);
+        assert_eq!(words(&ram, MODULE_LIST), [0x3f_e000, 0x1801, 0, 0]);
+        let last: u8 = ram.memory().read_obj(GuestAddress(0x3f_f800)).unwrap();
+        assert_eq!(last, 7);
+        let magic: u32 = ram.memory().read_obj(GuestAddress(START_INFO)).unwrap();
+        assert_eq!(magic, MAGIC);
+        assert_eq!(words(&ram, MEMORY_MAP)[1], CONVENTIONAL_END);
+        assert_eq!(
+            words(&ram, MEMORY_MAP + 24)[..2],
+            [EXTENDED_START, 0x30_0000]
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let initrd = Image::Owned(vec![7; 0x20_0001]);
+        let refused = prepare(&ram(1024), 0x20_0000, 0, "", Some(&initrd));
+        assert!(matches!(refused, Err(Error::Initrd { .. })));
+        let huge = Image::Owned(vec![7; 0x41_0000]);
+        let refused = prepare(&ram(1024), 0, 0, "", Some(&huge));
+        assert!(matches!(refused, Err(Error::Initrd { .. })));
+        assert!(matches!(
+            prepare(&ram(4), 0, 0, "", None),
+            Err(Error::TooSmall { .. })
+        ));
+        for cmdline in ["a".repeat(2048), "a\0b".to_string()] {
+            let refused = prepare(&ram(1024), 0, 0, &cmdline, None);
+            assert!(matches!(refused, Err(Error::Cmdline { .. })));
+        }
+    }
+}

@@ -52,8 +52,8 @@ pub fn frames_inside(layout: &Layout, gpa: u64, length: u64) -> Result<Option<Gf
         return Ok(None);
     };
     let page = PAGE_SIZE as u64;
-    let cut_first = u32::from(gpa % page != 0);
-    let cut_last = u32::from((gpa + length) % page != 0);
+    let cut_first = u32::from(!gpa.is_multiple_of(page));
+    let cut_last = u32::from(!(gpa + length).is_multiple_of(page));
     let count = touched.count.saturating_sub(cut_first + cut_last);
     let start = Gfn(touched.start.0 + cut_first);
     Ok((count > 0).then(|| GfnRange::new(start, count)))

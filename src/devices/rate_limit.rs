@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Shortest time between two messages of one source.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Lets one message in [`INTERVAL`] through and counts the others.
+/// Lets one message in five seconds through and counts the others.
 #[derive(Debug, Default)]
 pub struct RateLimit {
     last: Option<Instant>,

@@ -61,7 +61,8 @@ impl Gate {
     }
 
     /// Waits at most `limit` until no vCPU is in the guest. True only means something while a hold
-    /// is in place.
+    /// is in place, and says nothing of devices: a vCPU's thread may still finish the exit it left
+    /// with, which for the balloon reads and writes guest memory and calls the sink.
     pub fn wait_empty(&self, limit: Duration) -> bool {
         self.wait(limit, |state| state.inside == 0)
     }

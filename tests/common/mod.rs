@@ -4,6 +4,8 @@
     clippy::allow_attributes,
     reason = "an `expect` fails where all of it is used"
 )]
+#![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
+#![allow(clippy::cast_possible_truncation, reason = "test figures are small")]
 
 pub mod asm;
 
@@ -38,9 +40,7 @@ impl Capability {
             Capability::Kvm => kvm_ioctls::Kvm::new()
                 .err()
                 .map(|error| format!("cannot open /dev/kvm: {error}")),
-            Capability::Uffd => tidemark::sys::uffd::probe()
-                .err()
-                .map(|error| error.to_string()),
+            Capability::Uffd => tidemark::sys::uffd::probe().err().map(|error| error.to_string()),
         }
     }
 }
@@ -73,11 +73,7 @@ pub fn require(capabilities: &[Capability]) -> Option<Host> {
 /// Says something on the raw standard error, which a passing test does not swallow.
 pub fn note(text: &str) {
     let thread = std::thread::current();
-    let _ = writeln!(
-        std::io::stderr(),
-        "NOTE {}: {text}",
-        thread.name().unwrap_or("test")
-    );
+    let _ = writeln!(std::io::stderr(), "NOTE {}: {text}", thread.name().unwrap_or("test"));
 }
 
 /// Seed of a randomised test: `TIDEMARK_SEED`, or a fixed one. Tests print it when they fail.
@@ -171,8 +167,13 @@ impl TestVm {
         vm
     }
 
-    /// Builds a guest that has not been started.
+    /// Builds a guest that has not been started, with one vCPU.
     pub fn build(kernel: Image, cmdline: &str, mib: u64) -> TestVm {
+        TestVm::build_smp(kernel, cmdline, mib, 1)
+    }
+
+    /// Builds a guest with several vCPUs that has not been started.
+    pub fn build_smp(kernel: Image, cmdline: &str, mib: u64, cpus: u8) -> TestVm {
         let ram = GuestRam::new(Layout::new(Pages::mib(mib))).unwrap();
         let (sink, log) = (Arc::new(RecordingSink::default()), Log::default());
         let console = Arc::new(Console::new("", Box::new(log.clone())));
@@ -180,7 +181,7 @@ impl TestVm {
             kernel,
             initrd: None,
             cmdline: cmdline.to_string(),
-            cpus: 1,
+            cpus,
         };
         let machine = Machine::new(spec, ram.clone(), sink.clone(), console).unwrap();
         TestVm {
@@ -202,6 +203,16 @@ impl TestVm {
         assert!(self.machine.join(DEADLINE), "a vCPU thread does not end");
         self.machine.console().flush();
         exit
+    }
+
+    /// How often each page went in minus how often it came out, summed: what the balloon holds.
+    pub fn ballooned(&self) -> i64 {
+        let held = |call: &Call| match call {
+            Call::Inflate(gfns) => gfns.len() as i64,
+            Call::Deflate(gfns) => -(gfns.len() as i64),
+            Call::ReportFree(_) => 0,
+        };
+        self.sink.calls().iter().map(held).sum()
     }
 
     /// Polls until `condition` holds.

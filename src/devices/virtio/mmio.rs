@@ -12,13 +12,14 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::super::bus::BusDevice;
+use super::super::guest_range::frames_touched;
 use super::super::idle::IdlePort;
 use super::super::interrupt::Interrupt;
 use super::super::rate_limit::RateLimit;
 use super::chain::Malformed;
 use super::signals::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET, Signals};
 use super::{FEATURE_VERSION_1, Used, VirtioDevice};
-use crate::sys::ram::GuestRam;
+use crate::sys::ram::{GuestRam, Layout};
 
 /// Bytes of a transport's window.
 pub const WINDOW_BYTES: u64 = 0x1000;
@@ -159,12 +160,11 @@ impl<D: VirtioDevice> Transport<D> {
             return;
         }
         let outcome = work(&mut inner.device, &mut slot.queue, &self.ram);
+        let returned = matches!(outcome, Ok(Used::Buffers));
         self.conclude(inner, outcome);
-    }
-
-    #[cfg(test)]
-    pub(super) fn with_device<T>(&self, work: impl FnOnce(&mut D) -> T) -> T {
-        work(&mut self.lock().device)
+        if returned {
+            self.signals.wake();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<D>> {
@@ -263,9 +263,12 @@ impl<D: VirtioDevice> Transport<D> {
             slot.queue.set_ready(false);
             return;
         }
-        if let Err(source) = make_ready(slot) {
-            let index = select as usize;
-            self.fail(inner, &Malformed::Queue { index, source });
+        // A queue in use starts over only after the driver stopped it.
+        if slot.queue.ready() {
+            return;
+        }
+        if let Err(malformed) = make_ready(select as usize, slot, self.ram.layout()) {
+            self.fail(inner, &malformed);
         }
     }
 
@@ -355,19 +358,29 @@ fn half(features: u64, select: u32) -> u32 {
     }
 }
 
-/// Hands the driver's description to virtio-queue. The rings may still lie outside RAM: every
-/// access to them is checked by vm-memory.
-fn make_ready(slot: &mut QueueSlot) -> Result<(), virtio_queue::Error> {
-    let size = u16::try_from(slot.size).map_err(|_| virtio_queue::Error::InvalidSize)?;
+/// Hands the driver's description to virtio-queue, if the rings lie in RAM as a whole: accesses to
+/// them then cannot fail, and virtio-queue has nothing to log about.
+fn make_ready(index: usize, slot: &mut QueueSlot, layout: &Layout) -> Result<(), Malformed> {
+    let bad = |source| Malformed::Queue { index, source };
+    let size = u16::try_from(slot.size).map_err(|_| bad(virtio_queue::Error::InvalidSize))?;
     slot.queue.reset();
-    slot.queue.try_set_size(size)?;
-    slot.queue
-        .try_set_desc_table_address(GuestAddress(slot.descriptors))?;
-    slot.queue
-        .try_set_avail_ring_address(GuestAddress(slot.driver))?;
-    slot.queue
-        .try_set_used_ring_address(GuestAddress(slot.device))?;
-    slot.queue.set_ready(true);
+    slot.queue.try_set_size(size).map_err(bad)?;
+    // Ring lengths: virtio 1.2, section 2.7, with the event words.
+    let entries = u64::from(size);
+    frames_touched(layout, slot.descriptors, 16 * entries)?;
+    frames_touched(layout, slot.driver, 6 + 2 * entries)?;
+    frames_touched(layout, slot.device, 6 + 8 * entries)?;
+    let queue = &mut slot.queue;
+    queue
+        .try_set_desc_table_address(GuestAddress(slot.descriptors))
+        .map_err(bad)?;
+    queue
+        .try_set_avail_ring_address(GuestAddress(slot.driver))
+        .map_err(bad)?;
+    queue
+        .try_set_used_ring_address(GuestAddress(slot.device))
+        .map_err(bad)?;
+    queue.set_ready(true);
     Ok(())
 }
 

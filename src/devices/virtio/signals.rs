@@ -74,6 +74,10 @@ impl Signals {
     pub fn used(&self) {
         self.causes.fetch_or(INTERRUPT_USED, Ordering::AcqRel);
         self.interrupt.raise();
+    }
+
+    /// Something happened that the guest did not wait for while it notified: end its idle sleep.
+    pub fn wake(&self) {
         self.idle.wake();
     }
 
