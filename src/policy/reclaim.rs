@@ -18,7 +18,7 @@
 //! **The balloon loop is closed.** A guest first gives pages that it never touched or that are free
 //! anyway: those lower nothing. So the order is not "so many pages" once, but "that many more than
 //! the balloon is measured to hold", again in every decision, until consumption falls or the balloon
-//! is at its ceiling. The order never leads the measurement by more than [`STEP_DIVISOR`] allows, so
+//! is at its ceiling. The order never leads the measurement by more than `STEP_DIVISOR` allows, so
 //! it ends as soon as the need does.
 //!
 //! **Ballooning is not possible** without a driver, at the ceiling, for a guest that says it has
