@@ -1,1 +1,41 @@
-//! (see ARCHITECTURE.md)
+//! Configuration: a fleet file or command-line flags in, checked specs out.
+//!
+//! Whatever a VM is described by, it goes through one checker: a `[[vm]]` table and the flags of
+//! `tidemark vm` and `tidemark run --kernel ...` both become a [`check::Draft`] (texts as the user
+//! wrote them), and only [`check`] turns a draft into a [`VmSpec`]. A spec is therefore always
+//! valid: `reservation <= limit <= memory`, `dynamic_min <= dynamic_max <= memory`, a name that can
+//! stand in a path, files that exist. The manager starts a VM process with
+//! [`VmSpec::to_args`], which that process parses with the same [`VmArgs`].
+//!
+//! Every mistake is one line that says where, which key, which value and what is allowed; only the
+//! first is reported. Paths in a file are relative to the file's folder. What the machine has (free
+//! memory, built-in guests) is an argument ([`Machine`]), so all of this is testable anywhere.
+//!
+//! **Seeds.** Built-in guests of one fleet must not all write the same data, or they would share
+//! what no real guests share. So a built-in guest whose `cmdline` has no word `seed=...` gets one
+//! appended: the host's `seed` (default 1) plus the VM's position in the fleet.
+//!
+//! | file | job |
+//! |---|---|
+//! | `size` | sizes and durations as texts |
+//! | `file` | the TOML shape of a fleet file |
+//! | `args` | the flags of one VM |
+//! | `check` | drafts to specs: every rule about a single VM |
+//! | `fleet` | `[host]`, `count`, seeds: rules about VMs together |
+//! | `spec` | what comes out |
+//! | `error` | the one line |
+
+pub mod args;
+mod check;
+mod error;
+mod file;
+mod fleet;
+pub mod size;
+mod spec;
+#[cfg(test)]
+mod tests;
+
+pub use args::VmArgs;
+pub use error::ConfigError;
+pub use fleet::{HostArgs, Machine};
+pub use spec::{Boot, FleetSpec, HostSpec, VmSpec};

@@ -1,0 +1,48 @@
+//! The one line that a configuration mistake gets.
+
+use std::path::PathBuf;
+
+/// A configuration mistake. Displays as one line: where, key, value, what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The fleet file cannot be read.
+    #[error("{}: cannot read the fleet file: {source}", path.display())]
+    Read {
+        /// The fleet file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The fleet file is no TOML, or a key is unknown or of the wrong type.
+    #[error("{}:{line}: {problem}", path.display())]
+    Syntax {
+        /// The fleet file.
+        path: PathBuf,
+        /// Line number from 1.
+        line: usize,
+        /// Key and what is allowed.
+        problem: String,
+    },
+    /// A value is not allowed.
+    #[error("{place}: {key} = {value} {problem} (allowed: {allowed})")]
+    Value {
+        /// The file or "command line", and the table.
+        place: String,
+        /// Which key.
+        key: String,
+        /// As the user wrote it.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What would be right.
+        allowed: String,
+    },
+    /// A key that must be there is not.
+    #[error("{place}: {problem}")]
+    Missing {
+        /// The file or "command line", and the table.
+        place: String,
+        /// What is missing, and what is allowed.
+        problem: String,
+    },
+}

@@ -1,0 +1,258 @@
+//! Rules about a host and its VMs together: budget, `count`, unique names and files, seeds.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::args::VmArgs;
+use super::check::{Draft, Place, SWAP_DIR, Value};
+use super::error::ConfigError;
+use super::file::{self, HostTable};
+use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
+use crate::policy::PolicyKind;
+use crate::units::Pages;
+
+/// VMs of one fleet, at most.
+const VMS_MAX: usize = 10_000;
+const BUDGET_MIN: Pages = Pages::mib(16);
+const BUDGET_MAX: Pages = Pages::mib(64 << 20);
+/// Memory that `memory = "auto"` leaves the rest of the machine, at least. Chosen.
+const AUTO_SPARE_MIN: Pages = Pages::mib(256);
+/// And at least available memory / this. Chosen.
+const AUTO_SPARE_DIVISOR: u64 = 10;
+const SEED_DEFAULT: u64 = 1;
+
+/// What the machine has, as far as configuration depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine<'a> {
+    /// Memory that programs could take now (MemAvailable).
+    pub available: Pages,
+    /// Names of the built-in test guests.
+    pub guests: &'a [&'a str],
+}
+
+/// The host's settings, as flags.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct HostArgs {
+    /// Memory for all guests and their overheads [default: auto]
+    #[arg(id = "host_memory", long = "host-memory", value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Which policy sets the targets [default: esx]
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<String>,
+}
+
+impl HostArgs {
+    /// The checked host settings.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn to_spec(
+        &self,
+        swap_dir: Option<PathBuf>,
+        machine: &Machine<'_>,
+    ) -> Result<HostSpec, ConfigError> {
+        let table = HostTable {
+            memory: self.memory.clone().map(Value::Text),
+            policy: self.policy.clone(),
+            swap_dir,
+            seed: None,
+        };
+        check_host(&table, "command line", Path::new(""), machine)
+    }
+}
+
+impl FleetSpec {
+    /// Reads and checks a fleet file.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn load(path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        FleetSpec::parse(&text, path, machine)
+    }
+
+    /// Checks the text of a fleet file; paths in it are relative to the folder of `path`.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn parse(text: &str, path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
+        let origin = path.display().to_string();
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let file = file::parse(text, path)?;
+        let host = check_host(&file.host, &origin, folder, machine)?;
+        let mut fleet = FleetSpec {
+            host,
+            vms: Vec::new(),
+        };
+        for table in file.vm {
+            let count = table.count.clone();
+            let draft = table.into_draft(file.host.swap_dir.clone());
+            fleet.add(&draft, count.as_ref(), &origin, folder, machine)?;
+        }
+        if fleet.vms.is_empty() {
+            return Err(ConfigError::Missing {
+                place: origin,
+                problem: "no VM (allowed: one [[vm]] table or more)".into(),
+            });
+        }
+        fleet.check_together(&origin)?;
+        Ok(fleet)
+    }
+
+    /// The fleet of `tidemark run --kernel ...`: `count` VMs of one description.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn from_args(
+        host: &HostArgs,
+        vm: &VmArgs,
+        count: Option<&str>,
+        machine: &Machine<'_>,
+    ) -> Result<FleetSpec, ConfigError> {
+        let host = host.to_spec(vm.swap_dir.clone(), machine)?;
+        let mut fleet = FleetSpec {
+            host,
+            vms: Vec::new(),
+        };
+        let count = count.map(|count| Value::Text(count.to_owned()));
+        let (origin, folder) = ("command line", Path::new(""));
+        fleet.add(&vm.draft(), count.as_ref(), origin, folder, machine)?;
+        fleet.check_together(origin)?;
+        Ok(fleet)
+    }
+
+    /// Adds the VMs of one description: `name`, or `name-0` to `name-(count - 1)`.
+    fn add(
+        &mut self,
+        draft: &Draft,
+        count: Option<&Value>,
+        origin: &str,
+        folder: &Path,
+        machine: &Machine<'_>,
+    ) -> Result<(), ConfigError> {
+        let place = Place {
+            text: format!("{origin}: vm {:?}", draft.name),
+        };
+        let instances = match count {
+            None => vec![None],
+            Some(value) => match value.text().parse::<usize>() {
+                Ok(count) if (1..=VMS_MAX - self.vms.len()).contains(&count) => {
+                    (0..count).map(Some).collect()
+                }
+                _ => {
+                    let allowed = format!("1 to {VMS_MAX} VMs in all");
+                    return Err(place.wrong("count", value, "is no number of VMs", allowed));
+                }
+            },
+        };
+        for instance in instances {
+            let mut draft = draft.clone();
+            if let Some(index) = instance {
+                draft.name = format!("{}-{index}", draft.name);
+                draft.console = draft.console.map(|path| numbered(&path, index));
+            }
+            let mut vm = draft.check(origin, folder, machine)?;
+            let position = u64::try_from(self.vms.len()).unwrap_or(u64::MAX);
+            seed(&mut vm, self.host.seed.wrapping_add(position));
+            self.vms.push(vm);
+        }
+        Ok(())
+    }
+
+    /// Names, disks and console logs belong to one VM each.
+    fn check_together(&self, origin: &str) -> Result<(), ConfigError> {
+        let (mut names, mut files) = (HashSet::new(), HashSet::new());
+        for vm in &self.vms {
+            let place = Place {
+                text: format!("{origin}: vm {:?}", vm.name),
+            };
+            if !names.insert(&vm.name) {
+                let name = format!("{:?}", vm.name);
+                return Err(place.wrong("name", name, "is used twice", "a name for each VM"));
+            }
+            for (key, path) in [("disk", &vm.disk), ("console", &vm.console)] {
+                if let Some(path) = path
+                    && !files.insert(path)
+                {
+                    let path = format!("{path:?}");
+                    return Err(place.wrong(key, path, "is used twice", "a file for each VM"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `web.log` of instance 2 is `web-2.log`.
+fn numbered(path: &Path, index: usize) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{index}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
+}
+
+/// Appends a seed to the options of a built-in guest that has none.
+fn seed(vm: &mut VmSpec, seed: u64) {
+    let has_seed = vm
+        .cmdline
+        .split_whitespace()
+        .any(|word| word.starts_with("seed="));
+    if matches!(vm.boot, Boot::Guest(_)) && !has_seed {
+        vm.cmdline = format!("{} seed={seed}", vm.cmdline)
+            .trim_start()
+            .to_owned();
+    }
+}
+
+fn check_host(
+    table: &HostTable,
+    origin: &str,
+    folder: &Path,
+    machine: &Machine<'_>,
+) -> Result<HostSpec, ConfigError> {
+    let place = Place {
+        text: format!("{origin}: host"),
+    };
+    let auto = Value::Text("auto".into());
+    let value = table.memory.as_ref().unwrap_or(&auto);
+    let memory = if *value == auto {
+        let available = machine.available;
+        let spare = Pages(available.0 / AUTO_SPARE_DIVISOR).max(AUTO_SPARE_MIN);
+        available.saturating_sub(spare)
+    } else {
+        place.size("memory", value)?
+    };
+    if !(BUDGET_MIN..=BUDGET_MAX).contains(&memory) {
+        let problem = format!("({memory}) is out of range");
+        return Err(place.wrong("memory", value, problem, "16M to 64T"));
+    }
+    let policy = match &table.policy {
+        None => PolicyKind::default(),
+        Some(name) => name.parse().map_err(|_| {
+            let names: Vec<_> = PolicyKind::ALL.iter().map(|kind| kind.name()).collect();
+            place.wrong(
+                "policy",
+                format!("{name:?}"),
+                "is no policy",
+                names.join(", "),
+            )
+        })?,
+    };
+    let swap_dir = folder.join(table.swap_dir.as_deref().unwrap_or(Path::new(SWAP_DIR)));
+    if !swap_dir.is_dir() {
+        let value = format!("{:?}", swap_dir.display().to_string());
+        return Err(place.wrong("swap_dir", value, "is no folder", "a folder that exists"));
+    }
+    Ok(HostSpec {
+        memory,
+        policy,
+        swap_dir,
+        seed: table.seed.unwrap_or(SEED_DEFAULT),
+    })
+}

@@ -1,0 +1,133 @@
+//! Checked descriptions of the host, a VM, a fleet.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::policy::PolicyKind;
+use crate::policy::types::Allocation;
+use crate::units::Pages;
+
+/// A host and its VMs. Names are unique.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetSpec {
+    /// The `[host]` table.
+    pub host: HostSpec,
+    /// One for each VM, `count` expanded, in the order of the file.
+    pub vms: Vec<VmSpec>,
+}
+
+/// The host's side of a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSpec {
+    /// The budget: memory of all guests and their overheads.
+    pub memory: Pages,
+    /// Which policy sets the targets.
+    pub policy: PolicyKind,
+    /// Folder of the swap files.
+    pub swap_dir: PathBuf,
+    /// Base of the seeds of built-in guests.
+    pub seed: u64,
+}
+
+/// What a VM boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// A built-in test guest, by name.
+    Guest(String),
+    /// A kernel file (ELF or bzImage).
+    Kernel {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Its initial RAM disk.
+        initrd: Option<PathBuf>,
+    },
+}
+
+/// One VM, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSpec {
+    /// 1 to 64 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// Configured memory (static maximum): 1 MiB to 1 TiB.
+    pub memory: Pages,
+    /// Number of virtual CPUs, 1 to 64.
+    pub cpus: u8,
+    /// What it boots.
+    pub boot: Boot,
+    /// The kernel's or test guest's command line.
+    pub cmdline: String,
+    /// Image of its disk.
+    pub disk: Option<PathBuf>,
+    /// Weight; presets are 20 (high), 10 (normal), 5 (low) a MiB of memory.
+    pub shares: u64,
+    /// Guaranteed minimum, at most `limit`.
+    pub reservation: Pages,
+    /// Maximum, at most `memory`.
+    pub limit: Pages,
+    /// Lower end of the dynamic range, at most `dynamic_max`.
+    pub dynamic_min: Pages,
+    /// Upper end of the dynamic range, at most `memory`.
+    pub dynamic_max: Pages,
+    /// VMs of one group may share pages; `None`: only with itself.
+    pub share_group: Option<String>,
+    /// Console log; `None`: prefixed lines on standard error.
+    pub console: Option<PathBuf>,
+    /// Folder of its swap file.
+    pub swap_dir: PathBuf,
+}
+
+impl VmSpec {
+    /// What policies know of it.
+    pub fn allocation(&self) -> Allocation {
+        Allocation {
+            size: self.memory,
+            reservation: self.reservation,
+            limit: self.limit,
+            shares: self.shares,
+            dynamic_min: self.dynamic_min,
+            dynamic_max: self.dynamic_max,
+        }
+    }
+
+    /// The flags of `tidemark vm` that describe this VM; [`VmArgs`](super::VmArgs) parses them back
+    /// to an equal spec. Every flag is one argument (`--key=value`), so no value can be taken for a
+    /// flag.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let mut args = Vec::new();
+        let mut flag = |key: &str, value: OsString| {
+            let mut arg = OsString::from(format!("--{key}="));
+            arg.push(value);
+            args.push(arg);
+        };
+        let bytes = |pages: Pages| OsString::from(pages.bytes().to_string());
+        flag("name", self.name.clone().into());
+        flag("memory", bytes(self.memory));
+        flag("cpus", self.cpus.to_string().into());
+        match &self.boot {
+            Boot::Guest(name) => flag("guest", name.into()),
+            Boot::Kernel { kernel, initrd } => {
+                flag("kernel", kernel.into());
+                if let Some(initrd) = initrd {
+                    flag("initrd", initrd.into());
+                }
+            }
+        }
+        flag("cmdline", self.cmdline.clone().into());
+        flag("shares", self.shares.to_string().into());
+        flag("reservation", bytes(self.reservation));
+        flag("limit", bytes(self.limit));
+        flag("dynamic-min", bytes(self.dynamic_min));
+        flag("dynamic-max", bytes(self.dynamic_max));
+        if let Some(disk) = &self.disk {
+            flag("disk", disk.into());
+        }
+        if let Some(group) = &self.share_group {
+            flag("share-group", group.into());
+        }
+        if let Some(console) = &self.console {
+            flag("console", console.into());
+        }
+        flag("swap-dir", (&self.swap_dir).into());
+        args
+    }
+}

@@ -1,0 +1,438 @@
+//! Every mistake with its line, and the way from a spec to flags and back.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::PolicyKind;
+use crate::units::Pages;
+
+const GUESTS: &[&str] = &["hello", "verify"];
+const MACHINE: Machine<'_> = Machine {
+    available: Pages::mib(4096),
+    guests: GUESTS,
+};
+
+/// A folder with an ELF kernel, a bzImage, an initrd and a file that is no kernel.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut bz_image = vec![0; 0x300];
+    bz_image[0x202..0x206].copy_from_slice(b"HdrS");
+    for (name, content) in [
+        ("vmlinux", b"\x7fELF...".as_slice()),
+        ("vmlinuz", &bz_image),
+        ("initrd.gz", b"x"),
+        ("notes.txt", b"hello"),
+    ] {
+        std::fs::write(folder.path().join(name), content).expect("a writable folder");
+    }
+    folder
+}
+
+fn parse(text: &str) -> Result<FleetSpec, ConfigError> {
+    let folder = folder();
+    FleetSpec::parse(text, &folder.path().join("fleet.toml"), &MACHINE)
+}
+
+/// The message, with the temporary folder cut out.
+fn message(text: &str) -> String {
+    let folder = folder();
+    let error = FleetSpec::parse(text, &folder.path().join("fleet.toml"), &MACHINE)
+        .expect_err("this file has a mistake");
+    let line = error.to_string();
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line.replace(&format!("{}/", folder.path().display()), "")
+}
+
+#[test]
+fn the_contract_file_is_understood() {
+    let fleet = parse(
+        r#"
+        [host]
+        memory = "512M"
+        policy = "esx"
+
+        [[vm]]
+        name = "web"
+        count = 4
+        memory = "256M"
+        cpus = 1
+        guest = "verify"
+        cmdline = "fill=85"
+        shares = "normal"
+        reservation = "32M"
+        limit = "256M"
+        dynamic_min = "64M"
+        dynamic_max = "256M"
+        share_group = "demo"
+        console = "web.log"
+
+        [[vm]]
+        name = "db"
+        memory = 134217728
+        kernel = "vmlinuz"
+        initrd = "initrd.gz"
+        cmdline = "console=ttyS0"
+        shares = 7
+        "#,
+    )
+    .expect("the file of the contract");
+    assert_eq!(fleet.host.memory, Pages::mib(512));
+    assert_eq!(fleet.host.policy, PolicyKind::Esx);
+    assert_eq!(fleet.host.swap_dir, Path::new("/var/tmp"));
+    let names: Vec<_> = fleet.vms.iter().map(|vm| vm.name.as_str()).collect();
+    assert_eq!(names, ["web-0", "web-1", "web-2", "web-3", "db"]);
+    let web = &fleet.vms[1];
+    assert_eq!(web.cmdline, "fill=85 seed=2");
+    assert_eq!((web.shares, web.reservation), (2560, Pages::mib(32)));
+    assert!(
+        web.console
+            .as_ref()
+            .is_some_and(|path| path.ends_with("web-1.log"))
+    );
+    let db = &fleet.vms[4];
+    assert_eq!(
+        (db.memory, db.limit, db.shares),
+        (Pages::mib(128), Pages::mib(128), 7)
+    );
+    assert_eq!(
+        (db.dynamic_min, db.dynamic_max),
+        (Pages::mib(32), Pages::mib(128))
+    );
+    assert_eq!(db.cmdline, "console=ttyS0");
+    assert_eq!(db.share_group, None);
+    assert!(matches!(&db.boot, Boot::Kernel { kernel, initrd: Some(_) } if kernel.is_absolute()));
+}
+
+#[test]
+fn auto_leaves_the_machine_a_tenth_and_256_mib_at_least() {
+    let host = |available| {
+        let machine = Machine {
+            available,
+            guests: GUESTS,
+        };
+        HostArgs::default()
+            .to_spec(None, &machine)
+            .map(|host| host.memory)
+    };
+    assert_eq!(host(Pages::mib(10_000)).expect("enough"), Pages::mib(9000));
+    assert_eq!(host(Pages::mib(1000)).expect("enough"), Pages::mib(744));
+    let error = host(Pages::mib(100))
+        .expect_err("nothing to spare")
+        .to_string();
+    assert_eq!(
+        error,
+        "command line: host: memory = \"auto\" (0.0 MiB) is out of range (allowed: 16M to 64T)"
+    );
+}
+
+#[test]
+fn a_seed_of_the_user_stays_and_kernels_get_none() {
+    let fleet = parse(
+        "[host]\nmemory = \"512M\"\nseed = 40\n[[vm]]\nname = \"a\"\nguest = \"verify\"\ncmdline = \"seed=7\"\n\
+         [[vm]]\nname = \"b\"\nguest = \"hello\"\n[[vm]]\nname = \"c\"\nkernel = \"vmlinux\"\n",
+    )
+    .expect("a good file");
+    let lines: Vec<_> = fleet.vms.iter().map(|vm| vm.cmdline.as_str()).collect();
+    assert_eq!(lines, ["seed=7", "seed=41", ""]);
+}
+
+#[test]
+fn mistakes_in_a_vm() {
+    // (lines of the [[vm]] table beside its name, message behind `fleet.toml: vm "web": `)
+    let table = [
+        (
+            "guest = \"verify\"\nreservation = \"512M\"\nlimit = \"128M\"",
+            "reservation = \"512M\" is above limit = \"128M\" (allowed: at most limit, 128.0 MiB)",
+        ),
+        (
+            "guest = \"verify\"\nlimit = \"1G\"",
+            "limit = \"1G\" is above memory = 256.0 MiB, its default (allowed: at most memory, 256.0 MiB)",
+        ),
+        (
+            "guest = \"verify\"\ndynamic_min = \"128M\"\ndynamic_max = \"64M\"",
+            "dynamic_min = \"128M\" is above dynamic_max = \"64M\" (allowed: at most dynamic_max, 64.0 MiB)",
+        ),
+        (
+            "guest = \"verify\"\nmemory = \"64M\"\ndynamic_max = \"65M\"",
+            "dynamic_max = \"65M\" is above memory = \"64M\" (allowed: at most memory, 64.0 MiB)",
+        ),
+        (
+            "guest = \"verify\"\nmemory = \"lots\"",
+            "memory = \"lots\" is no size (allowed: 512M, 512MiB, 2G or a number of bytes)",
+        ),
+        (
+            "guest = \"verify\"\nmemory = -1",
+            "memory = -1 is no size (allowed: 512M, 512MiB, 2G or a number of bytes)",
+        ),
+        (
+            "guest = \"verify\"\nmemory = 5000000",
+            "memory = 5000000 is no whole number of 4 KiB pages (allowed: multiples of 4096 bytes)",
+        ),
+        (
+            "guest = \"verify\"\nmemory = \"4K\"",
+            "memory = \"4K\" is out of range (allowed: 1M to 1T)",
+        ),
+        (
+            "guest = \"verify\"\nmemory = \"2T\"",
+            "memory = \"2T\" is out of range (allowed: 1M to 1T)",
+        ),
+        (
+            "guest = \"verify\"\ncpus = 0",
+            "cpus = 0 is no number of CPUs (allowed: 1 to 64)",
+        ),
+        (
+            "guest = \"verify\"\ncpus = 65",
+            "cpus = 65 is no number of CPUs (allowed: 1 to 64)",
+        ),
+        (
+            "guest = \"verify\"\nshares = \"huge\"",
+            "shares = \"huge\" is no weight (allowed: high, normal, low or 0 to 1000000000)",
+        ),
+        (
+            "guest = \"nosuch\"",
+            "guest = \"nosuch\" is no built-in guest (allowed: hello, verify)",
+        ),
+        (
+            "",
+            "guest or kernel is missing (allowed: guest = one of hello, verify; or kernel = a file)",
+        ),
+        (
+            "guest = \"verify\"\nkernel = \"vmlinux\"",
+            "guest = \"verify\" stands beside a kernel (allowed: guest or kernel, not both)",
+        ),
+        (
+            "guest = \"verify\"\ninitrd = \"initrd.gz\"",
+            "initrd = \"initrd.gz\" stands beside a built-in guest (allowed: initrd only with kernel)",
+        ),
+        (
+            "kernel = \"nosuch\"",
+            "kernel = \"nosuch\" cannot be opened (nosuch: No such file or directory (os error 2)) \
+             (allowed: a readable file)",
+        ),
+        (
+            "kernel = \".\"",
+            "kernel = \".\" is a folder (allowed: a readable file)",
+        ),
+        (
+            "kernel = \"notes.txt\"",
+            "kernel = \"notes.txt\" is no kernel (allowed: an ELF file or a Linux bzImage)",
+        ),
+        (
+            "kernel = \"vmlinux\"\ninitrd = \"nosuch\"",
+            "initrd = \"nosuch\" cannot be opened (nosuch: No such file or directory (os error 2)) \
+             (allowed: a readable file)",
+        ),
+        (
+            "kernel = \"vmlinux\"\ndisk = \"nosuch\"",
+            "disk = \"nosuch\" cannot be opened (nosuch: No such file or directory (os error 2)) \
+             (allowed: a readable file)",
+        ),
+        (
+            "guest = \"verify\"\nshare_group = \"a b\"",
+            "share_group = \"a b\" is no name (allowed: 1 to 64 of A-Z a-z 0-9 . _ -)",
+        ),
+        (
+            "guest = \"verify\"\ncmdline = \"a\\nb\"",
+            "cmdline = \"a\\nb\" is too long or has a line break or NUL in it (allowed: one line of \
+             at most 2048 bytes)",
+        ),
+        (
+            "guest = \"verify\"\ncount = 0",
+            "count = 0 is no number of VMs (allowed: 1 to 10000 VMs in all)",
+        ),
+    ];
+    for (lines, expected) in table {
+        let text = format!("[host]\nmemory = \"512M\"\n[[vm]]\nname = \"web\"\n{lines}\n");
+        assert_eq!(
+            message(&text),
+            format!("fleet.toml: vm \"web\": {expected}"),
+            "{lines}"
+        );
+    }
+}
+
+#[test]
+fn mistakes_in_names_and_files_together() {
+    let vm = |rest: &str| format!("[[vm]]\nguest = \"verify\"\n{rest}\n");
+    let host = "[host]\nmemory = \"512M\"\n";
+    let table = [
+        (
+            vm("name = \"a/b\""),
+            "vm \"a/b\": name = \"a/b\" is no name (allowed: 1 to 64 of A-Z a-z 0-9 . _ -)",
+        ),
+        (
+            vm("name = \"\""),
+            "vm \"\": name = \"\" is no name (allowed: 1 to 64 of A-Z a-z 0-9 . _ -)",
+        ),
+        (
+            vm("name = \"w\"\ncount = 2") + &vm("name = \"w-1\""),
+            "vm \"w-1\": name = \"w-1\" is used twice (allowed: a name for each VM)",
+        ),
+        (
+            vm("name = \"a\"\ndisk = \"notes.txt\"\ncount = 2"),
+            "vm \"a-1\": disk = \"notes.txt\" is used twice (allowed: a file for each VM)",
+        ),
+        (String::new(), "no VM (allowed: one [[vm]] table or more)"),
+    ];
+    for (text, expected) in table {
+        assert_eq!(
+            message(&format!("{host}{text}")),
+            format!("fleet.toml: {expected}")
+        );
+    }
+}
+
+#[test]
+fn mistakes_in_the_host() {
+    let table = [
+        (
+            "memory = \"x\"",
+            "memory = \"x\" is no size (allowed: 512M, 512MiB, 2G or a number of bytes)",
+        ),
+        (
+            "memory = \"1M\"",
+            "memory = \"1M\" (1.0 MiB) is out of range (allowed: 16M to 64T)",
+        ),
+        (
+            "policy = \"best\"",
+            "policy = \"best\" is no policy (allowed: esx)",
+        ),
+        (
+            "swap_dir = \"/nosuch\"",
+            "swap_dir = \"/nosuch\" is no folder (allowed: a folder that exists)",
+        ),
+    ];
+    for (line, expected) in table {
+        let text = format!("[host]\n{line}\n[[vm]]\nname = \"a\"\nguest = \"hello\"\n");
+        assert_eq!(message(&text), format!("fleet.toml: host: {expected}"));
+    }
+}
+
+#[test]
+fn mistakes_in_the_syntax_name_line_and_key() {
+    let table = [
+        (
+            "[host]\nmemroy = \"1G\"\n",
+            "fleet.toml:2: memroy: unknown field `memroy`, expected one of \
+            `memory`, `policy`, `swap_dir`, `seed`",
+        ),
+        (
+            "[host]\nmemory = true\n",
+            "fleet.toml:2: memory: invalid type: boolean `true`, expected a \
+            text or a whole number",
+        ),
+        (
+            "[host]\nmemory = \"1G\n",
+            "fleet.toml:2: memory: invalid basic string, expected `\"`",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\n",
+            "fleet.toml:1: missing field `host`",
+        ),
+        (
+            "[host]\n[[vm]]\nguest = \"hello\"\n",
+            "fleet.toml:2: missing field `name`",
+        ),
+        (
+            "[host]\n[vms]\n",
+            "fleet.toml:2: unknown field `vms`, expected `host` or `vm`",
+        ),
+        ("what\n", "fleet.toml:1: key with no value, expected `=`"),
+    ];
+    for (text, expected) in table {
+        assert_eq!(message(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let error = FleetSpec::load(Path::new("/nosuch/fleet.toml"), &MACHINE).expect_err("no file");
+    assert!(
+        error
+            .to_string()
+            .starts_with("/nosuch/fleet.toml: cannot read the fleet file: No such")
+    );
+}
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    vm: VmArgs,
+    #[command(flatten)]
+    host: HostArgs,
+    #[arg(long)]
+    count: Option<String>,
+}
+
+#[test]
+fn flags_make_a_fleet() {
+    let cli = Cli::try_parse_from([
+        "run",
+        "--guest=verify",
+        "--memory",
+        "64M",
+        "--count",
+        "2",
+        "--host-memory=128M",
+    ])
+    .expect("flags of the contract");
+    let fleet = FleetSpec::from_args(&cli.host, &cli.vm, cli.count.as_deref(), &MACHINE)
+        .expect("good flags");
+    assert_eq!(fleet.host.memory, Pages::mib(128));
+    assert_eq!(
+        (fleet.vms[1].name.as_str(), fleet.vms[1].cmdline.as_str()),
+        ("verify-1", "seed=2")
+    );
+    let cli = Cli::try_parse_from(["run", "--guest=verify", "--memory=-5"]).expect("checked later");
+    let error = cli
+        .vm
+        .to_spec(&MACHINE)
+        .expect_err("a negative size")
+        .to_string();
+    assert!(
+        error.starts_with("command line: vm \"verify\": memory = \"-5\" is no size"),
+        "{error}"
+    );
+}
+
+prop_compose! {
+    fn any_spec(folder: PathBuf)(
+        name in "[A-Za-z0-9._-]{1,64}", memory in 256_u64..1 << 28, cpus in 1_u8..=64,
+        kernel in proptest::option::of(any::<bool>()), cmdline in "[ -~é]{0,60}",
+        shares in 0_u64..=1_000_000_000, parts in proptest::array::uniform4(0_u64..=100),
+        disk in any::<bool>(), share_group in proptest::option::of("[a-z-]{1,9}"), console in any::<bool>(),
+    ) -> VmSpec {
+        let limit = memory * parts[0] / 100;
+        let dynamic_max = memory * parts[1] / 100;
+        VmSpec {
+            name, memory: Pages(memory), cpus, cmdline, shares, share_group,
+            boot: match kernel {
+                None => Boot::Guest("verify".into()),
+                Some(initrd) => Boot::Kernel {
+                    kernel: folder.join("vmlinux"),
+                    initrd: initrd.then(|| folder.join("initrd.gz")),
+                },
+            },
+            disk: disk.then(|| folder.join("notes.txt")),
+            reservation: Pages(limit * parts[2] / 100),
+            limit: Pages(limit),
+            dynamic_min: Pages(dynamic_max * parts[3] / 100),
+            dynamic_max: Pages(dynamic_max),
+            console: console.then(|| PathBuf::from("-odd name.log")),
+            swap_dir: "/var/tmp".into(),
+        }
+    }
+}
+
+#[test]
+fn a_spec_survives_its_flags() {
+    let folder = folder();
+    proptest!(|(spec in any_spec(folder.path().to_owned()))| {
+        let args = std::iter::once("vm".into()).chain(spec.to_args());
+        let cli = Cli::try_parse_from(args).expect("flags of our own making");
+        prop_assert_eq!(cli.vm.to_spec(&MACHINE).expect("a checked spec"), spec);
+    });
+}
