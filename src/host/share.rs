@@ -501,13 +501,19 @@ impl ShareIndex {
         if !frame.holders.is_empty() {
             return Ok(None);
         }
-        let group = self
-            .groups
-            .get_mut(&frame.group)
-            .expect("a frame's group exists");
-        group.index.remove(&frame.key);
-        self.frames.remove(&id);
+        self.forget(id);
         Ok(Some(id))
+    }
+
+    /// Takes a frame without references out of the tables.
+    fn forget(&mut self, id: FrameId) {
+        let frame = self.frames.remove(&id).expect("callers know the frame");
+        assert!(frame.holders.is_empty(), "{id:?} has references");
+        let group = self.groups.get_mut(&frame.group);
+        group
+            .expect("a frame's group exists")
+            .index
+            .remove(&frame.key);
     }
 
     /// Checks every count against the tables.
