@@ -32,6 +32,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 const URGENT_GAP: Duration = Duration::from_millis(10);
 /// Pages that each VM scans for sharing in a second. Chosen: 256 MiB in 8 s.
 const SCAN_PAGES_PER_SECOND: u32 = 8192;
+/// Largest weight: the sum over all VMs, times a number of pages, stays far from overflow.
+const SHARES_MAX: u64 = 1 << 40;
 /// VMs on one host, at most.
 const VMS_MAX: usize = 4096;
 /// Ended VMs whose figures are kept, at most.
@@ -194,6 +196,16 @@ impl Manager {
             .iter()
             .find(|(_, vm)| vm.name == name)
             .map(|(&id, _)| id)
+    }
+
+    /// Configured memory of a live VM.
+    pub fn size(&self, vm: VmId) -> Option<Pages> {
+        self.vms.get(&vm).map(|vm| vm.allocation.size)
+    }
+
+    /// Names of the live VMs.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.vms.values().map(|vm| vm.name.as_str())
     }
 
     /// Name of a live VM.
@@ -764,8 +776,11 @@ fn check_allocation(a: &Allocation) -> Result<(), String> {
             a.dynamic_max, a.size
         ));
     }
-    if a.shares == 0 || a.shares > 1 << 40 {
-        return Err(format!("shares {}: 1 to 2^40 are allowed", a.shares));
+    if a.shares > SHARES_MAX {
+        return Err(format!(
+            "shares {}: 0 to {SHARES_MAX} are allowed",
+            a.shares
+        ));
     }
     Ok(())
 }

@@ -13,8 +13,10 @@
 //! Single-threaded throughout. No VM process is trusted: see [`manager::Violation`].
 
 pub mod accounts;
+pub mod control;
 pub mod ledger;
 pub mod manager;
 pub mod pool;
 mod rate_limit;
+pub mod server;
 pub mod share;

@@ -244,7 +244,9 @@ impl Link {
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(Error::Closed),
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED | Errno::NOTCONN) => {
+                    return Err(Error::Closed);
+                }
                 Err(source) => return Err(os("send on")(source)),
             }
         }
@@ -262,13 +264,12 @@ impl Link {
             }
             let mut buffer = self.buffer.lock().expect("no holder of the buffer panics");
             match recv_datagram(&self.fd, &mut buffer, TakeFd::One) {
-                Ok(Datagram { bytes: 0, .. }) | Err(Errno::CONNRESET) => {
-                    return Ok(Received::Closed);
-                }
+                Ok(Datagram { bytes: 0, .. }) => return Ok(Received::Closed),
                 Ok(Datagram { bytes, fd }) => {
                     return Ok(Received::Message(codec::decode(&buffer[..bytes])?, fd));
                 }
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                // A reset is said once, before what the peer had sent; the end comes behind it.
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => {}
                 Err(source) => return Err(os("receive from")(source)),
             }
         }
@@ -301,7 +302,7 @@ impl HostLink {
     /// Sends `message`, or queues it while the peer is behind.
     ///
     /// # Errors
-    /// When the queue is full or the peer is gone: drop the link.
+    /// When the queue is full: drop the link.
     pub fn send(&mut self, message: &ToVm, fd: Option<OwnedFd>) -> Result<(), Error> {
         if self.queue.len() >= OUT_MESSAGES_MAX {
             return Err(Error::Backlog {
@@ -312,17 +313,21 @@ impl HostLink {
         self.flush()
     }
 
-    /// Sends what is queued, as far as the peer has room.
+    /// Sends what is queued, as far as the peer has room. That the peer is gone is no error here:
+    /// what it said last may still be there to be read, and [`HostLink::recv`] finds the end behind
+    /// it.
     ///
     /// # Errors
-    /// When the peer is gone.
+    /// When the socket fails otherwise.
     pub fn flush(&mut self) -> Result<(), Error> {
         while let Some((bytes, fd)) = self.queue.front() {
             match send_datagram(&self.fd, bytes, fd.as_ref().map(AsFd::as_fd)) {
                 Ok(()) => drop(self.queue.pop_front()),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(Error::Closed),
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED | Errno::NOTCONN) => {
+                    self.queue.clear();
+                }
                 Err(source) => return Err(os("send on")(source)),
             }
         }
@@ -340,8 +345,14 @@ impl HostLink {
     /// # Errors
     /// [`Error::Closed`] at the end; anything else means that the peer breaks the protocol.
     pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<ToHost>, Error> {
-        match recv_datagram(&self.fd, buffer, TakeFd::Never) {
-            Ok(Datagram { bytes: 0, .. }) | Err(Errno::CONNRESET) => Err(Error::Closed),
+        let mut received = recv_datagram(&self.fd, buffer, TakeFd::Never);
+        if matches!(received, Err(Errno::CONNRESET)) {
+            // The peer left without reading everything. The kernel says so once, before it hands
+            // out what the peer had sent, which may be how the VM ended.
+            received = recv_datagram(&self.fd, buffer, TakeFd::Never);
+        }
+        match received {
+            Ok(Datagram { bytes: 0, .. }) => Err(Error::Closed),
             Ok(Datagram { bytes, .. }) => Ok(Some(codec::decode(&buffer[..bytes])?)),
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
             Err(Errno::MSGSIZE) => Err(codec::Error::Oversized {
@@ -414,6 +425,19 @@ mod tests {
         };
         assert!(matches!(error, Error::Backlog { .. }), "{error}");
         assert!(matches!(vm.recv(None), Ok(Received::Message(..))));
+    }
+
+    #[test]
+    fn last_words_are_heard_though_the_peer_left_mail_unread() {
+        let (mut host, vm) = ends();
+        host.send(&ToVm::Stop, None).unwrap();
+        let last = ToHost::CreditReturn { pages: Pages(5) };
+        vm.send(&last).unwrap();
+        drop(vm);
+        host.send(&ToVm::Stop, None).unwrap();
+        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+        assert_eq!(host.recv(&mut buffer).unwrap(), Some(last));
+        assert!(matches!(host.recv(&mut buffer), Err(Error::Closed)));
     }
 
     #[test]
