@@ -1,8 +1,8 @@
 //! Configuration: a fleet file or command-line flags in, checked specs out.
 //!
 //! Whatever a VM is described by, it goes through one checker: a `[[vm]]` table and the flags of
-//! `tidemark vm` and `tidemark run --kernel ...` both become a [`check::Draft`] (texts as the user
-//! wrote them), and only [`check`] turns a draft into a [`VmSpec`]. A spec is therefore always
+//! `tidemark vm` and `tidemark run --kernel ...` both become a draft (texts as the user
+//! wrote them), and only the checker turns a draft into a [`VmSpec`]. A spec is therefore always
 //! valid: `reservation <= limit <= memory`, `dynamic_min <= dynamic_max <= memory`, a name that can
 //! stand in a path, files that exist. The manager starts a VM process with
 //! [`VmSpec::to_args`], which that process parses with the same [`VmArgs`].

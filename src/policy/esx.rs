@@ -11,7 +11,7 @@
 //! anybody before memory is short, and then only as much as is short (see
 //! [`reclaim`](super::reclaim)).
 //!
-//! The idle-memory tax belongs in [`weight`]: in the equilibrium of min-funding revocation a VM
+//! The idle-memory tax belongs in `weight`: in the equilibrium of min-funding revocation a VM
 //! that is active on the fraction `f` of its memory holds pages in proportion to
 //! `shares / (f + k * (1 - f))`, `k = 1 / (1 - tax)`. Here every page counts as active (`f = 1`).
 

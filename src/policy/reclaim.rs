@@ -11,14 +11,14 @@
 //! |---|---|---|---|
 //! | high, free >= 6 % | deflates as room allows | - | run |
 //! | high, free < 6 % | inflates towards 6 % free | - | run |
-//! | soft | inflates towards 6 % free | where ballooning is not possible | run |
-//! | hard | the same | everybody, towards 4 % free | run |
+//! | soft | inflates towards 6 % free | below 4 % free, towards 5 %, where ballooning is not possible | run |
+//! | hard | the same | the same, everybody | run |
 //! | low | the same | the same | blocked above the target |
 //!
 //! **The balloon loop is closed.** A guest first gives pages that it never touched or that are free
 //! anyway: those lower nothing. So the order is not "so many pages" once, but "that many more than
 //! the balloon is measured to hold", again in every decision, until consumption falls or the balloon
-//! is at its ceiling. The order never leads the measurement by more than [`STEP_DIVISOR`] allows, so
+//! is at its ceiling. The order never leads the measurement by more than `STEP_DIVISOR` allows, so
 //! it ends as soon as the need does.
 //!
 //! **Ballooning is not possible** without a driver, at the ceiling, for a guest that says it has
@@ -31,7 +31,7 @@
 use std::time::Duration;
 
 use super::state::Thresholds;
-use super::types::{MemState, Run, Snapshot, VmPlan, VmSnapshot};
+use super::types::{Mechanism, MemState, Run, Snapshot, VmPlan, VmSnapshot};
 use super::{PolicyState, Target};
 use crate::units::Pages;
 
@@ -58,36 +58,44 @@ pub const ROOM_FOR: Duration = Duration::from_secs(1);
 pub struct BalloonRecord {
     /// The last order.
     pub(super) order: Pages,
-    /// The most that the balloon held since `progress_at`.
+    /// What the balloon held when it was last looked at.
     held: Pages,
+    /// Whether it is stuck. Stays while memory is short, until the balloon grows.
+    stuck: bool,
     /// When the balloon last grew, or was first asked to; `None` while nothing is asked.
     progress_at: Option<Duration>,
 }
 
 impl BalloonRecord {
-    /// Notes what the balloon holds now and says whether it is stuck.
-    fn observe(&mut self, ballooned: Pages, now: Duration) -> bool {
-        match self.progress_at {
-            Some(since) if ballooned <= self.held => {
-                // A balloon that shrank (deflate on out-of-memory) must only regain a page.
-                self.held = ballooned;
-                ballooned < self.order && now.saturating_sub(since) >= STUCK_AFTER
-            }
-            _ => {
-                self.held = ballooned;
-                self.progress_at = Some(now);
-                false
-            }
+    /// Notes what the balloon holds now, and whether that makes it stuck or innocent.
+    fn observe(&mut self, ballooned: Pages, now: Duration) {
+        if ballooned > self.held {
+            self.stuck = false;
+            self.progress_at = None;
+        }
+        // A balloon that shrank (deflate on out-of-memory) must only regain a page.
+        self.held = ballooned;
+        let since = *self.progress_at.get_or_insert(now);
+        if ballooned < self.order && now.saturating_sub(since) >= STUCK_AFTER {
+            self.stuck = true;
         }
     }
+}
+
+/// What is the same for all VMs of one decision.
+struct Situation {
+    state: MemState,
+    /// Whether free memory is at the high threshold or above.
+    enough: bool,
+    now: Duration,
 }
 
 /// Pages wanted back from one VM.
 #[derive(Debug, Clone, Copy, Default)]
 struct Take {
-    /// Towards the high threshold, and down to the limit: by ballooning where possible.
+    /// Towards the high threshold, and down to the limit: by ballooning.
     all: Pages,
-    /// Towards the soft threshold: by swapping from hard on.
+    /// Towards the swap goal, once below the soft threshold: by swapping.
     urgent: Pages,
     /// The part above the limit, due in any state.
     over_limit: Pages,
@@ -105,20 +113,16 @@ pub fn plan(
         .retain(|id, _| snapshot.vms.binary_search_by_key(id, |vm| vm.id).is_ok());
     let takes = takes(snapshot, thresholds, &targets);
     let deflates = deflations(snapshot, thresholds, &takes, memory);
-    let state = memory.mem_state;
+    let situation = Situation {
+        state: memory.mem_state,
+        enough: !thresholds.near_soft(snapshot.free),
+        now: snapshot.now,
+    };
     let mut plans = Vec::with_capacity(snapshot.vms.len());
     for (((vm, target), take), deflate) in snapshot.vms.iter().zip(targets).zip(takes).zip(deflates)
     {
         let record = memory.balloons.entry(vm.id).or_default();
-        plans.push(plan_vm(
-            vm,
-            target,
-            take,
-            deflate,
-            state,
-            snapshot.now,
-            record,
-        ));
+        plans.push(plan_vm(vm, target, take, deflate, &situation, record));
     }
     plans
 }
@@ -132,7 +136,14 @@ fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Ve
         .collect();
     let total: Pages = excess.iter().copied().sum();
     let short = thresholds.high.saturating_sub(snapshot.free).min(total);
-    let urgent = thresholds.soft.saturating_sub(snapshot.free).min(total);
+    let urgent = if snapshot.free < thresholds.soft {
+        thresholds
+            .swap_goal()
+            .saturating_sub(snapshot.free)
+            .min(total)
+    } else {
+        Pages::ZERO
+    };
     let part = |of: Pages, excess: Pages| {
         let (of, excess) = (u128::from(of.0), u128::from(excess.0));
         let part = (of * excess).div_ceil(u128::from(total.0.max(1)));
@@ -217,90 +228,92 @@ fn plan_vm(
     target: Target,
     take: Take,
     deflate: Pages,
-    state: MemState,
-    now: Duration,
+    situation: &Situation,
     record: &mut BalloonRecord,
 ) -> VmPlan {
-    let mut why = target.why;
-    let balloon = if take.all > Pages::ZERO {
-        inflate(vm, take.all, now, record)
-    } else {
-        let order = record.order.min(vm.ballooned).saturating_sub(deflate);
-        *record = BalloonRecord {
-            order,
-            ..BalloonRecord::default()
-        };
-        Ok(order)
-    };
-    let (balloon_target, cannot) = match balloon {
-        Ok(order) => (order, None),
-        Err(reason) => (record.order, Some(reason)),
-    };
-    // What must be swapped: everything where the balloon cannot, else what is urgent.
-    let swap = match (state, cannot) {
-        (MemState::High, None) => Pages::ZERO,
+    let order = balloon_order(vm, take.all, deflate, situation, record);
+    let cannot = cannot_balloon(vm, record);
+    let swap = match (situation.state, cannot) {
+        (MemState::High | MemState::Soft, None) => Pages::ZERO,
         (MemState::High, Some(_)) => take.over_limit,
-        (_, Some(_)) => take.all,
-        (MemState::Soft, None) => Pages::ZERO,
-        (MemState::Hard | MemState::Low, None) => take.urgent,
+        (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => take
+            .urgent
+            .max(cannot.map_or(Pages::ZERO, |_| take.over_limit)),
     };
-    if take.over_limit > Pages::ZERO {
-        why.push_str(&format!("; {} above its limit", take.over_limit));
-    }
-    if let Some(reason) = cannot {
-        why.push_str(&format!("; {reason}"));
-        why.push_str(if swap > Pages::ZERO {
-            ": swapped instead"
-        } else {
-            ""
-        });
-    }
     let above = vm.consumed > target.pages;
     VmPlan {
         id: vm.id,
         target: target.pages,
-        balloon_target,
+        balloon_target: order,
         private_max: (swap > Pages::ZERO).then(|| vm.private.saturating_sub(swap)),
-        run: if state == MemState::Low && above {
+        mechanism: cannot.map_or(Mechanism::Balloon, |_| Mechanism::Swap),
+        run: if situation.state == MemState::Low && above {
             Run::Block
         } else {
             Run::Go
         },
-        why,
+        why: explain(target.why, take, cannot, swap),
     }
 }
 
-/// Orders the balloon to grow. `Err` says why it cannot; the order in `record` then stands.
-fn inflate(
-    vm: &VmSnapshot,
-    take: Pages,
-    now: Duration,
-    record: &mut BalloonRecord,
-) -> Result<Pages, &'static str> {
-    if !vm.balloon_driver {
-        *record = BalloonRecord::default();
-        return Err("no balloon driver");
+fn explain(mut why: String, take: Take, cannot: Option<&str>, swap: Pages) -> String {
+    if take.over_limit > Pages::ZERO {
+        why.push_str(&format!("; {} above its limit", take.over_limit));
     }
-    let stuck = record.observe(vm.ballooned, now);
-    let ceiling = balloon_ceiling(vm);
-    let step_max = Pages(vm.allocation.size.0 / STEP_DIVISOR).max(STEP_MIN);
-    let step = take.clamp(STEP_MIN, step_max);
-    // No order above the ceiling, but no deflation either while memory is wanted.
-    record.order = (vm.ballooned + step).min(ceiling.max(vm.ballooned));
-    if vm.ballooned >= ceiling {
-        return Err("balloon at its ceiling");
-    }
-    if let Some(available) = guest_available(vm) {
-        let spare = available.saturating_sub(GUEST_AVAILABLE_MIN);
-        record.order = record.order.min(vm.ballooned + spare);
-        if spare == Pages::ZERO {
-            return Err("the guest says that it has no memory left to give");
+    if let Some(reason) = cannot.filter(|_| take.all > Pages::ZERO) {
+        why.push_str(&format!("; {reason}"));
+        if swap > Pages::ZERO {
+            why.push_str(": swapped instead");
         }
     }
-    if stuck {
-        return Err("balloon stuck");
+    why
+}
+
+/// What the balloon shall hold from now on.
+fn balloon_order(
+    vm: &VmSnapshot,
+    take: Pages,
+    deflate: Pages,
+    situation: &Situation,
+    record: &mut BalloonRecord,
+) -> Pages {
+    if !vm.balloon_driver {
+        *record = BalloonRecord::default();
+        return Pages::ZERO;
     }
-    Ok(record.order)
+    if take == Pages::ZERO {
+        record.order = record.order.min(vm.ballooned).saturating_sub(deflate);
+        record.progress_at = None;
+        if situation.enough {
+            // Only a host with enough memory forgets: guilt shall not be proven anew, five seconds
+            // each time, for as long as memory is short.
+            record.stuck = false;
+        }
+        return record.order;
+    }
+    record.observe(vm.ballooned, situation.now);
+    let step_max = Pages(vm.allocation.size.0 / STEP_DIVISOR).max(STEP_MIN);
+    let step = guest_spare(vm).map_or(step_max, |spare| spare.min(step_max));
+    let step = take.max(STEP_MIN).min(step);
+    // No order above the ceiling, but no deflation either while memory is wanted.
+    let ceiling = balloon_ceiling(vm).max(vm.ballooned);
+    record.order = (vm.ballooned + step).min(ceiling);
+    record.order
+}
+
+/// Why this VM's balloon can take nothing more, if so.
+fn cannot_balloon(vm: &VmSnapshot, record: &BalloonRecord) -> Option<&'static str> {
+    if !vm.balloon_driver {
+        Some("no balloon driver")
+    } else if vm.ballooned >= balloon_ceiling(vm) {
+        Some("balloon at its ceiling")
+    } else if guest_spare(vm) == Some(Pages::ZERO) {
+        Some("the guest says that it has no memory left to give")
+    } else if record.stuck {
+        Some("balloon stuck")
+    } else {
+        None
+    }
 }
 
 /// The most that this VM's balloon is asked to hold: 65 % of its size, and 16 MiB are left.
@@ -309,6 +322,8 @@ pub fn balloon_ceiling(vm: &VmSnapshot) -> Pages {
     Pages(size.0 * BALLOON_MAX_PERCENT / 100).min(size.saturating_sub(GUEST_MIN))
 }
 
-fn guest_available(vm: &VmSnapshot) -> Option<Pages> {
-    vm.guest.available_bytes.map(Pages::in_bytes)
+/// What the guest says that it can still give, if it says anything.
+fn guest_spare(vm: &VmSnapshot) -> Option<Pages> {
+    let available = Pages::in_bytes(vm.guest.available_bytes?);
+    Some(available.saturating_sub(GUEST_AVAILABLE_MIN))
 }

@@ -66,6 +66,12 @@ impl Thresholds {
         free < self.high
     }
 
+    /// Free memory that swapping works towards: half way between soft and high, so that the last
+    /// few pages, which VMs hold as unused credit, do not keep the host in hard.
+    pub fn swap_goal(&self) -> Pages {
+        Pages(self.soft.0.midpoint(self.high.0))
+    }
+
     fn state_between(&self, free: Pages, soft: Pages, hard: Pages, low: Pages) -> MemState {
         if free < low {
             MemState::Low

@@ -82,10 +82,10 @@ fn each_state_allows_what_its_row_says() {
 }
 
 #[test]
-fn swapping_asks_only_for_what_the_soft_threshold_lacks() {
+fn swapping_asks_only_for_what_is_urgent() {
     let snapshot = two(1500);
     let plan = decide(&snapshot, &mut esx());
-    assert_eq!(plan.vms[0].private_max, Some(Pages(78_500 - 2500)));
+    assert_eq!(plan.vms[0].private_max, Some(Pages(78_500 - 3500)));
 }
 
 #[test]

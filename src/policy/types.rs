@@ -87,8 +87,12 @@ pub struct VmPlan {
     pub target: Pages,
     /// Pages that its balloon should hold.
     pub balloon_target: Pages,
-    /// Swap or compress until private pages are at most this; `None`: do not swap.
+    /// Swap or compress until private pages are at most this; `None`: do not swap. While it is
+    /// set, the VM gives back the credit that it does not use, and takes no pages back above it
+    /// from credit it still has.
     pub private_max: Option<Pages>,
+    /// What takes memory from it when memory is short.
+    pub mechanism: Mechanism,
     /// Whether its vCPUs may run.
     pub run: Run,
     /// Which rule set the target: one line for people.
@@ -122,6 +126,15 @@ impl MemState {
             MemState::Low => "low",
         }
     }
+}
+
+/// What takes memory from a VM in state soft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    /// Its balloon.
+    Balloon,
+    /// Swapping, because ballooning is not possible.
+    Swap,
 }
 
 /// Whether a VM's vCPUs may run.
