@@ -235,11 +235,19 @@ impl Memory {
         frame.number() - self.first
     }
 
-    /// Gives an absent page a frame, whose content is then anything. `None` if no frame is free.
+    /// Gives an absent page a frame, whose content is then anything: a free one, or for a page that
+    /// is not cache itself a cache page's. `None` if there is none.
     ///
     /// **Panics** if the page is present: its frame would be lost.
     pub fn populate(&mut self, index: u32) -> Option<Frame> {
-        let frame = self.fresh.take_up().or_else(|| self.reported.take_up())?;
+        let frame = self
+            .fresh
+            .take_up()
+            .or_else(|| self.reported.take_up())
+            .or_else(|| {
+                let is_data = self.pages[index as usize].kind != Kind::Cache;
+                is_data.then(|| self.drop_cache()).flatten()
+            })?;
         let page = &mut self.pages[index as usize];
         assert_eq!(page.frame, ABSENT, "page {index} is present");
         page.frame = frame;
