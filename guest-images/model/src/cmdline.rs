@@ -96,7 +96,7 @@ impl<'a> Options<'a> {
             .map(|token| token.split_once('=').unwrap_or((token, "1")))
             .filter(|(name, _)| *name == key)
             .map(|(_, value)| value)
-            .last()
+            .next_back()
     }
 
     /// A whole number of at most `max`.
