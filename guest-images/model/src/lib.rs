@@ -1,0 +1,10 @@
+//! The pure parts of the test guests: no ports, no devices, no guest memory. Tested on the host.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod cmdline;
+pub mod content;
+pub mod frames;
+pub mod layout;
+pub mod ring;
+pub mod rng;

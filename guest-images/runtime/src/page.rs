@@ -1,0 +1,97 @@
+//! Reading and writing the bytes of a page frame.
+//!
+//! Rules: a frame is addressed by number and only through the functions here; every access is
+//! volatile, because the VMM may replace the memory behind a frame at any time; no reference to a
+//! frame's bytes is ever made. [`Frame`] can only be had from an owner of memory that is not part of
+//! the image, so that a write hits nothing the compiler knows of.
+
+use tidemark_guest_model::content::{Identity, LANES, WORDS};
+
+/// Bytes of a page.
+pub const BYTES: u64 = 4096;
+
+/// A page frame: identity-mapped memory outside the image, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame(u32);
+
+/// Where a page differs from what it must hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Mismatch {
+    /// Byte offset of the first word that differs.
+    pub offset: usize,
+    /// The word that belongs there.
+    pub expected: u64,
+    /// The word that is there.
+    pub found: u64,
+}
+
+impl Frame {
+    /// The frame of this number.
+    ///
+    /// # Safety
+    ///
+    /// It must lie in memory, mapped at its own address, and overlap no object of the program.
+    #[must_use]
+    pub const unsafe fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number: the address divided by the page size.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// Its address.
+    #[must_use]
+    pub const fn address(self) -> u64 {
+        self.0 as u64 * BYTES
+    }
+
+    const fn pointer(self, word: usize) -> *mut u64 {
+        (self.address() as *mut u64).wrapping_add(word % WORDS)
+    }
+
+    /// Reads one of the 512 words.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(self, word: usize) -> u64 {
+        // SAFETY: within the frame, which is mapped memory by the contract of `new`.
+        unsafe { self.pointer(word).read_volatile() }
+    }
+
+    /// Writes one of the 512 words.
+    #[inline(always)]
+    pub fn set_word(self, word: usize, value: u64) {
+        // SAFETY: within the frame, which no object of the program overlaps.
+        unsafe { self.pointer(word).write_volatile(value) }
+    }
+
+    /// Writes the whole content of an identity.
+    pub fn write(self, identity: Identity) {
+        let mut stream = identity.stream();
+        for first in (0..WORDS).step_by(LANES) {
+            for (lane, word) in stream.next().into_iter().enumerate() {
+                self.set_word(first + lane, word);
+            }
+        }
+    }
+
+    /// Compares all 4096 bytes with the content of an identity.
+    pub fn compare(self, identity: Identity) -> Result<(), Mismatch> {
+        let mut stream = identity.stream();
+        for first in (0..WORDS).step_by(LANES) {
+            for (lane, expected) in stream.next().into_iter().enumerate() {
+                let found = self.word(first + lane);
+                if found != expected {
+                    return Err(Mismatch {
+                        offset: (first + lane) * 8,
+                        expected,
+                        found,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
