@@ -537,18 +537,27 @@ impl Manager {
         self.frame_parts.1.get(&id).copied().unwrap_or(0)
     }
 
+    /// What a VM holds in the books: its credit and its part of the frames.
+    fn held(&self, id: VmId) -> Pages {
+        self.ledger.charge(id) + Pages::in_bytes(self.frames_part_bytes(id))
+    }
+
     /// What the grant rule gives a VM now.
     fn affordable(&self, id: VmId, asked: Pages) -> Pages {
         let vm = &self.vms[&id];
         let request = CreditRequest {
             asked,
-            held: self.ledger.charge(id) + Pages::in_bytes(self.frames_part_bytes(id)),
-            target: vm.target(),
-            reservation: vm.allocation.reservation,
-            limit: vm.allocation.limit.min(vm.allocation.size),
+            held: self.held(id),
+            allocation: &vm.allocation,
+            plan: vm.plan.as_ref(),
         };
         let thresholds = Thresholds::of_budget(self.ledger.budget());
-        grant(&request, self.ledger.free(), &thresholds)
+        grant(
+            &request,
+            self.ledger.free(),
+            &thresholds,
+            self.policy.mem_state(),
+        )
     }
 
     /// Grants to those who wait: first who is at or below its target, then in order of asking.
@@ -558,7 +567,7 @@ impl Manager {
             .vms
             .iter()
             .filter(|(_, vm)| vm.asked > Pages::ZERO)
-            .map(|(&id, vm)| (self.ledger.charge(id) > vm.target(), vm.asked_since, id))
+            .map(|(&id, vm)| (self.held(id) > vm.target(), vm.asked_since, id))
             .collect();
         if only.is_some() && waiting.len() > 1 {
             // Someone waits already because nothing more could be granted; nothing was returned
