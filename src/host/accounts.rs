@@ -143,6 +143,10 @@ pub struct VmFigures {
     pub swap_errors: u64,
     /// The most of each that was reported.
     pub peak: Peaks,
+    /// Milliseconds from the start of its process to the first byte on its console, where that
+    /// could be seen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub boot_ms: Option<f64>,
     /// What a built-in test guest reported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub guest: Option<GuestReport>,

@@ -680,6 +680,7 @@ impl Manager {
             cow_breaks: report.cow_breaks,
             swap_errors: report.swap_errors,
             peak: vm.peak,
+            boot_ms: None,
             guest: report.guest,
         }
     }

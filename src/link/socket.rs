@@ -211,6 +211,7 @@ pub enum Received {
 pub struct Link {
     fd: OwnedFd,
     buffer: Mutex<Vec<u8>>,
+    home: Option<PathBuf>,
 }
 
 impl Link {
@@ -223,9 +224,25 @@ impl Link {
             Ok(SocketType::SEQPACKET) => Ok(Link {
                 fd,
                 buffer: Mutex::new(vec![0; MESSAGE_BYTES_MAX + 1]),
+                home: None,
             }),
             _ => Err(Error::NotALink),
         }
+    }
+
+    /// A link to the host manager that listens at `path`.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(path: &Path) -> Result<Link, Error> {
+        let mut link = Link::new(connect(path)?)?;
+        link.home = Some(path.to_owned());
+        Ok(link)
+    }
+
+    /// Where a new link can be had when this one has ended; `None` when it was inherited.
+    pub fn home(&self) -> Option<&Path> {
+        self.home.as_deref()
     }
 
     /// Sends one message; waits up to [`SEND_TIMEOUT`] while the host manager is behind.

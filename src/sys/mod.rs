@@ -1,3 +1,4 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
+pub mod inherited;
 pub mod ram;
