@@ -12,15 +12,8 @@ use serde::Serialize;
 
 use super::machine::meminfo;
 use super::{Error, table};
+use crate::sys::uffd;
 
-/// Bits of the userfaultfd handshake, as `linux/userfaultfd.h` has them.
-const UFFD_FEATURES: [(u64, &str); 4] = [
-    (1 << 0, "WP"),
-    (1 << 2, "EVENT_REMAP"),
-    (1 << 6, "EVENT_UNMAP"),
-    (1 << 16, "MOVE"),
-];
-const UFFD_MOVE: u64 = 1 << 16;
 /// Mappings that a VM with many scattered shared pages may need; the kernel's default is 65530.
 const MAP_COUNT_WANTED: u64 = 65530;
 
@@ -41,7 +34,8 @@ pub struct Findings {
     kernel: String,
     kvm: Kvm,
     userfaultfd: Uffd,
-    /// How pages are taken out of a guest: `move`, `copy`, or unknown.
+    /// How pages are taken out of a guest: `move` (UFFDIO_MOVE), `copy` (write-protect and copy), or
+    /// unknown.
     take_path: &'static str,
     max_map_count: u64,
     memory_cgroup: Option<String>,
@@ -133,7 +127,7 @@ fn look(swap_dir: &Path) -> Findings {
         kvm,
         take_path: match bits {
             None => "unknown",
-            Some(bits) if bits & UFFD_MOVE != 0 => "move",
+            Some(bits) if bits & uffd::FEATURE_MOVE != 0 => "move",
             Some(_) => "copy",
         },
         userfaultfd: uffd,
@@ -205,45 +199,29 @@ fn kvm_kind() -> &'static str {
     }
 }
 
+/// And its feature bits.
 fn look_uffd() -> (Uffd, Option<u64>) {
     let grant = "`sudo sysctl -w vm.unprivileged_userfaultfd=1`, or access to /dev/userfaultfd \
                  (`sudo setfacl -m u:$USER:rw /dev/userfaultfd`)";
-    match uffd_features() {
+    match uffd::probe() {
         Ok(bits) => {
-            let known = UFFD_FEATURES.iter();
-            let set = known.filter(|(bit, _)| bits.is_some_and(|bits| bits & bit != 0));
-            let uffd = Uffd {
+            let names = uffd::FEATURE_NAMES.iter();
+            let set = names.filter(|(bit, _)| bits & bit != 0);
+            let found = Uffd {
                 usable: true,
                 features: set.map(|(_, name)| *name).collect(),
                 problem: None,
             };
-            (uffd, bits)
+            (found, Some(bits))
         }
-        Err(why) => {
-            let uffd = Uffd {
+        Err(error) => {
+            let found = Uffd {
                 usable: false,
                 features: Vec::new(),
-                problem: Some(format!("userfaultfd: {why}; {grant}")),
+                problem: Some(format!("{error}; {grant}")),
             };
-            (uffd, None)
+            (found, None)
         }
-    }
-}
-
-/// The feature bits of userfaultfd; `None` when it can be used and they are not known.
-///
-/// STAND-IN: `crate::sys::uffd::probe()` answers this once it is merged.
-fn uffd_features() -> Result<Option<u64>, String> {
-    let device = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/userfaultfd");
-    let by_syscall = number("/proc/sys/vm/unprivileged_userfaultfd") == Some(1)
-        || rustix::process::geteuid().is_root();
-    match device {
-        Ok(_) => Ok(None),
-        Err(_) if by_syscall => Ok(None),
-        Err(error) => Err(error.to_string()),
     }
 }
 

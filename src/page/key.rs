@@ -1,13 +1,21 @@
-//! The key of a page: the one hash that VM processes and the host manager share.
+//! The key of a page: XXH3-64 of its 4096 bytes, seeded with the share group's secret.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::link::message::Key;
 use crate::units::PAGE_SIZE;
 
-/// The key of a page's content under its share group's seed. A candidate for sharing, never proof.
-pub fn key_of(content: &[u8; PAGE_SIZE], seed: u64) -> Key {
-    Key(xxh3_64_with_seed(content, seed))
+/// The key of `page` under `seed`. Equal pages have equal keys; equal keys prove nothing, and an
+/// adversary can make them, so that every use compares the pages in full.
+pub fn key_of(page: &[u8; PAGE_SIZE], seed: u64) -> Key {
+    Key(xxh3_64_with_seed(page, seed))
+}
+
+/// Whether every byte is zero. Pages that are not zero mostly show it in their first words.
+pub fn is_zero(page: &[u8; PAGE_SIZE]) -> bool {
+    let (words, rest) = page.as_chunks::<64>();
+    debug_assert!(rest.is_empty());
+    words.iter().all(|word| *word == [0; 64])
 }
 
 #[cfg(test)]
@@ -15,12 +23,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_depend_on_content_and_seed() {
-        let mut page = [0; PAGE_SIZE];
-        let zero = key_of(&page, 7);
-        assert_eq!(zero, key_of(&page, 7));
-        assert_ne!(zero, key_of(&page, 8));
+    fn seeds_make_different_keys_of_one_page() {
+        let page = [7u8; PAGE_SIZE];
+        assert_eq!(key_of(&page, 1), key_of(&page, 1));
+        assert_ne!(key_of(&page, 1), key_of(&page, 2));
+    }
+
+    #[test]
+    fn a_last_byte_counts() {
+        let mut page = [0u8; PAGE_SIZE];
+        assert!(is_zero(&page));
         page[PAGE_SIZE - 1] = 1;
-        assert_ne!(zero, key_of(&page, 7));
+        assert!(!is_zero(&page));
     }
 }

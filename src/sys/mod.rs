@@ -1,4 +1,9 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
 pub mod inherited;
+pub mod kvm;
+pub mod pagemap;
+pub mod pool_view;
 pub mod ram;
+pub mod space;
+pub mod uffd;

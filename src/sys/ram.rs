@@ -77,9 +77,10 @@ impl Layout {
             .any(|ram| range.start >= ram.start && range.end() <= ram.end())
     }
 
-    /// Whether the frame is RAM.
+    /// Whether the frame is RAM. Any number may be asked for, the last one included, whose range
+    /// would wrap: guests do.
     pub fn contains_gfn(&self, gfn: Gfn) -> bool {
-        self.contains(GfnRange::one(gfn))
+        self.ranges.iter().any(|ram| ram.contains(gfn))
     }
 
     /// Total RAM.
@@ -205,6 +206,7 @@ mod tests {
         let last_low = Gfn::containing(LOW_RAM_END - 1).unwrap();
         assert!(layout.contains_gfn(last_low));
         assert!(!layout.contains(GfnRange::new(last_low, 2)));
+        assert!(!layout.contains_gfn(Gfn(u32::MAX)));
     }
 
     #[test]

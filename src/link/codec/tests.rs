@@ -54,7 +54,6 @@ fn report() -> impl Strategy<Value = ToHost> {
                 pages_verified: n,
                 pages_corrupt: 0,
             }),
-            ..Report::default()
         }))
     })
 }

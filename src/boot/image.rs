@@ -1,0 +1,96 @@
+//! A file to be loaded into a guest, in memory or on disk, copied piece by piece: a kernel of
+//! 40 MiB costs the VM process one buffer.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::{Error, put};
+use crate::sys::ram::GuestRam;
+
+/// Bytes copied at a time.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// The bytes of a kernel or an initial RAM disk.
+#[derive(Debug)]
+pub enum Image {
+    /// Part of this program.
+    Builtin(&'static [u8]),
+    /// In memory.
+    Owned(Vec<u8>),
+    /// A regular file.
+    File(File),
+}
+
+impl Image {
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// When the file does not tell.
+    pub fn length(&self) -> Result<u64, Error> {
+        match self {
+            Image::Builtin(bytes) => Ok(bytes.len() as u64),
+            Image::Owned(bytes) => Ok(bytes.len() as u64),
+            Image::File(file) => Ok(file
+                .metadata()
+                .map_err(|source| Error::Read {
+                    what: "the length of the file",
+                    source,
+                })?
+                .len()),
+        }
+    }
+
+    /// Fills `bytes` from `offset`.
+    ///
+    /// # Errors
+    /// When the image ends before, or cannot be read.
+    pub fn read(&self, what: &'static str, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        let file_bytes = self.length()?;
+        let length = bytes.len() as u64;
+        let truncated = Error::Truncated {
+            what,
+            offset,
+            length,
+            file_bytes,
+        };
+        let Some(end) = offset.checked_add(length).filter(|end| *end <= file_bytes) else {
+            return Err(truncated);
+        };
+        let from = |memory: &[u8], bytes: &mut [u8]| {
+            let range = usize::try_from(offset).ok()?..usize::try_from(end).ok()?;
+            bytes.copy_from_slice(memory.get(range)?);
+            Some(())
+        };
+        match self {
+            Image::Builtin(memory) => from(memory, bytes).ok_or(truncated),
+            Image::Owned(memory) => from(memory, bytes).ok_or(truncated),
+            Image::File(file) => file
+                .read_exact_at(bytes, offset)
+                .map_err(|source| Error::Read { what, source }),
+        }
+    }
+
+    /// Copies `length` bytes from `offset` to guest memory.
+    pub(super) fn copy_to(
+        &self,
+        what: &'static str,
+        (offset, length): (u64, u64),
+        ram: &GuestRam,
+        gpa: u64,
+    ) -> Result<(), Error> {
+        let piece_bytes = length.min(PIECE_BYTES as u64);
+        let mut piece = vec![0; usize::try_from(piece_bytes).unwrap_or(PIECE_BYTES)];
+        let mut done = 0;
+        while done < length {
+            let now = (length - done).min(piece_bytes);
+            let piece = &mut piece[..usize::try_from(now).unwrap_or(PIECE_BYTES)];
+            let at = offset
+                .checked_add(done)
+                .ok_or(Error::Broken("an offset wraps"))?;
+            self.read(what, at, piece)?;
+            put(ram, gpa + done, piece)?;
+            done += now;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,289 @@
+//! The balloon's queues.
+//!
+//! Everything is copied out of guest memory first; then the sink is called, which may take the
+//! pager's locks; then the buffers are returned. So a page is accounted for before the guest may
+//! use it again.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use virtio_queue::Queue;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::super::chain::{self, Buffer, Chain, Direction, Malformed};
+use super::super::{FEATURE_VERSION_1, Used, VirtioDevice};
+use super::{Shared, pfn, stats};
+use crate::devices::guest_range::frames_inside;
+use crate::devices::sink::BalloonSink;
+use crate::policy::types::GuestMemoryStats;
+use crate::sys::ram::GuestRam;
+use crate::units::Gfn;
+
+/// Virtio device type of the traditional memory balloon (virtio 1.2, section 5).
+const DEVICE_ID: u32 = 5;
+/// Feature bits (virtio 1.2, section 5.5.3).
+const FEATURE_MUST_TELL_HOST: u64 = 1 << 0;
+const FEATURE_STATS_VQ: u64 = 1 << 1;
+const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
+const FEATURE_REPORTING: u64 = 1 << 5;
+
+const INFLATE_QUEUE: usize = 0;
+const DEFLATE_QUEUE: usize = 1;
+/// Where the statistics queue is when the driver accepted it.
+pub(super) const STATS_QUEUE: usize = 2;
+/// Linux uses 128 entries for page lists and needs 32 for reporting.
+const QUEUE_SIZES: [u16; 4] = [128; 4];
+
+/// Bytes of one listed page number.
+const PFN_BYTES: u32 = 4;
+/// Longest list in one buffer; Linux sends 1024 bytes (256 pages).
+const LIST_BYTES_MAX: u32 = 4096;
+/// Longest lists in one chain.
+const CHAIN_BYTES_MAX: u64 = 16 * 1024;
+
+/// Configuration space (virtio 1.2, section 5.5.4): two 32-bit words, `num_pages`, `actual`.
+const CONFIG_ACTUAL: u64 = 4;
+const CONFIG_BYTES: usize = 8;
+
+/// What a queue is for; depends on the features the driver accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Inflate,
+    Deflate,
+    Stats,
+    Reporting,
+}
+
+/// The device behind the transport.
+pub(super) struct BalloonDevice {
+    sink: Arc<dyn BalloonSink>,
+    shared: Arc<Shared>,
+    features: u64,
+    /// The driver's statistics buffer, held until fresh ones are wanted.
+    stats_head: Option<u16>,
+    /// Reused between notifications.
+    gfns: Vec<Gfn>,
+}
+
+impl BalloonDevice {
+    pub fn new(sink: Arc<dyn BalloonSink>, shared: Arc<Shared>) -> BalloonDevice {
+        BalloonDevice {
+            sink,
+            shared,
+            features: 0,
+            stats_head: None,
+            gfns: Vec::new(),
+        }
+    }
+
+    /// Queues whose feature was not accepted do not exist, and those after them move up, as Linux
+    /// and QEMU have it (the specification's fixed numbers are not what drivers do).
+    fn role(&self, index: usize) -> Option<Role> {
+        let stats = self.features & FEATURE_STATS_VQ != 0;
+        let reporting = self.features & FEATURE_REPORTING != 0;
+        match (index, stats, reporting) {
+            (INFLATE_QUEUE, ..) => Some(Role::Inflate),
+            (DEFLATE_QUEUE, ..) => Some(Role::Deflate),
+            (STATS_QUEUE, true, _) => Some(Role::Stats),
+            (2, false, true) | (3, true, true) => Some(Role::Reporting),
+            _ => None,
+        }
+    }
+
+    /// Gives the held statistics buffer back, which makes the driver fill it afresh.
+    pub fn return_stats(&mut self, queue: &mut Queue, ram: &GuestRam) -> Result<Used, Malformed> {
+        if self.role(STATS_QUEUE) != Some(Role::Stats) {
+            return Ok(Used::Nothing);
+        }
+        let Some(head) = self.stats_head.take() else {
+            return Ok(Used::Nothing);
+        };
+        chain::give_back(STATS_QUEUE, queue, ram, head)?;
+        Ok(Used::Buffers)
+    }
+
+    /// Reads the pages that one chain lists into `self.gfns`, sorted, unique, all RAM.
+    fn read_list(&mut self, chain: &Chain, ram: &GuestRam) -> Result<(), Malformed> {
+        self.gfns.clear();
+        let mut total = 0;
+        for Buffer { gpa, length } in &chain.buffers {
+            total += u64::from(*length);
+            if *length > LIST_BYTES_MAX || total > CHAIN_BYTES_MAX {
+                return Err(Malformed::Length {
+                    length: total,
+                    allowed: LIST_BYTES_MAX.into(),
+                });
+            }
+            if length % PFN_BYTES != 0 {
+                return Err(Malformed::Entries {
+                    length: *length,
+                    entry: PFN_BYTES,
+                });
+            }
+            let mut bytes = [0; LIST_BYTES_MAX as usize];
+            let bytes = &mut bytes[..*length as usize];
+            read(ram, *gpa, bytes)?;
+            let listed = bytes.chunks_exact(PFN_BYTES as usize);
+            let listed = listed.map(|pfn| u32::from_le_bytes(pfn.try_into().expect("4 bytes")));
+            self.gfns.extend(listed.map(Gfn));
+        }
+        let dropped = pfn::compact(ram.layout(), &mut self.gfns);
+        self.shared
+            .malformed_pfns
+            .fetch_add(dropped, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn lists(
+        &mut self,
+        role: Role,
+        index: usize,
+        queue: &mut Queue,
+        ram: &GuestRam,
+    ) -> Result<Used, Malformed> {
+        let mut used = Used::Nothing;
+        for chain in chain::take_available(index, queue, ram, Direction::ToDevice)? {
+            self.read_list(&chain, ram)?;
+            if !self.gfns.is_empty() {
+                match role {
+                    Role::Inflate => self.sink.inflate(&self.gfns),
+                    _ => self.sink.deflate(&self.gfns),
+                }
+            }
+            chain::give_back(index, queue, ram, chain.head)?;
+            used = Used::Buffers;
+        }
+        Ok(used)
+    }
+
+    fn statistics(
+        &mut self,
+        index: usize,
+        queue: &mut Queue,
+        ram: &GuestRam,
+    ) -> Result<Used, Malformed> {
+        let mut used = Used::Nothing;
+        for chain in chain::take_available(index, queue, ram, Direction::ToDevice)? {
+            let mut bytes = Vec::new();
+            for Buffer { gpa, length } in &chain.buffers {
+                let room = stats::ENTRIES_MAX * stats::ENTRY_BYTES - bytes.len();
+                let start = bytes.len();
+                bytes.resize(start + room.min(*length as usize), 0);
+                read(ram, *gpa, &mut bytes[start..])?;
+            }
+            // The first buffer after the start may be empty: it carries nothing.
+            if !bytes.is_empty() {
+                self.store_stats(stats::parse(&bytes));
+            }
+            // A driver has one such buffer. One that sends a second gets the first back.
+            if let Some(before) = self.stats_head.replace(chain.head) {
+                chain::give_back(index, queue, ram, before)?;
+                used = Used::Buffers;
+            }
+        }
+        Ok(used)
+    }
+
+    fn store_stats(&self, stats: GuestMemoryStats) {
+        *self
+            .shared
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = stats;
+        self.shared.stats_updates.fetch_add(1, Ordering::Release);
+    }
+
+    fn reports(
+        &mut self,
+        index: usize,
+        queue: &mut Queue,
+        ram: &GuestRam,
+    ) -> Result<Used, Malformed> {
+        let mut used = Used::Nothing;
+        for chain in chain::take_available(index, queue, ram, Direction::FromDevice)? {
+            for Buffer { gpa, length } in &chain.buffers {
+                if let Some(range) = frames_inside(ram.layout(), *gpa, (*length).into())? {
+                    self.sink.report_free(range);
+                }
+            }
+            // Only now may the guest use the pages again.
+            chain::give_back(index, queue, ram, chain.head)?;
+            used = Used::Buffers;
+        }
+        Ok(used)
+    }
+}
+
+/// Copies out of guest memory; the range was checked, so only a race of the guest with itself
+/// could make this fail, and guest RAM never shrinks.
+fn read(ram: &GuestRam, gpa: u64, bytes: &mut [u8]) -> Result<(), Malformed> {
+    let length = bytes.len() as u64;
+    ram.memory()
+        .read_slice(bytes, GuestAddress(gpa))
+        .map_err(|_| crate::devices::guest_range::NotRam { gpa, length }.into())
+}
+
+impl VirtioDevice for BalloonDevice {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        FEATURE_VERSION_1
+            | FEATURE_MUST_TELL_HOST
+            | FEATURE_STATS_VQ
+            | FEATURE_DEFLATE_ON_OOM
+            | FEATURE_REPORTING
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut config = [0; CONFIG_BYTES];
+        let target = self.shared.target_pages.load(Ordering::Acquire);
+        let actual = self.shared.actual_pages.load(Ordering::Acquire);
+        config[..4].copy_from_slice(&target.to_le_bytes());
+        config[4..].copy_from_slice(&actual.to_le_bytes());
+        let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..));
+        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+            *to = *from;
+        }
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if offset == CONFIG_ACTUAL
+            && let Ok(bytes) = data.try_into()
+        {
+            let actual = u32::from_le_bytes(bytes);
+            self.shared.actual_pages.store(actual, Ordering::Release);
+        }
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    fn notify(
+        &mut self,
+        index: usize,
+        queue: &mut Queue,
+        ram: &GuestRam,
+    ) -> Result<Used, Malformed> {
+        match self.role(index) {
+            Some(role @ (Role::Inflate | Role::Deflate)) => self.lists(role, index, queue, ram),
+            Some(Role::Stats) => self.statistics(index, queue, ram),
+            Some(Role::Reporting) => self.reports(index, queue, ram),
+            None => Ok(Used::Nothing),
+        }
+    }
+
+    fn reset(&mut self) {
+        // Ballooned pages need no word to the sink: to the pager they are unbacked memory that the
+        // guest may touch at any time.
+        self.features = 0;
+        self.stats_head = None;
+        self.shared.actual_pages.store(0, Ordering::Release);
+    }
+}

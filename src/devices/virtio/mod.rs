@@ -1,0 +1,51 @@
+//! Virtio devices behind the MMIO transport (virtio 1.2).
+
+pub mod balloon;
+pub mod chain;
+pub mod mmio;
+mod signals;
+
+use virtio_queue::Queue;
+
+use crate::sys::ram::GuestRam;
+use chain::Malformed;
+
+/// Feature bit that every device of ours demands: virtio 1.0 or later (virtio 1.2, section 6).
+pub const FEATURE_VERSION_1: u64 = 1 << 32;
+
+/// Whether the driver is to be interrupted because buffers were returned to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Used {
+    /// Nothing was returned.
+    Nothing,
+    /// At least one buffer was returned.
+    Buffers,
+}
+
+/// A device behind a transport, which serialises all calls.
+pub trait VirtioDevice: Send {
+    /// Device type (virtio 1.2, section 5).
+    fn device_id(&self) -> u32;
+    /// Features offered, [`FEATURE_VERSION_1`] included.
+    fn features(&self) -> u64;
+    /// Largest size of each queue; its length is the number of queues.
+    fn queue_sizes(&self) -> &'static [u16];
+    /// Reads configuration space; bytes beyond its end stay zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes configuration space; what cannot be written is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// The driver is ready, having accepted `features`.
+    fn activate(&mut self, features: u64);
+    /// The driver has put buffers into queue `index`, or at least says so.
+    ///
+    /// # Errors
+    /// Malformed input: the transport stops the device until the driver resets it.
+    fn notify(
+        &mut self,
+        index: usize,
+        queue: &mut Queue,
+        ram: &GuestRam,
+    ) -> Result<Used, Malformed>;
+    /// Back to the state before `activate`.
+    fn reset(&mut self);
+}

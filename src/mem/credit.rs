@@ -1,0 +1,153 @@
+//! The account of what a VM may hold: credit from the host manager against what it uses.
+//!
+//! The host manager hands out credit in pages, and the sum of all credits never exceeds the budget.
+//! A VM that has used up its credit holds faults back until it gets more, so that the budget is
+//! enforced, not hoped for.
+//!
+//! What a guest uses is *measured* a hundred times a second at most. Between two measurements every
+//! page that the pager maps is added at once; but writes to pages that read as zero, and to shared
+//! pages, are served by the kernel alone and are seen only at the next measurement. The unused
+//! credit that a VM keeps (`batch`) is there to cover them; where a guest is faster, the VM is
+//! *over* its credit: it stops its vCPUs until the account is balanced again.
+
+use crate::units::Pages;
+
+/// The account of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreditBook {
+    granted: Pages,
+    batch: Pages,
+    measured: Pages,
+    mapped_since: Pages,
+    requested: Pages,
+}
+
+/// What the account asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreditMove {
+    /// Ask the host manager for this much.
+    Request(Pages),
+    /// Give this much back.
+    Return(Pages),
+}
+
+impl CreditBook {
+    /// An account with `granted` credit that asks for `batch` at a time.
+    pub fn new(granted: Pages, batch: Pages) -> CreditBook {
+        let zero = Pages::ZERO;
+        CreditBook {
+            granted,
+            batch,
+            measured: zero,
+            mapped_since: zero,
+            requested: zero,
+        }
+    }
+
+    /// Without a host manager nobody limits the VM.
+    pub fn unlimited() -> CreditBook {
+        CreditBook::new(Pages(u64::MAX >> 16), Pages::mib(4))
+    }
+
+    /// Credit in hand.
+    pub fn granted(&self) -> Pages {
+        self.granted
+    }
+
+    /// Pages in use, as last measured plus what was mapped since.
+    pub fn used(&self) -> Pages {
+        self.measured + self.mapped_since
+    }
+
+    /// Pages that may be mapped now.
+    pub fn headroom(&self) -> Pages {
+        self.granted.saturating_sub(self.used())
+    }
+
+    /// Whether more is used than was granted.
+    pub fn is_over(&self) -> bool {
+        self.measured > self.granted
+    }
+
+    /// Pages were mapped that the guest may fill.
+    pub fn mapped(&mut self, pages: Pages) {
+        self.mapped_since += pages;
+    }
+
+    /// A new measurement replaces all earlier knowledge.
+    pub fn measured(&mut self, pages: Pages) {
+        self.measured = pages;
+        self.mapped_since = Pages::ZERO;
+    }
+
+    /// The host manager granted more.
+    pub fn grant(&mut self, pages: Pages) {
+        self.granted += pages;
+        self.requested = self.requested.saturating_sub(pages);
+    }
+
+    /// A new host manager: whatever was granted before is void.
+    pub fn restart(&mut self, granted: Pages, batch: Pages) {
+        *self = CreditBook {
+            granted,
+            batch,
+            requested: Pages::ZERO,
+            ..self.clone()
+        };
+    }
+
+    /// What to tell the host manager now, recorded as told: ask when less than one batch is left
+    /// (so that a fault seldom waits), give back what exceeds two.
+    pub fn settle(&mut self) -> Option<CreditMove> {
+        let headroom = self.headroom();
+        let over = self.used().saturating_sub(self.granted);
+        let wanted = over + self.batch;
+        if headroom < self.batch && self.requested < wanted {
+            let ask = wanted - self.requested;
+            self.requested += ask;
+            return Some(CreditMove::Request(ask));
+        }
+        let spare = headroom.saturating_sub(Pages(2 * self.batch.0));
+        if spare.0 >= self.batch.0.max(1) {
+            self.granted -= spare;
+            return Some(CreditMove::Return(spare));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asks_before_it_runs_dry_and_only_once() {
+        let mut book = CreditBook::new(Pages(100), Pages(50));
+        book.mapped(Pages(40));
+        assert_eq!(book.settle(), None);
+        book.mapped(Pages(20));
+        assert_eq!(book.settle(), Some(CreditMove::Request(Pages(50))));
+        assert_eq!(book.settle(), None);
+        book.grant(Pages(50));
+        assert_eq!(book.headroom(), Pages(90));
+    }
+
+    #[test]
+    fn gives_back_what_it_does_not_need() {
+        let mut book = CreditBook::new(Pages(1000), Pages(50));
+        book.measured(Pages(300));
+        assert_eq!(book.settle(), Some(CreditMove::Return(Pages(600))));
+        assert_eq!(book.granted(), Pages(400));
+        assert_eq!(book.settle(), None);
+    }
+
+    #[test]
+    fn a_guest_faster_than_the_measurement_is_over() {
+        let mut book = CreditBook::new(Pages(100), Pages(10));
+        book.measured(Pages(130));
+        assert!(book.is_over());
+        assert_eq!(book.settle(), Some(CreditMove::Request(Pages(40))));
+        book.grant(Pages(40));
+        assert!(!book.is_over());
+    }
+}

@@ -1,0 +1,147 @@
+//! The compressed store: pages chosen for swapping that LZ4 brings to half a page or less stay in
+//! memory, where they are some fifty times quicker to get back than from a disk.
+//!
+//! As ESX does it: only pages already chosen for swapping, kept when they fit half a page, at most
+//! 10 % of the VM's memory (`Mem.MemZipMaxPct`). A page that fits a quarter is charged a quarter.
+
+use std::collections::HashMap;
+
+use crate::page::state::SmallSlot;
+use crate::sys::space::PageBuf;
+use crate::units::{PAGE_SIZE, Pages};
+
+/// Compressed pages larger than this go to the swap file instead, bytes.
+pub const COMPRESSED_BYTES_MAX: usize = PAGE_SIZE / 2;
+/// Charge unit, bytes: a quarter of a page.
+const QUANTUM: usize = PAGE_SIZE / 4;
+/// Share of the VM's memory that the store may take, percent.
+pub const STORE_PERCENT_MAX: u64 = 10;
+
+/// A stored page cannot be had back: our own memory is broken.
+#[derive(Debug, thiserror::Error)]
+#[error("a compressed page does not decompress")]
+pub struct Corrupt;
+
+/// The store of one VM.
+#[derive(Debug, Default)]
+pub struct CompressedStore {
+    pages: HashMap<SmallSlot, Box<[u8]>>,
+    next: SmallSlot,
+    quanta: u64,
+    quanta_max: u64,
+}
+
+/// A page in compressed form, not stored yet.
+#[derive(Debug)]
+pub struct Compressed(Box<[u8]>);
+
+/// Compresses a page; `None` when it does not shrink enough.
+pub fn compress(page: &PageBuf) -> Option<Compressed> {
+    let mut buffer = [0u8; COMPRESSED_BYTES_MAX];
+    // A buffer too small for the result ends the attempt early.
+    let len = lz4_flex::block::compress_into(&page.0, &mut buffer).ok()?;
+    Some(Compressed(buffer[..len].into()))
+}
+
+fn quanta(bytes: &[u8]) -> u64 {
+    bytes.len().div_ceil(QUANTUM) as u64
+}
+
+impl CompressedStore {
+    /// An empty store for a VM with `size` of memory.
+    pub fn new(size: Pages) -> CompressedStore {
+        let pages_max = size.0 * STORE_PERCENT_MAX / 100;
+        let quanta_max = pages_max * (PAGE_SIZE / QUANTUM) as u64;
+        CompressedStore {
+            quanta_max,
+            ..CompressedStore::default()
+        }
+    }
+
+    /// Memory charged.
+    pub fn used(&self) -> Pages {
+        Pages::holding_bytes(self.quanta * QUANTUM as u64)
+    }
+
+    /// Stores a page; `None` when the store is full.
+    pub fn insert(&mut self, page: Compressed) -> Option<SmallSlot> {
+        let charge = quanta(&page.0);
+        if self.quanta + charge > self.quanta_max {
+            return None;
+        }
+        // Slots are used round about; the map holds far fewer than there are numbers.
+        while self.pages.contains_key(&self.next) {
+            self.next = self.next_after();
+        }
+        let slot = self.next;
+        self.next = self.next_after();
+        self.quanta += charge;
+        self.pages.insert(slot, page.0);
+        Some(slot)
+    }
+
+    fn next_after(&self) -> SmallSlot {
+        (self.next + 1) % (1 << 27)
+    }
+
+    /// Decompresses a page; it stays stored.
+    ///
+    /// # Errors
+    /// When the stored bytes do not give a page.
+    pub fn read(&self, slot: SmallSlot, page: &mut PageBuf) -> Result<(), Corrupt> {
+        let bytes = self.pages.get(&slot).ok_or(Corrupt)?;
+        match lz4_flex::block::decompress_into(bytes, &mut page.0) {
+            Ok(PAGE_SIZE) => Ok(()),
+            _ => Err(Corrupt),
+        }
+    }
+
+    /// Forgets a page.
+    ///
+    /// # Panics
+    /// When the slot is free.
+    pub fn remove(&mut self, slot: SmallSlot) {
+        let bytes = self.pages.remove(&slot);
+        let bytes = bytes.unwrap_or_else(|| panic!("compressed slot {slot} is freed twice"));
+        self.quanta -= quanta(&bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half_random() -> PageBuf {
+        let mut page = PageBuf::ZERO;
+        fastrand::Rng::with_seed(1).fill(&mut page.0[..1500]);
+        page
+    }
+
+    #[test]
+    fn pages_come_back_and_are_charged_in_quarters() {
+        let mut store = CompressedStore::new(Pages(100));
+        let slot = store.insert(compress(&half_random()).unwrap()).unwrap();
+        assert_eq!(store.quanta, 2);
+        let mut back = PageBuf::ZERO;
+        store.read(slot, &mut back).unwrap();
+        assert_eq!(back.0, half_random().0);
+        store.remove(slot);
+        assert_eq!(store.used(), Pages(0));
+        assert!(store.read(slot, &mut back).is_err());
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_refused() {
+        let mut page = PageBuf::ZERO;
+        fastrand::Rng::with_seed(1).fill(&mut page.0);
+        assert!(compress(&page).is_none());
+    }
+
+    #[test]
+    fn a_full_store_refuses() {
+        let mut store = CompressedStore::new(Pages(10));
+        assert!(store.insert(compress(&half_random()).unwrap()).is_some());
+        assert!(store.insert(compress(&half_random()).unwrap()).is_some());
+        assert!(store.insert(compress(&half_random()).unwrap()).is_none());
+    }
+}

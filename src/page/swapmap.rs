@@ -1,0 +1,153 @@
+//! The slots of one VM's swap file: which are taken, and the checksum of what each holds.
+
+use crate::units::SwapSlot;
+
+/// A bitmap of slots that grows with use, and a checksum for each.
+#[derive(Debug)]
+pub struct SwapMap {
+    /// One bit a slot, set when it is taken.
+    words: Vec<u64>,
+    checksums: Vec<u64>,
+    slots_max: u32,
+    taken: u32,
+    /// Where the next search starts, so that batches lie one after another in the file.
+    cursor: u32,
+}
+
+const WORD: u32 = u64::BITS;
+
+impl SwapMap {
+    /// A map of at most `slots_max` slots, all free.
+    pub fn new(slots_max: u32) -> SwapMap {
+        SwapMap {
+            words: Vec::new(),
+            checksums: Vec::new(),
+            slots_max,
+            taken: 0,
+            cursor: 0,
+        }
+    }
+
+    /// Slots in use.
+    pub fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    /// Takes up to `count` slots in one run and returns the run's first slot and length, or `None`
+    /// when every slot is taken. Searches from behind the last run, once around.
+    pub fn take_run(&mut self, count: u32) -> Option<(SwapSlot, u32)> {
+        if count == 0 || self.taken == self.slots_max {
+            return None;
+        }
+        let start = (0..self.slots_max)
+            .map(|step| (self.cursor + step) % self.slots_max)
+            .find(|slot| !self.is_taken(SwapSlot(*slot)))?;
+        let mut len = 0;
+        while len < count && start + len < self.slots_max && !self.is_taken(SwapSlot(start + len)) {
+            self.set(SwapSlot(start + len));
+            len += 1;
+        }
+        self.cursor = (start + len) % self.slots_max;
+        Some((SwapSlot(start), len))
+    }
+
+    /// Whether the slot is in use.
+    pub fn is_taken(&self, slot: SwapSlot) -> bool {
+        let word = self
+            .words
+            .get(slot.index() / WORD as usize)
+            .copied()
+            .unwrap_or(0);
+        word & (1 << (slot.0 % WORD)) != 0
+    }
+
+    fn set(&mut self, slot: SwapSlot) {
+        let index = slot.index() / WORD as usize;
+        if index >= self.words.len() {
+            self.words.resize(index + 1, 0);
+        }
+        self.words[index] |= 1 << (slot.0 % WORD);
+        self.taken += 1;
+    }
+
+    /// Frees a slot.
+    ///
+    /// # Panics
+    /// When it is free already: two owners believed to have it.
+    pub fn free(&mut self, slot: SwapSlot) {
+        assert!(self.is_taken(slot), "{slot:?} is freed twice");
+        self.words[slot.index() / WORD as usize] &= !(1 << (slot.0 % WORD));
+        self.taken -= 1;
+    }
+
+    /// Records what a taken slot holds.
+    pub fn set_checksum(&mut self, slot: SwapSlot, checksum: u64) {
+        assert!(self.is_taken(slot), "{slot:?} is free");
+        if slot.index() >= self.checksums.len() {
+            self.checksums.resize(slot.index() + 1, 0);
+        }
+        self.checksums[slot.index()] = checksum;
+    }
+
+    /// What [`SwapMap::set_checksum`] recorded.
+    ///
+    /// # Panics
+    /// When nothing was recorded.
+    pub fn checksum(&self, slot: SwapSlot) -> u64 {
+        assert!(self.is_taken(slot), "{slot:?} is free");
+        self.checksums[slot.index()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn a_full_map_says_so() {
+        let mut map = SwapMap::new(3);
+        assert_eq!(map.take_run(2), Some((SwapSlot(0), 2)));
+        assert_eq!(map.take_run(2), Some((SwapSlot(2), 1)));
+        assert_eq!(map.take_run(1), None);
+        map.free(SwapSlot(1));
+        assert_eq!(map.take_run(9), Some((SwapSlot(1), 1)));
+    }
+
+    #[test]
+    #[should_panic(expected = "twice")]
+    fn freeing_twice_stops() {
+        let mut map = SwapMap::new(3);
+        map.take_run(1);
+        map.free(SwapSlot(0));
+        map.free(SwapSlot(0));
+    }
+
+    proptest! {
+        /// Against a plain map: no slot is handed out twice, checksums stay with their slots.
+        #[test]
+        fn slots_have_one_owner(steps in prop::collection::vec((any::<bool>(), 1u32..20), 1..200)) {
+            let mut map = SwapMap::new(100);
+            let mut model: HashMap<u32, u64> = HashMap::new();
+            for (step, (take, amount)) in steps.into_iter().enumerate() {
+                if take {
+                    if let Some((first, count)) = map.take_run(amount) {
+                        for slot in first.0..first.0 + count {
+                            let checksum = step as u64 * 1000 + u64::from(slot);
+                            prop_assert!(model.insert(slot, checksum).is_none());
+                            map.set_checksum(SwapSlot(slot), checksum);
+                        }
+                    } else {
+                        prop_assert_eq!(model.len(), 100);
+                    }
+                } else if let Some(&slot) = model.keys().nth(amount as usize % model.len().max(1)) {
+                    prop_assert_eq!(map.checksum(SwapSlot(slot)), model[&slot]);
+                    map.free(SwapSlot(slot));
+                    model.remove(&slot);
+                }
+                prop_assert_eq!(map.taken() as usize, model.len());
+            }
+        }
+    }
+}

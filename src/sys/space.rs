@@ -1,0 +1,601 @@
+//! The guest's address space in this process: every page-table operation that the pager performs.
+//!
+//! A [`GuestSpace`] owns the guest's RAM mapping, the userfaultfd that arms it, the staging area
+//! for pages taken out of the guest, and nothing else. All its methods
+//! take frame numbers, stage slots and frame ids, and check them against the mappings that it owns:
+//! a caller cannot pass a stray address. It keeps no books and decides nothing; the pager does.
+//!
+//! Two ways of taking a page out, see [`TakePath`]: both leave the guest's page missing, so that
+//! the next touch waits for the pager, and both leave the content in a stage slot.
+//!
+//! | operation | system call | cost on the development machine, us a page |
+//! |---|---|---|
+//! | zero fill | UFFDIO_ZEROPAGE, 2 MiB at a time | 0.08 |
+//! | take, give back (move) | UFFDIO_MOVE | 0.07-0.15 in bulk, 2.6 alone |
+//! | discard | MADV_DONTNEED | 0.3 in bulk, 3.2 alone |
+//! | map frames | mmap MAP_FIXED | 0.27 in a run, 8.1 alone |
+//! | rearm | mremap of an armed empty mapping | part of 63 for a whole repair |
+#![expect(unsafe_code)]
+// UNSAFETY: page-table system calls on mappings that this value owns, and raw copies out of memory
+// that a guest writes at the same time.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
+
+use super::pagemap::{Backing, PageTables};
+use super::pool_view::PoolView;
+use super::ram::GuestRam;
+use super::uffd::{self, Event, Stop, Uffd};
+use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
+
+/// Stage slots for [`GuestSpace::take`]: `0 .. TAKE_SLOTS`.
+pub const TAKE_SLOTS: u16 = 512;
+/// Stage slots for [`GuestSpace::copy_frozen`]: `TAKE_SLOTS .. STAGE_SLOTS`.
+pub const STAGE_SLOTS: u16 = TAKE_SLOTS + 64;
+
+/// One page of content, aligned for direct I/O.
+#[derive(Clone)]
+#[repr(C, align(4096))]
+pub struct PageBuf(pub [u8; PAGE_SIZE]);
+
+impl PageBuf {
+    /// A page of zeros.
+    pub const ZERO: PageBuf = PageBuf([0; PAGE_SIZE]);
+}
+
+impl std::fmt::Debug for PageBuf {
+    /// Guest content does not belong into logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PageBuf")
+    }
+}
+
+/// How pages are taken out of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakePath {
+    /// UFFDIO_MOVE moves the page itself (Linux 6.8 and later).
+    Move,
+    /// Write-protect, copy, drop.
+    Copy,
+}
+
+impl TakePath {
+    /// Environment variable that forces a path: `move` or `copy`.
+    pub const VARIABLE: &'static str = "TIDEMARK_TAKE";
+
+    /// The path for a kernel with these userfaultfd features; `forced` is the value of
+    /// [`TakePath::VARIABLE`], if it is set.
+    ///
+    /// # Errors
+    /// A forced path that does not exist or that the kernel lacks, as one line.
+    pub fn choose(features: u64, forced: Option<&str>) -> Result<TakePath, String> {
+        let offered = features & uffd::FEATURE_MOVE != 0;
+        match forced {
+            None => Ok(if offered {
+                TakePath::Move
+            } else {
+                TakePath::Copy
+            }),
+            Some("copy") => Ok(TakePath::Copy),
+            Some("move") if offered => Ok(TakePath::Move),
+            Some("move") => Err(format!(
+                "{}=move: this kernel lacks UFFDIO_MOVE",
+                TakePath::VARIABLE
+            )),
+            Some(other) => Err(format!(
+                "{}={other:?}: allowed are move and copy",
+                TakePath::VARIABLE
+            )),
+        }
+    }
+
+    /// `move` or `copy`.
+    pub fn name(self) -> &'static str {
+        match self {
+            TakePath::Move => "move",
+            TakePath::Copy => "copy",
+        }
+    }
+}
+
+/// What failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// userfaultfd is not to be had.
+    #[error(transparent)]
+    Uffd(#[from] uffd::OpenError),
+    /// /proc did not answer.
+    #[error("cannot read this process's page tables")]
+    PageTables(#[source] std::io::Error),
+    /// A page-table operation on guest memory failed.
+    #[error("cannot {what} {count} pages from {start}")]
+    Guest {
+        /// The operation, as a verb.
+        what: &'static str,
+        /// First frame.
+        start: Gfn,
+        /// How many.
+        count: u32,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A mapping beside the guest's RAM was refused.
+    #[error("cannot map {bytes} bytes for {what}")]
+    Map {
+        /// What for.
+        what: &'static str,
+        /// Length.
+        bytes: usize,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A fault at an address that is not the guest's.
+    #[error("page fault outside guest memory at {hva:#x}")]
+    StrayFault {
+        /// Where.
+        hva: usize,
+    },
+}
+
+/// A slot of the staging area, below [`STAGE_SLOTS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StageSlot(pub u16);
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct GuestSpace {
+    ram: Arc<GuestRam>,
+    uffd: Uffd,
+    path: TakePath,
+    tables: PageTables,
+    /// `TAKE_SLOTS` pages registered with the userfaultfd, empty but for pages moved into them.
+    moved: usize,
+    /// `STAGE_SLOTS` pages of plain memory, for pages that were copied.
+    copied: usize,
+}
+
+/// Result of a frame mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapFrames {
+    /// The frames are mapped.
+    Done,
+    /// The process has as many mappings as it may (`vm.max_map_count`); nothing changed.
+    NoMappings,
+}
+
+impl GuestSpace {
+    /// Arms `ram` and makes the staging area. Pages will be taken out as `path` says.
+    ///
+    /// # Errors
+    /// When userfaultfd is not to be had or a mapping is refused.
+    pub fn new(ram: Arc<GuestRam>, path: TakePath) -> Result<GuestSpace, Error> {
+        let mut features = uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP;
+        if path == TakePath::Move {
+            features |= uffd::FEATURE_MOVE;
+        }
+        let uffd = Uffd::open(features)?;
+        for range in ram.layout().ranges() {
+            uffd.register(ram.hva(range.start), range.bytes())
+                .map_err(|source| guest_error("arm", *range, source))?;
+        }
+        let tables = PageTables::open().map_err(Error::PageTables)?;
+        let bytes = usize::from(TAKE_SLOTS) * PAGE_SIZE;
+        let moved = map_anonymous(bytes, "the staging area")?;
+        uffd.register(moved, bytes).map_err(|source| Error::Map {
+            what: "the staging area",
+            bytes,
+            source,
+        })?;
+        let copied = map_anonymous(usize::from(STAGE_SLOTS) * PAGE_SIZE, "the staging area")?;
+        Ok(GuestSpace {
+            ram,
+            uffd,
+            path,
+            tables,
+            moved,
+            copied,
+        })
+    }
+
+    /// The guest's RAM.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// How pages are taken out.
+    pub fn path(&self) -> TakePath {
+        self.path
+    }
+
+    /// This process's page tables and memory counters.
+    pub fn tables(&self) -> &PageTables {
+        &self.tables
+    }
+
+    /// The userfaultfd, to wait for and read events.
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// The guest frame of a fault.
+    ///
+    /// # Errors
+    /// A fault elsewhere: our own code touched an empty stage slot.
+    pub fn fault_gfn(&self, event: Event) -> Result<Option<Gfn>, Error> {
+        match event {
+            Event::Remapped => Ok(None),
+            Event::Missing { hva } | Event::Protected { hva } => self
+                .ram
+                .gfn_at(hva)
+                .map(Some)
+                .ok_or(Error::StrayFault { hva }),
+        }
+    }
+
+    fn hva(&self, range: GfnRange) -> usize {
+        assert!(self.ram.layout().contains(range), "{range:?} is not RAM");
+        self.ram.hva(range.start)
+    }
+
+    /// Whether pages in this slot were moved rather than copied.
+    fn is_moved(&self, slot: StageSlot) -> bool {
+        self.path == TakePath::Move && slot.0 < TAKE_SLOTS
+    }
+
+    fn stage_hva(&self, slot: StageSlot, count: u32) -> usize {
+        let end = if slot.0 < TAKE_SLOTS {
+            TAKE_SLOTS
+        } else {
+            STAGE_SLOTS
+        };
+        assert!(
+            u32::from(slot.0) + count <= u32::from(end),
+            "stage slot {slot:?} + {count}"
+        );
+        let base = if self.is_moved(slot) {
+            self.moved
+        } else {
+            self.copied
+        };
+        base + usize::from(slot.0) * PAGE_SIZE
+    }
+
+    /// Maps the zero page over `range`, all of it missing, and wakes. Returns how many pages were
+    /// mapped before one that is there already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn zero_fill(&self, range: GfnRange) -> Result<u32, Error> {
+        let done = self.uffd.zeropage(self.hva(range), range.bytes());
+        transferred("zero-fill", range, done)
+    }
+
+    /// Puts `page` at `gfn`, which is missing, and wakes.
+    ///
+    /// # Errors
+    /// When the kernel refuses; a page that is there already is an error too.
+    pub fn install(&self, gfn: Gfn, page: &PageBuf) -> Result<(), Error> {
+        let range = GfnRange::one(gfn);
+        let done = self
+            .uffd
+            .copy(self.hva(range), page.0.as_ptr() as usize, PAGE_SIZE);
+        complete("install", range, done)
+    }
+
+    /// Takes the pages of `range`, all of them anonymous pages in armed memory, into the stage
+    /// slots from `slot`. Returns how many were taken before one that could not be.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn take(&self, range: GfnRange, slot: StageSlot) -> Result<u32, Error> {
+        let hva = self.hva(range);
+        let stage = self.stage_hva(slot, range.count);
+        if self.path == TakePath::Move {
+            let done = self.uffd.relocate(stage, hva, range.bytes());
+            return transferred("take", range, done);
+        }
+        self.uffd
+            .protect(hva, range.bytes())
+            .map_err(|source| guest_error("write-protect", range, source))?;
+        // SAFETY: both ranges lie in mappings that this value owns (checked above) and do not
+        // overlap; the guest cannot write the source, it is write-protected.
+        unsafe {
+            std::ptr::copy_nonoverlapping(hva as *const u8, stage as *mut u8, range.bytes());
+        }
+        self.dont_need(hva, range.bytes())
+            .map_err(|source| guest_error("drop", range, source))?;
+        // A writer that met the protection must try again and find the page missing.
+        self.wake(range)?;
+        Ok(range.count)
+    }
+
+    /// Gives staged pages back unchanged and wakes. What the slots hold afterwards is undefined.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn give_back(&self, range: GfnRange, slot: StageSlot) -> Result<(), Error> {
+        let hva = self.hva(range);
+        let stage = self.stage_hva(slot, range.count);
+        let done = if self.is_moved(slot) {
+            self.uffd.relocate(hva, stage, range.bytes())
+        } else {
+            self.uffd.copy(hva, stage, range.bytes())
+        };
+        complete("give back", range, done)
+    }
+
+    /// Frees the memory of `count` stage slots.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn drop_staged(&self, slot: StageSlot, count: u32) -> Result<(), Error> {
+        let bytes = count as usize * PAGE_SIZE;
+        self.dont_need(self.stage_hva(slot, count), bytes)
+            .map_err(|source| Error::Map {
+                what: "dropping staged pages",
+                bytes,
+                source,
+            })
+    }
+
+    /// Copies a staged page out.
+    pub fn read_staged(&self, slot: StageSlot, page: &mut PageBuf) {
+        read_page(self.stage_hva(slot, 1), page);
+    }
+
+    /// Copies a guest page out while the guest may write it: a torn copy is possible, so that the
+    /// result is good for a key but proves nothing. The page must be present.
+    pub fn peek(&self, gfn: Gfn, page: &mut PageBuf) {
+        read_page(self.hva(GfnRange::one(gfn)), page);
+    }
+
+    /// Drops the content of armed pages: the next touch is a missing fault.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn discard(&self, range: GfnRange) -> Result<(), Error> {
+        self.dont_need(self.hva(range), range.bytes())
+            .map_err(|source| guest_error("discard", range, source))
+    }
+
+    /// Maps the frames from `frame` copy-on-write over `range` and wakes.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than the number of mappings.
+    ///
+    /// # Panics
+    /// When the frames lie outside the pool.
+    pub fn map_frames(
+        &self,
+        range: GfnRange,
+        pool: &PoolView,
+        frame: FrameId,
+    ) -> Result<MapFrames, Error> {
+        assert!(
+            pool.contains(frame, range.count),
+            "frame {frame:?} + {}",
+            range.count
+        );
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        let hva = self.hva(range) as *mut _;
+        // SAFETY: the target is guest RAM that this value owns; what it held was taken out or is
+        // dead, as the pager's books say. A private mapping of a read-only descriptor: writes
+        // copy.
+        let answer =
+            unsafe { rustix::mm::mmap(hva, range.bytes(), prot, flags, pool.fd(), frame.offset()) };
+        match answer {
+            Ok(_) => {
+                self.wake(range)?;
+                Ok(MapFrames::Done)
+            }
+            Err(Errno::NOMEM) => Ok(MapFrames::NoMappings),
+            Err(source) => Err(guest_error("map frames over", range, source)),
+        }
+    }
+
+    /// Write-protects an anonymous page inside a pool mapping, so that its content is stable.
+    /// [`GuestSpace::thaw_broken`] lifts it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn freeze_broken(&self, gfn: Gfn) -> Result<(), Error> {
+        let range = GfnRange::one(gfn);
+        let hva = self.hva(range);
+        self.uffd
+            .register_protection(hva, PAGE_SIZE)
+            .map_err(|source| guest_error("arm for protection", range, source))?;
+        self.uffd
+            .protect(hva, PAGE_SIZE)
+            .map_err(|source| guest_error("write-protect", range, source))
+    }
+
+    /// Ends [`GuestSpace::freeze_broken`]: the page is writable again and whoever waits goes on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn thaw_broken(&self, gfn: Gfn) -> Result<(), Error> {
+        let range = GfnRange::one(gfn);
+        let hva = self.hva(range);
+        self.uffd
+            .unprotect(hva, PAGE_SIZE)
+            .map_err(|source| guest_error("unprotect", range, source))?;
+        self.uffd
+            .unregister(hva, PAGE_SIZE)
+            .map_err(|source| guest_error("disarm", range, source))?;
+        self.wake(range)
+    }
+
+    /// Copies a page that [`GuestSpace::freeze_broken`] made stable into a stage slot.
+    pub fn copy_frozen(&self, gfn: Gfn, slot: StageSlot) {
+        assert!(
+            slot.0 >= TAKE_SLOTS,
+            "stage slot {slot:?} is for taken pages"
+        );
+        let hva = self.hva(GfnRange::one(gfn));
+        let stage = self.stage_hva(slot, 1);
+        // SAFETY: both are single pages of mappings that this value owns; the source is frozen.
+        unsafe { std::ptr::copy_nonoverlapping(hva as *const u8, stage as *mut u8, PAGE_SIZE) };
+    }
+
+    /// Replaces whatever is mapped over `range` by an armed empty mapping, in one step as the guest
+    /// sees it. **Waits until the fault thread has read an event**: the caller must hold no lock
+    /// that the fault thread may want. Wakes nobody: the caller updates its books first.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn rearm(&self, range: GfnRange) -> Result<(), Error> {
+        let target = self.hva(range);
+        let bytes = range.bytes();
+        let spare = map_anonymous(bytes, "rearming")?;
+        let armed = self.uffd.register(spare, bytes).and_then(|()| {
+            // SAFETY: `spare` was mapped above and is nobody else's; the target is guest RAM that
+            // this value owns and whose content the caller gave up.
+            unsafe {
+                rustix::mm::mremap_fixed(
+                    spare as *mut _,
+                    bytes,
+                    bytes,
+                    MremapFlags::MAYMOVE,
+                    target as *mut _,
+                )
+            }
+            .map(|_| ())
+        });
+        if let Err(source) = armed {
+            unmap(spare, bytes);
+            return Err(guest_error("rearm", range, source));
+        }
+        Ok(())
+    }
+
+    /// Lets whoever waits in the range try again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wake(&self, range: GfnRange) -> Result<(), Error> {
+        self.uffd
+            .wake(self.hva(range), range.bytes())
+            .map_err(|source| guest_error("wake", range, source))
+    }
+
+    /// Lifts a stale write protection and wakes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unprotect(&self, gfn: Gfn) -> Result<(), Error> {
+        let range = GfnRange::one(gfn);
+        match self.uffd.unprotect(self.hva(range), PAGE_SIZE) {
+            // The page is a frame by now, or gone: nothing is protected any more.
+            Ok(()) | Err(Errno::NOENT | Errno::INVAL) => self.wake(range),
+            Err(source) => Err(guest_error("unprotect", range, source)),
+        }
+    }
+
+    /// What backs the pages of a range of at most one chunk.
+    ///
+    /// # Errors
+    /// When /proc does not answer.
+    pub fn backing(&self, range: GfnRange) -> Result<Vec<Backing>, Error> {
+        assert!(range.count <= CHUNK_PAGES, "{range:?} is more than a chunk");
+        let mut backing = vec![Backing::Nothing; range.count as usize];
+        self.tables
+            .read(self.hva(range), &mut backing)
+            .map_err(Error::PageTables)?;
+        Ok(backing)
+    }
+
+    /// Anonymous memory of the whole process, see [`PageTables::anonymous`].
+    ///
+    /// # Errors
+    /// When /proc does not answer.
+    pub fn anonymous(&self) -> Result<Pages, Error> {
+        self.tables.anonymous().map_err(Error::PageTables)
+    }
+
+    fn dont_need(&self, hva: usize, bytes: usize) -> Result<(), Errno> {
+        // SAFETY: every caller passes a range of a mapping that this value owns.
+        unsafe { rustix::mm::madvise(hva as *mut _, bytes, Advice::LinuxDontNeed) }
+    }
+}
+
+impl Drop for GuestSpace {
+    fn drop(&mut self) {
+        unmap(self.moved, usize::from(TAKE_SLOTS) * PAGE_SIZE);
+        unmap(self.copied, usize::from(STAGE_SLOTS) * PAGE_SIZE);
+    }
+}
+
+fn guest_error(what: &'static str, range: GfnRange, source: Errno) -> Error {
+    Error::Guest {
+        what,
+        start: range.start,
+        count: range.count,
+        source,
+    }
+}
+
+/// Pages done; an obstacle ends the transfer early, a refusal is an error.
+fn transferred(what: &'static str, range: GfnRange, done: uffd::Transferred) -> Result<u32, Error> {
+    match done.stop {
+        Some(Stop::Refused(source)) => Err(guest_error(what, range, source)),
+        _ => Ok(u32::try_from(done.bytes / PAGE_SIZE).expect("at most the range")),
+    }
+}
+
+/// All of it or an error.
+fn complete(what: &'static str, range: GfnRange, done: uffd::Transferred) -> Result<(), Error> {
+    let source = match done.stop {
+        None => return Ok(()),
+        Some(Stop::Exists) => Errno::EXIST,
+        Some(Stop::Missing) => Errno::NOENT,
+        Some(Stop::Busy) => Errno::BUSY,
+        Some(Stop::Refused(errno)) => errno,
+    };
+    Err(guest_error(what, range, source))
+}
+
+pub(super) fn map_anonymous(bytes: usize, what: &'static str) -> Result<usize, Error> {
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, prot, flags) }
+        .map_err(|source| Error::Map {
+            what,
+            bytes,
+            source,
+        })? as usize;
+    // SAFETY: the range was mapped just above; the advice only forbids large pages.
+    unsafe { rustix::mm::madvise(start as *mut _, bytes, Advice::LinuxNoHugepage) }.map_err(
+        |source| Error::Map {
+            what,
+            bytes,
+            source,
+        },
+    )?;
+    Ok(start)
+}
+
+pub(super) fn unmap(start: usize, bytes: usize) {
+    // SAFETY: callers pass mappings of their own that nothing refers to any more.
+    if let Err(error) = unsafe { rustix::mm::munmap(start as *mut _, bytes) } {
+        log::error!("cannot unmap {bytes} bytes: {error}");
+    }
+}
+
+/// Copies one page without a reference to it: a guest may write it at the same time.
+fn read_page(hva: usize, page: &mut PageBuf) {
+    // SAFETY: callers pass a present page of a mapping that lives as long as the space. Both sides
+    // are aligned. A racing write makes the copy stale or torn, never unsound: the bytes are plain
+    // data and are read once, through raw pointers.
+    unsafe { std::ptr::copy_nonoverlapping(hva as *const u8, page.0.as_mut_ptr(), PAGE_SIZE) };
+}
+
+impl AsFd for GuestSpace {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.uffd.as_fd()
+    }
+}

@@ -1,0 +1,102 @@
+//! How the machine ended: the first reason counts.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::link::message::{Exit, ExitReason};
+
+/// Keeps the first exit and announces it.
+#[derive(Debug)]
+pub struct ExitCell {
+    first: Mutex<Option<Exit>>,
+    changed: Condvar,
+    event: EventFd,
+}
+
+impl ExitCell {
+    pub(super) fn new() -> std::io::Result<ExitCell> {
+        Ok(ExitCell {
+            first: Mutex::new(None),
+            changed: Condvar::new(),
+            event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Records why the machine ended, unless it has ended already.
+    pub fn set(&self, exit: Exit) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some(exit);
+            self.changed.notify_all();
+            if let Err(error) = self.event.write(1) {
+                log::error!("the exit event was not raised: {error}");
+            }
+        }
+    }
+
+    /// How the machine ended; `None` while it runs.
+    pub fn get(&self) -> Option<Exit> {
+        self.first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Waits at most `limit` for the end.
+    pub fn wait(&self, limit: Duration) -> Option<Exit> {
+        let deadline = Instant::now() + limit;
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        while first.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let wait = self.changed.wait_timeout(first, left);
+            first = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        first.clone()
+    }
+}
+
+impl AsRawFd for ExitCell {
+    /// Becomes readable, and stays so, once the machine has ended: for `poll`.
+    fn as_raw_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}
+
+/// An exit without code or message.
+pub(super) fn plain(reason: ExitReason) -> Exit {
+    Exit {
+        reason,
+        code: 0,
+        message: None,
+    }
+}
+
+/// An exit that needs words.
+pub(super) fn error(message: String) -> Exit {
+    Exit {
+        reason: ExitReason::Error,
+        code: 0,
+        message: Some(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_counts() {
+        let cell = ExitCell::new().unwrap();
+        assert_eq!(cell.wait(Duration::ZERO), None);
+        cell.set(plain(ExitReason::Reset));
+        cell.set(plain(ExitReason::Stopped));
+        assert_eq!(cell.wait(Duration::ZERO), Some(plain(ExitReason::Reset)));
+        assert_eq!(cell.event.read().unwrap(), 1);
+    }
+}

@@ -1,0 +1,338 @@
+//! Building, starting and ending one machine.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::exit::{self, ExitCell};
+use super::gate::Gate;
+use super::vcpu::{self, Ending, Shared, TripleFault};
+use super::{Error, platform};
+use crate::boot::image::Image;
+use crate::boot::{Entry, StartState, cpuid, direct, elf, pvh};
+use crate::devices::bus::Bus;
+use crate::devices::console::Console;
+use crate::devices::idle::IdlePort;
+use crate::devices::interrupt::{Interrupt, IrqFd, NoInterrupt};
+use crate::devices::ports::{ExitPort, PORT_RESET, ResetPort};
+use crate::devices::serial::{self, Serial};
+use crate::devices::sink::BalloonSink;
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::mmio::WINDOW_BYTES;
+use crate::link::message::{Exit, ExitReason};
+use crate::sys::kvm::{GuestVm, install_kick_handler};
+use crate::sys::ram::GuestRam;
+use tidemark_guest_protocol::{PORT_EXIT, PORT_IDLE};
+
+/// Stack of a vCPU's thread. Its deepest path, a balloon notification into the pager with a
+/// 4 KiB list on the stack, needs a fraction of it; only touched pages cost memory.
+const VCPU_STACK_BYTES: usize = 128 * 1024;
+/// Guest-physical address of the three pages that some Intel CPUs need for real mode, below the
+/// area of the interrupt controllers.
+const TSS_GPA: usize = 0xfffb_d000;
+/// How long dropping a machine waits for its vCPU threads.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the guest is made of, beside its memory.
+#[derive(Debug)]
+pub struct MachineSpec {
+    /// An ELF file with tidemark's ring-3 note or a PVH note.
+    pub kernel: Image,
+    /// The initial RAM disk, for PVH kernels.
+    pub initrd: Option<Image>,
+    /// The user's part of the command line; the devices are appended.
+    pub cmdline: String,
+    /// Number of vCPUs. In a ring-3 guest only the first one runs.
+    pub cpus: u8,
+}
+
+/// One machine. Dropping it ends it.
+pub struct Machine {
+    shared: Arc<Shared>,
+    balloon: Balloon,
+    serial: Arc<Serial>,
+    console: Arc<Console>,
+    /// Created vCPUs that wait for [`Machine::start`].
+    vcpus: Vec<VcpuFd>,
+}
+
+impl Machine {
+    /// Builds a machine around `ram` and loads the guest into it; nothing runs yet.
+    ///
+    /// Writes guest memory, so whoever serves its faults must be at work already. `sink` hears of
+    /// the balloon, `console` of the guest's output.
+    ///
+    /// # Errors
+    /// When KVM refuses something or the guest's files do not fit.
+    pub fn new(
+        spec: MachineSpec,
+        ram: Arc<GuestRam>,
+        sink: Arc<dyn BalloonSink>,
+        console: Arc<Console>,
+    ) -> Result<Machine, Error> {
+        install_kick_handler()?;
+        let kvm = Kvm::new().map_err(|source| Error::OpenKvm { source })?;
+        let allowed = kvm.get_max_vcpus();
+        if spec.cpus == 0 || usize::from(spec.cpus) > allowed {
+            let cpus = spec.cpus;
+            return Err(Error::Cpus { cpus, allowed });
+        }
+        let (start, entry) = load(&spec, &ram)?;
+        let vm = kvm.create_vm().map_err(failed("create a VM"))?;
+        let wiring = match entry {
+            // No IDT, so no interrupt can be taken: no controllers, no timer, a faster start.
+            Entry::Ring3 { .. } => Wiring::None,
+            Entry::Pvh { .. } => Wiring::InKernel,
+        };
+        wiring.create_controllers(&vm)?;
+        let ending = Arc::new(Ending {
+            exit: ExitCell::new().map_err(|source| Error::EventFd { source })?,
+            gate: Gate::default(),
+            idle: Arc::new(IdlePort::default()),
+        });
+        let irq = wiring.line(&vm, platform::virtio_irq(0))?;
+        let balloon = Balloon::new(Arc::clone(&ram), sink, irq, Arc::clone(&ending.idle));
+        let serial_irq = wiring.line(&vm, serial::IRQ)?;
+        let serial = Arc::new(Serial::new(serial_irq, console.clone()));
+        let shared = Shared {
+            ports: ports(&ending, &serial)?,
+            memory: windows(&balloon)?,
+            triple_fault: match entry {
+                Entry::Ring3 { .. } => TripleFault::Fault,
+                Entry::Pvh { .. } => TripleFault::Reset,
+            },
+            ending,
+            first_run: OnceLock::new(),
+            guest: GuestVm::new(vm, ram)?,
+        };
+        let vcpus = create_vcpus(&kvm, &shared.guest, spec.cpus, entry, &start)?;
+        Ok(Machine {
+            shared: Arc::new(shared),
+            balloon,
+            serial,
+            console,
+            vcpus,
+        })
+    }
+
+    /// Starts the vCPU threads. A second call does nothing.
+    ///
+    /// # Errors
+    /// When a thread is refused; the machine has then ended.
+    pub fn start(&mut self) -> Result<(), Error> {
+        for (vcpu, fd) in (0u8..).zip(std::mem::take(&mut self.vcpus)) {
+            let shared = Arc::clone(&self.shared);
+            self.shared.ending.gate.thread_starts();
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{vcpu}"))
+                .stack_size(VCPU_STACK_BYTES)
+                .spawn(move || {
+                    let _alive = Alive(&shared);
+                    vcpu::run(fd, &shared);
+                });
+            match thread {
+                Ok(thread) => self.shared.ending.gate.attach(thread),
+                Err(source) => {
+                    self.shared.ending.gate.thread_ends();
+                    self.stop();
+                    return Err(Error::Thread { vcpu, source });
+                }
+            }
+        }
+        // A hold or an end between spawn and attach kicked nobody; the thread saw it at the gate
+        // unless it was already inside. One more kick covers that.
+        self.shared.ending.gate.kick_all();
+        Ok(())
+    }
+
+    /// The balloon.
+    pub fn balloon(&self) -> &Balloon {
+        &self.balloon
+    }
+
+    /// The gate that holds the vCPUs.
+    pub fn gate(&self) -> &Gate {
+        &self.shared.ending.gate
+    }
+
+    /// The console.
+    pub fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
+    /// Types on the guest's serial console; returns how many bytes were taken.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        self.serial.input(bytes)
+    }
+
+    /// When a vCPU first entered the guest.
+    pub fn first_run(&self) -> Option<Instant> {
+        self.shared.first_run.get().copied()
+    }
+
+    /// Ends the guest now, as [`ExitReason::Stopped`] unless it has ended already. Does not wait.
+    pub fn stop(&self) {
+        self.end(exit::plain(ExitReason::Stopped));
+    }
+
+    /// Ends the guest for a reason that its owner names. Does not wait.
+    pub fn end(&self, exit: Exit) {
+        self.shared.ending.finish(exit);
+    }
+
+    /// How the guest ended; `None` while it runs.
+    pub fn exit(&self) -> Option<Exit> {
+        self.shared.ending.exit.get()
+    }
+
+    /// Waits at most `limit` for the guest to end.
+    pub fn wait(&self, limit: Duration) -> Option<Exit> {
+        self.shared.ending.exit.wait(limit)
+    }
+
+    /// Waits at most `limit` for the vCPU threads of a guest that has ended. False when one sits
+    /// in a page fault that nobody serves.
+    pub fn join(&self, limit: Duration) -> bool {
+        self.shared.ending.gate.join(limit)
+    }
+}
+
+impl AsRawFd for Machine {
+    /// Becomes readable, and stays so, once the guest has ended.
+    fn as_raw_fd(&self) -> RawFd {
+        self.shared.ending.exit.as_raw_fd()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        self.console.flush();
+        if !self.join(END_LIMIT) {
+            // The thread keeps VM and memory alive by itself.
+            log::error!("a vCPU thread does not end: an unserved page fault?");
+        }
+    }
+}
+
+/// Tells the gate that the thread is gone, also when it panics.
+struct Alive<'a>(&'a Shared);
+
+impl Drop for Alive<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let exit = exit::error("a vCPU thread panicked".into());
+            self.0.ending.finish(exit);
+        }
+        self.0.ending.gate.thread_ends();
+    }
+}
+
+/// Whether the guest can take interrupts.
+#[derive(Clone, Copy)]
+enum Wiring {
+    None,
+    InKernel,
+}
+
+impl Wiring {
+    fn create_controllers(self, vm: &VmFd) -> Result<(), Error> {
+        if let Wiring::None = self {
+            return Ok(());
+        }
+        vm.set_tss_address(TSS_GPA)
+            .map_err(failed("place the real-mode task state"))?;
+        vm.create_irq_chip()
+            .map_err(failed("create interrupt controllers"))?;
+        let pit = kvm_pit_config {
+            // Port 0x61 answers too: kernels calibrate their clock with it.
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        vm.create_pit2(pit).map_err(failed("create a timer"))
+    }
+
+    fn line(self, vm: &VmFd, gsi: u32) -> Result<Arc<dyn Interrupt>, Error> {
+        if let Wiring::None = self {
+            return Ok(Arc::new(NoInterrupt));
+        }
+        let event =
+            EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|source| Error::EventFd { source })?;
+        vm.register_irqfd(&event, gsi)
+            .map_err(failed("wire an interrupt line"))?;
+        Ok(Arc::new(IrqFd(event)))
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |source| Error::Kvm { what, source }
+}
+
+/// Loads the guest's files; nothing of KVM is needed for that.
+fn load(spec: &MachineSpec, ram: &GuestRam) -> Result<(StartState, Entry), Error> {
+    let loaded = elf::load(&spec.kernel, ram)?;
+    let cmdline = platform::cmdline_with_devices(&spec.cmdline, 1);
+    let start = match loaded.entry {
+        Entry::Ring3 { gpa } => {
+            direct::prepare(ram, &loaded, gpa, &cmdline, platform::VIRTIO_START)?
+        }
+        Entry::Pvh { gpa } => pvh::prepare(ram, loaded.end, gpa, &cmdline, spec.initrd.as_ref())?,
+    };
+    Ok((start, loaded.entry))
+}
+
+fn ports(ending: &Arc<Ending>, serial: &Arc<Serial>) -> Result<Bus, Error> {
+    let mut ports = Bus::default();
+    ports.insert(serial::PORT.into(), serial::PORTS.into(), serial.clone())?;
+    ports.insert(PORT_EXIT.into(), 1, Arc::new(ExitPort(ending.clone())))?;
+    ports.insert(PORT_RESET.into(), 1, Arc::new(ResetPort(ending.clone())))?;
+    ports.insert(PORT_IDLE.into(), 1, ending.idle.clone())?;
+    Ok(ports)
+}
+
+fn windows(balloon: &Balloon) -> Result<Bus, Error> {
+    let mut windows = Bus::default();
+    windows.insert(
+        platform::virtio_window(0),
+        WINDOW_BYTES,
+        balloon.bus_device(),
+    )?;
+    Ok(windows)
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    guest: &GuestVm,
+    cpus: u8,
+    entry: Entry,
+    start: &StartState,
+) -> Result<Vec<VcpuFd>, Error> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("list CPU features"))?;
+    // Nobody could start the others: a ring-3 guest has no interrupt controllers.
+    let cpus = match entry {
+        Entry::Ring3 { .. } => 1,
+        Entry::Pvh { .. } => cpus,
+    };
+    let mut vcpus = Vec::new();
+    for cpu in 0..cpus {
+        let vcpu = guest
+            .vm()
+            .create_vcpu(cpu.into())
+            .map_err(failed("create a vCPU"))?;
+        vcpu.set_cpuid2(&cpuid::adapt(&supported, cpu, cpus))
+            .map_err(failed("set CPU features"))?;
+        if cpu == 0 {
+            vcpu::start_at(&vcpu, start).map_err(failed("set registers"))?;
+        } else {
+            vcpu::wait_for_startup(&vcpu).map_err(failed("park a vCPU"))?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
