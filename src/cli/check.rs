@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::machine::meminfo;
 use super::{Error, table};
+use crate::sys::space::TakePath;
 use crate::sys::uffd;
 
 /// Mappings that a VM with many scattered shared pages may need; the kernel's default is 65530.
@@ -125,11 +126,7 @@ fn look(swap_dir: &Path) -> Findings {
     Findings {
         kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
         kvm,
-        take_path: match bits {
-            None => "unknown",
-            Some(bits) if bits & uffd::FEATURE_MOVE != 0 => "move",
-            Some(_) => "copy",
-        },
+        take_path: bits.map_or("unknown", |bits| take_path(bits, &mut advice)),
         userfaultfd: uffd,
         max_map_count,
         memory_cgroup_max_bytes: cgroup
@@ -140,6 +137,18 @@ fn look(swap_dir: &Path) -> Findings {
         swap_dir,
         missing,
         advice,
+    }
+}
+
+/// What a VM process started in this environment will use.
+fn take_path(features: u64, advice: &mut Vec<String>) -> &'static str {
+    let forced = std::env::var(TakePath::VARIABLE).ok();
+    match TakePath::choose(features, forced.as_deref()) {
+        Ok(path) => path.name(),
+        Err(wrong) => {
+            advice.push(wrong);
+            "unknown"
+        }
     }
 }
 

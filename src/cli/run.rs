@@ -22,7 +22,7 @@ use super::{Error, check, folder, machine, table};
 use crate::config::size::parse_duration;
 use crate::config::{FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
-use crate::host::manager::Settings;
+use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
 use crate::link::message::{Exit, ExitReason};
 
@@ -178,6 +178,7 @@ impl Fleet {
     /// Serves until every child is gone.
     fn serve(&mut self) -> Result<(), Error> {
         let mut redraw = Instant::now();
+        let mut sample = redraw;
         while self.children.iter().any(|child| !child.is_gone()) {
             for event in self.server.turn(Duration::from_millis(100))? {
                 self.event(event);
@@ -186,15 +187,17 @@ impl Fleet {
             if self.deadline.is_some_and(|deadline| now >= deadline) {
                 self.stop();
             }
-            self.mind_stragglers(now);
-            if self.kill_at.is_none() && self.server.manager().live() > 0 {
-                self.last = Some(self.server.manager().figures());
+            if now < sample {
+                continue;
             }
+            sample = now + TICK;
+            let figures = self.server.manager().figures();
+            self.mind_stragglers(&figures, now);
             if now >= redraw {
                 redraw = now + REDRAW;
-                let figures = self.server.manager().figures();
                 self.screen.draw(&figures);
             }
+            self.remember(figures);
         }
         Ok(())
     }
@@ -224,12 +227,21 @@ impl Fleet {
         }
     }
 
+    /// Keeps the figures for the closing table, until the fleet begins to stop.
+    fn remember(&mut self, figures: Figures) {
+        if self.kill_at.is_none() && self.server.manager().live() > 0 {
+            self.last = Some(figures);
+        }
+    }
+
     /// Asks every VM to stop. Those that have not joined yet cannot be asked.
     fn stop(&mut self) {
         self.deadline = None;
         if self.kill_at.is_some() {
             return;
         }
+        let figures = self.server.manager().figures();
+        self.remember(figures);
         self.kill_at = Some(Instant::now() + GRACE);
         for child in &mut self.children {
             match self.server.manager().find(child.name()) {
@@ -240,11 +252,10 @@ impl Fleet {
     }
 
     /// Kills what does not stop in time, whoever asked it to.
-    fn mind_stragglers(&mut self, now: Instant) {
+    fn mind_stragglers(&mut self, figures: &Figures, now: Instant) {
         if self.kill_at.is_some_and(|kill_at| now >= kill_at) {
             self.kill_all();
         }
-        let figures = self.server.manager().figures();
         let stopping = figures
             .vms
             .iter()
