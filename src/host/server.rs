@@ -399,6 +399,8 @@ impl Server {
         };
         let datagram = &self.buffer[..bytes];
         match datagram.first() {
+            // As `ps` does when it looks for the host manager that is meant.
+            None if expected.is_none() => log::debug!("a connection closed without a word"),
             None => self.unlinked(expected, "it hung up before it said anything"),
             Some(b'{') if expected.is_none() && bytes <= control::REQUEST_BYTES_MAX => {
                 let reply = control::answer(&mut self.manager, datagram);
