@@ -5,8 +5,8 @@
 //! (`tidemark run` has children and signals) has them watched here, so that there is one wait.
 //!
 //! Nothing a peer does makes the loop wait: reads and writes never block, a link is read at most
-//! [`MESSAGES_PER_TURN`] messages at a time, and connections that say nothing are closed after
-//! [`SILENCE_MAX`].
+//! `MESSAGES_PER_TURN` messages at a time, and connections that say nothing are closed after
+//! `SILENCE_MAX`.
 
 use std::collections::HashMap;
 use std::fs;
