@@ -7,6 +7,7 @@ pub mod exit;
 pub mod gate;
 pub mod machine;
 pub mod platform;
+pub mod process;
 mod vcpu;
 
 use crate::devices::bus::WindowError;
