@@ -69,6 +69,9 @@ pub enum Error {
     /// The link to the host manager.
     #[error(transparent)]
     Link(#[from] link::socket::Error),
+    /// A VM process.
+    #[error(transparent)]
+    Vm(#[from] crate::vm::process::Error),
     /// The machine lacks something.
     #[error("{0}")]
     Missing(String),

@@ -41,7 +41,7 @@ pub fn run(args: VmCommand) -> Result<ExitCode, Error> {
         Some(fd) => Link::new(fd)?,
         None => Link::connect(&folder::find(args.host.as_deref())?)?,
     };
-    let exit = crate::vm::process::run(&spec, &link)?;
+    let exit = crate::vm::process::run(&spec, link)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));
     }

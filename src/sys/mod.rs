@@ -1,5 +1,6 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
+pub mod event;
 pub mod inherited;
 pub mod kvm;
 pub mod pagemap;

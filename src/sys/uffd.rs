@@ -292,9 +292,7 @@ impl Uffd {
 
     /// The descriptors to poll: when one is readable, [`Uffd::read_events`] has something.
     pub fn poll_fds(&self) -> [BorrowedFd<'_>; 2] {
-        // SAFETY: the descriptor is open as long as the eventfd, which lives as long as `self`.
-        let backlog = unsafe { BorrowedFd::borrow_raw(self.backlog_waits.as_raw_fd()) };
-        [self.fd.as_fd(), backlog]
+        [self.fd.as_fd(), super::event::borrow(&self.backlog_waits)]
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
