@@ -22,6 +22,8 @@ pub(super) struct FleetFile {
 pub(super) struct HostTable {
     pub(super) memory: Option<Value>,
     pub(super) policy: Option<String>,
+    pub(super) idle_tax: Option<Value>,
+    pub(super) min_free: Option<String>,
     pub(super) swap_dir: Option<PathBuf>,
     pub(super) seed: Option<u64>,
 }

@@ -9,6 +9,7 @@ use super::error::ConfigError;
 use super::file::{self, HostTable};
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
 use crate::policy::PolicyKind;
+use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
 use crate::units::Pages;
 
 /// VMs of one fleet, at most.
@@ -54,6 +55,8 @@ impl HostArgs {
         let table = HostTable {
             memory: self.memory.clone().map(Value::Text),
             policy: self.policy.clone(),
+            idle_tax: None,
+            min_free: None,
             swap_dir,
             seed: None,
         };
@@ -252,7 +255,27 @@ fn check_host(
     Ok(HostSpec {
         memory,
         policy,
+        settings: policy_settings(&place, table)?,
         swap_dir,
         seed: table.seed.unwrap_or(SEED_DEFAULT),
     })
+}
+
+fn policy_settings(place: &Place, table: &HostTable) -> Result<PolicySettings, ConfigError> {
+    let mut settings = PolicySettings::default();
+    if let Some(value) = &table.idle_tax {
+        let tax = value.text().parse().ok().and_then(IdleTax::new);
+        settings.idle_tax = tax.ok_or_else(|| {
+            let allowed = format!("0 to {} percent", IdleTax::PERCENT_MAX);
+            place.wrong("idle_tax", value, "is no tax", allowed)
+        })?;
+    }
+    if let Some(name) = &table.min_free {
+        settings.min_free = MinFree::named(name).ok_or_else(|| {
+            let names: Vec<_> = MinFree::ALL.iter().map(|scale| scale.name()).collect();
+            let name = format!("{name:?}");
+            place.wrong("min_free", name, "is no scale", names.join(", "))
+        })?;
+    }
+    Ok(settings)
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::policy::PolicyKind;
+use crate::policy::settings::PolicySettings;
 use crate::policy::types::Allocation;
 use crate::units::Pages;
 
@@ -23,6 +24,8 @@ pub struct HostSpec {
     pub memory: Pages,
     /// Which policy sets the targets.
     pub policy: PolicyKind,
+    /// And with which settings.
+    pub settings: PolicySettings,
     /// Folder of the swap files.
     pub swap_dir: PathBuf,
     /// Base of the seeds of built-in guests.
