@@ -47,14 +47,14 @@ pub mod esx;
 pub mod fair;
 pub mod grant;
 mod guest;
-//pub mod lease;
+pub mod lease;
 pub mod own;
 pub mod pref;
 pub mod pressure;
 pub mod proportional;
 pub mod reclaim;
 pub mod safeguard;
-//pub mod sampling;
+pub mod sampling;
 pub mod settings;
 pub mod state;
 #[cfg(test)]
