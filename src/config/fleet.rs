@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::args::VmArgs;
 use super::check::{Draft, Place, SWAP_DIR, Value};
 use super::error::ConfigError;
-use super::file::{self, HostTable};
+use super::file::{self, FleetFile, HostTable};
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
 use crate::policy::PolicyKind;
 use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
@@ -84,7 +84,7 @@ impl FleetSpec {
     pub fn parse(text: &str, path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
         let origin = path.display().to_string();
         let folder = path.parent().unwrap_or(Path::new(""));
-        let file = file::parse(text, path)?;
+        let file: FleetFile = file::parse(text, path)?;
         let host = check_host(&file.host, &origin, folder, machine)?;
         let mut fleet = FleetSpec {
             host,
