@@ -9,6 +9,7 @@ pub mod link;
 pub mod mem;
 pub mod page;
 pub mod policy;
+pub mod sim;
 pub mod sys;
 pub mod units;
 pub mod vm;

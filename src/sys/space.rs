@@ -173,7 +173,8 @@ impl GuestSpace {
     /// # Errors
     /// When userfaultfd is not to be had or a mapping is refused.
     pub fn new(ram: Arc<GuestRam>, path: TakePath) -> Result<GuestSpace, Error> {
-        let mut features = uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP;
+        let mut features =
+            uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP | uffd::FEATURE_WP_SHMEM;
         if path == TakePath::Move {
             features |= uffd::FEATURE_MOVE;
         }
