@@ -18,7 +18,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::policy::types::VmId;
-use crate::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, PAGES_MAX, Pages};
 
 /// The pool cannot do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -52,14 +52,15 @@ pub struct FramePool {
 }
 
 impl FramePool {
-    /// A pool of as many frames as the budget has pages (whole windows of 2 MiB).
+    /// A pool of as many frames as the budget has pages (whole windows of 2 MiB), at most
+    /// [`PAGES_MAX`].
     ///
     /// # Errors
     /// When the kernel refuses the memory file.
     pub fn new(budget: Pages) -> Result<FramePool, Error> {
-        let windows = u32::try_from(budget.0.div_ceil(u64::from(CHUNK_PAGES)))
-            .unwrap_or(u32::MAX)
-            .clamp(1, u32::MAX / CHUNK_PAGES);
+        let pages = budget.0.clamp(1, PAGES_MAX);
+        let windows = u32::try_from(pages.div_ceil(u64::from(CHUNK_PAGES)))
+            .expect("the bound fits a frame number");
         let frames = windows * CHUNK_PAGES;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
         let file = match rustix::fs::memfd_create("tidemark-frames", flags) {

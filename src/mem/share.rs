@@ -175,7 +175,7 @@ pub struct Merged {
 pub fn merge(
     pager: &Pager,
     pool: &PoolView,
-    candidates: &mut Vec<(Gfn, FrameId)>,
+    candidates: &mut [(Gfn, FrameId)],
     mappings_max: u64,
 ) -> Result<Merged, Error> {
     let mut merged = Merged::default();

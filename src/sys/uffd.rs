@@ -508,8 +508,8 @@ fn decode(message: &[u8]) -> Option<Event> {
         let bytes = message.get(index * 8..index * 8 + 8)?.try_into().ok()?;
         Some(u64::from_ne_bytes(bytes))
     };
-    match message.first()? {
-        &EVENT_PAGEFAULT => {
+    match *message.first()? {
+        EVENT_PAGEFAULT => {
             let hva = usize::try_from(word(2)?).ok()? & !(crate::units::PAGE_SIZE - 1);
             let protected = word(1)? & PAGEFAULT_FLAG_WP != 0;
             Some(if protected {
@@ -518,7 +518,7 @@ fn decode(message: &[u8]) -> Option<Event> {
                 Event::Missing { hva }
             })
         }
-        &EVENT_REMAP => Some(Event::Remapped),
+        EVENT_REMAP => Some(Event::Remapped),
         _ => None,
     }
 }

@@ -83,6 +83,7 @@ pub(super) struct Agent<'a> {
     mappings_max: u64,
     due: Due,
     stopping: bool,
+    held: bool,
 }
 
 impl<'a> Agent<'a> {
@@ -128,6 +129,7 @@ impl<'a> Agent<'a> {
                 rejoin: now,
             },
             stopping: false,
+            held: false,
         })
     }
 
@@ -143,7 +145,11 @@ impl<'a> Agent<'a> {
             }
             if machine.is_none() {
                 match building.take().map(|built| built.and_then(start)) {
-                    Some(Ok(built)) => machine = Some(built),
+                    Some(Ok(built)) => {
+                        // Orders may have come before there was a balloon.
+                        built.balloon().set_target(self.orders.balloon_target);
+                        machine = Some(built);
+                    }
                     Some(Err(error)) => self.failure.set(&error),
                     None if self.stopping => break exit(ExitReason::Stopped, None),
                     None => {}
@@ -410,14 +416,16 @@ impl<'a> Agent<'a> {
     }
 
     /// Holds the vCPUs while the host manager says so, or while the guest is over its credit.
-    fn hold(&self, machine: Option<&Machine>) {
+    fn hold(&mut self, machine: Option<&Machine>) {
         let Some(machine) = machine else { return };
         let over = self.joined && self.pager.with_credit(|credit| credit.is_over());
-        if over || self.orders.run == Run::Block {
-            machine.gate().close(Hold::Blocked);
-        } else {
-            machine.gate().open(Hold::Blocked);
+        let hold = over || self.orders.run == Run::Block;
+        match (self.held, hold) {
+            (false, true) => machine.gate().close(Hold::Blocked),
+            (true, false) => machine.gate().open(Hold::Blocked),
+            _ => {}
         }
+        self.held = hold;
     }
 
     fn share(&mut self) -> Result<(), mem::Error> {

@@ -208,6 +208,7 @@ pub(super) fn join(link: &Link, spec: &VmSpec, held: Pages) -> Result<(Welcome, 
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
 /// was told.
 pub fn run(spec: &VmSpec, link: Link) -> Result<Exit, Error> {
+    stop_on_panic();
     let (welcome, pool) = join(&link, spec, Pages::ZERO)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
     match prepare(spec, &welcome, &failure) {
@@ -223,6 +224,16 @@ pub fn run(spec: &VmSpec, link: Link) -> Result<Exit, Error> {
             Ok(ended)
         }
     }
+}
+
+/// A broken invariant in any thread stops the VM: the others would wait for that thread for ever,
+/// or go on with tables that are wrong.
+fn stop_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
