@@ -282,8 +282,8 @@ fn is_word(c: char) -> bool {
 fn has_word(code: &str, word: &str) -> bool {
     code.match_indices(word).any(|(at, _)| {
         let ends_open = word.ends_with(is_word);
-        !code[..at].ends_with(is_word)
-            && !(ends_open && code[at + word.len()..].starts_with(is_word))
+        let longer = ends_open && code[at + word.len()..].starts_with(is_word);
+        !longer && !code[..at].ends_with(is_word)
     })
 }
 
