@@ -220,7 +220,8 @@ impl History {
     }
 }
 
-/// Splits each frame among its references: bytes of frames that each VM answers for.
+/// Splits each frame among its references: bytes of frames that each VM answers for. The frames are
+/// those of all share groups, so the same number may come several times.
 pub fn split_frames<'a>(
     frames: impl Iterator<Item = (FrameId, &'a [(VmId, u32)])>,
 ) -> HashMap<VmId, u64> {

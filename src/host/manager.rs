@@ -1,6 +1,6 @@
 //! The host manager's decisions, without sockets: messages and time in, messages out.
 //!
-//! Owns the books ([`Ledger`]), the frame pool, the share index and the policy's memory. The event
+//! Owns the books ([`Ledger`]), the share groups and the policy's memory. The event
 //! loop ([`super::server`]) owns descriptors and clocks, feeds [`Manager::message`] and
 //! [`Manager::tick`], and delivers what [`Manager::take_outgoing`] yields.
 //!
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::accounts::{Figures, History, HostFigures, Peaks, VmFigures, VmState, split_frames};
 use super::ledger::{Ledger, Overdrawn};
-use super::pool::{self, FramePool};
+use super::pool::FramePool;
 use super::share::{Lent, NotHeld, ShareIndex};
 use crate::link::message::{
     Exit, ExitReason, Hello, LIST_MAX, Orders, Report, ToHost, ToVm, Welcome,
@@ -78,7 +78,7 @@ pub enum Violation {
 pub enum Outgoing {
     /// Send a message.
     Send(VmId, ToVm),
-    /// Send a `Welcome` with the pool's descriptor.
+    /// Send a `Welcome` with the descriptor of [`Manager::pool`].
     Welcome(VmId, Welcome),
 }
 
@@ -137,7 +137,6 @@ impl Vm {
 pub struct Manager {
     settings: Settings,
     ledger: Ledger,
-    pool: FramePool,
     shares: ShareIndex,
     policy: PolicyState,
     history: History,
@@ -154,14 +153,10 @@ pub struct Manager {
 
 impl Manager {
     /// A host without VMs.
-    ///
-    /// # Errors
-    /// When the frame pool cannot be made.
-    pub fn new(settings: Settings) -> Result<Manager, pool::Error> {
-        Ok(Manager {
+    pub fn new(settings: Settings) -> Manager {
+        Manager {
             settings,
             ledger: Ledger::new(settings.budget),
-            pool: FramePool::new(settings.budget)?,
             shares: ShareIndex::default(),
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),
@@ -173,12 +168,12 @@ impl Manager {
             frame_parts: (0, HashMap::new()),
             decided: Duration::ZERO,
             urgent: false,
-        })
+        }
     }
 
-    /// The frame pool.
-    pub fn pool(&self) -> &FramePool {
-        &self.pool
+    /// The frame pool of a live VM's share group.
+    pub fn pool(&self, vm: VmId) -> Option<&FramePool> {
+        self.shares.pool(vm)
     }
 
     /// The books.
@@ -238,10 +233,13 @@ impl Manager {
         };
         admission::admit(&self.books(None), &request).map_err(|refusal| refusal.to_string())?;
         let id = VmId(self.next_vm);
+        let group = hello.share_group.as_deref();
+        let budget = self.ledger.budget();
         let key_seed = self
             .shares
-            .join(id, allocation.size, hello.share_group.as_deref())
-            .map_err(|error| format!("no random numbers for the share group: {error}"))?;
+            .join(id, allocation.size, group, budget)
+            .map_err(|error| error.to_string())?;
+        let pool_frames = self.pool(id).expect("it has joined").frames();
         self.next_vm += 1;
         self.ledger.open(id, hello.held, overhead);
         let vm = Vm {
@@ -264,7 +262,7 @@ impl Manager {
             id,
             Welcome {
                 key_seed,
-                pool_frames: self.pool.frames(),
+                pool_frames,
                 sampling: self.settings.sampling,
                 credit: first + hello.held,
                 credit_batch: batch,
@@ -318,7 +316,7 @@ impl Manager {
                     Some((*gfn, content.ok()?))
                 });
                 let room = self.ledger.free();
-                let (answer, failed) = self.shares.content(id, pages, room, &mut self.pool);
+                let (answer, failed) = self.shares.content(id, pages, room);
                 self.ledger.add_frames(Pages(u64::from(answer.made)));
                 self.lend(answer.lent);
                 if let Some(error) = failed {
@@ -326,7 +324,7 @@ impl Manager {
                 }
             }
             ToHost::Release { frames } => {
-                let (freed, result) = self.shares.release(id, &frames, &mut self.pool);
+                let (freed, result) = self.shares.release(id, &frames);
                 self.ledger.drop_frames(freed);
                 if freed > Pages::ZERO {
                     self.serve(None);
@@ -345,7 +343,7 @@ impl Manager {
             return;
         };
         self.ledger.close(id);
-        let freed = self.shares.leave(id, &mut self.pool);
+        let freed = self.shares.leave(id);
         self.ledger.drop_frames(freed);
         vm.exit.get_or_insert(Exit {
             reason: ExitReason::Killed,
@@ -501,7 +499,7 @@ impl Manager {
     /// When they contradict each other: a bug.
     pub fn audit(&self) {
         self.ledger.audit();
-        self.shares.audit(&self.pool);
+        self.shares.audit();
         assert_eq!(
             self.ledger.frames(),
             Pages(self.shares.frames()),

@@ -1,10 +1,12 @@
-//! The host manager: budget, ledger, frame pool, share index, policy tick, control API.
+//! The host manager: budget, ledger, share groups with their frame pools, policy tick, control API.
 //!
 //! | file | owns |
 //! |---|---|
 //! | [`ledger`] | who holds how much of the budget |
-//! | [`pool`] | the shared frames' memory |
-//! | [`share`] | keys, hints, references |
+//! | [`share`] | the share groups, and who is in which |
+//! | `group` | one group: its pool, keys, hints, references |
+//! | `member` | one VM in its group, and its bounds |
+//! | [`pool`] | the memory of a group's frames |
 //! | [`accounts`] | figures for people and programs |
 //! | [`manager`] | all of these, and the policy: messages and time in, messages out |
 //! | [`server`] | descriptors and the clock: the event loop |
@@ -14,8 +16,10 @@
 
 pub mod accounts;
 pub mod control;
+mod group;
 pub mod ledger;
 pub mod manager;
+mod member;
 pub mod pool;
 mod rate_limit;
 pub mod server;

@@ -1,6 +1,10 @@
-//! The frame pool: one memory file whose pages VM processes map copy-on-write.
+//! A frame pool: one memory file whose pages VM processes map copy-on-write.
 //!
-//! Owned by the host manager, which alone writes it, with `pwrite` into frames that nobody maps yet.
+//! Owned by a share group of the host manager: only the group's VMs get it, so that a VM process that
+//! its guest has taken over reads no frame of another group. The file is sparse and the tables grow
+//! with what is used, so that a pool for each VM costs next to nothing.
+//!
+//! The host manager alone writes it, with `pwrite` into frames that nobody maps yet.
 //! VM processes get a descriptor that was opened read-only. The file's mode is 0400, so a VM process
 //! of another uid cannot open it for writing through `/proc`; for one of the same uid, or root, the
 //! VM process's own sandbox closes that hole. (Sealing with F_SEAL_FUTURE_WRITE would be simpler,
@@ -41,9 +45,11 @@ type Chunk = (VmId, Gfn);
 #[derive(Debug)]
 pub struct FramePool {
     file: OwnedFd,
-    reader: OwnedFd,
+    /// Length of the file in windows of [`CHUNK_PAGES`] frames.
+    length: u32,
+    /// For each frame of the windows below.
     used: Vec<bool>,
-    /// For each window of [`CHUNK_PAGES`] frames: frames in use, and the chunk it was given to.
+    /// For each window ever used: frames in use, and the chunk it was given to.
     windows: Vec<(u32, Option<Chunk>)>,
     window_of: HashMap<Chunk, u32>,
     in_use: u32,
@@ -61,7 +67,6 @@ impl FramePool {
         let pages = budget.0.clamp(1, PAGES_MAX);
         let windows = u32::try_from(pages.div_ceil(u64::from(CHUNK_PAGES)))
             .expect("the bound fits a frame number");
-        let frames = windows * CHUNK_PAGES;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
         let file = match rustix::fs::memfd_create("tidemark-frames", flags) {
             // Linux before 6.3 does not know NOEXEC_SEAL.
@@ -69,16 +74,14 @@ impl FramePool {
             other => other,
         }
         .map_err(error("create"))?;
-        rustix::fs::ftruncate(&file, FrameId(frames).offset()).map_err(error("size"))?;
+        rustix::fs::ftruncate(&file, FrameId(windows * CHUNK_PAGES).offset())
+            .map_err(error("size"))?;
         rustix::fs::fchmod(&file, Mode::RUSR).map_err(error("protect"))?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let reader = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(error("reopen"))?;
         Ok(FramePool {
             file,
-            reader,
-            used: vec![false; frames as usize],
-            windows: vec![(0, None); windows as usize],
+            length: windows,
+            used: Vec::new(),
+            windows: Vec::new(),
             window_of: HashMap::new(),
             in_use: 0,
             next: 0,
@@ -87,7 +90,7 @@ impl FramePool {
 
     /// Length in frames.
     pub fn frames(&self) -> u32 {
-        u32::try_from(self.used.len()).expect("the length was a u32")
+        self.length * CHUNK_PAGES
     }
 
     /// Frames in use.
@@ -100,7 +103,9 @@ impl FramePool {
     /// # Errors
     /// When there are no descriptors left.
     pub fn reader(&self) -> Result<OwnedFd, Error> {
-        rustix::io::fcntl_dupfd_cloexec(&self.reader, 0).map_err(error("duplicate"))
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(error("reopen"))
     }
 
     /// Copies a page into a free frame, near those of the page's neighbours. `None` when all are in
@@ -135,7 +140,7 @@ impl FramePool {
         frames.sort_unstable();
         for run in frames.chunk_by(|a, b| a.0 + 1 == b.0) {
             for &frame in run {
-                assert!(self.used[frame.index()], "{frame:?} is not in use");
+                assert!(self.is_used(frame), "{frame:?} is not in use");
                 self.used[frame.index()] = false;
                 self.in_use -= 1;
                 self.windows[window(frame)].0 -= 1;
@@ -173,28 +178,48 @@ impl FramePool {
         }
     }
 
+    fn is_used(&self, frame: FrameId) -> bool {
+        self.used.get(frame.index()).copied().unwrap_or(false)
+    }
+
+    /// A window that was given to nobody and has no frame.
+    fn free_window(&mut self) -> Option<u32> {
+        let free = |(count, chunk): &(u32, Option<Chunk>)| *count == 0 && chunk.is_none();
+        let window = match self.windows.iter().position(free) {
+            Some(window) => window,
+            None if self.windows.len() == self.length as usize => return None,
+            None => {
+                self.windows.push((0, None));
+                let frames = self.windows.len() * CHUNK_PAGES as usize;
+                self.used.resize(frames, false);
+                self.windows.len() - 1
+            }
+        };
+        Some(u32::try_from(window).expect("windows are counted in u32"))
+    }
+
     fn place(&mut self, owner: VmId, gfn: Gfn) -> Option<FrameId> {
         let chunk = (owner, gfn.chunk_start());
-        let window = self.window_of.get(&chunk).copied().or_else(|| {
-            let free = self
-                .windows
-                .iter()
-                .position(|(count, chunk)| *count == 0 && chunk.is_none());
-            let window = u32::try_from(free?).expect("windows are counted in u32");
-            self.windows[window as usize].1 = Some(chunk);
-            self.window_of.insert(chunk, window);
-            Some(window)
-        });
+        let window = match self.window_of.get(&chunk) {
+            Some(&window) => Some(window),
+            None => self.free_window().inspect(|&window| {
+                self.windows[window as usize].1 = Some(chunk);
+                self.window_of.insert(chunk, window);
+            }),
+        };
         let own = window.map(|window| FrameId(window * CHUNK_PAGES + (gfn.0 - chunk.1.0)));
-        own.filter(|frame| !self.used[frame.index()])
+        own.filter(|&frame| !self.is_used(frame))
             .or_else(|| self.any_free())
     }
 
     fn any_free(&mut self) -> Option<FrameId> {
-        let frames = self.frames();
-        if self.in_use == frames {
-            return None;
+        if self.in_use as usize == self.used.len() {
+            // A window that the tables do not have yet, if the file has one.
+            return self
+                .free_window()
+                .map(|window| FrameId(window * CHUNK_PAGES));
         }
+        let frames = u32::try_from(self.used.len()).expect("the length is a u32");
         let found = (self.next..frames)
             .chain(0..self.next)
             .find(|&frame| !self.used[frame as usize])?;

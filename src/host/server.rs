@@ -22,7 +22,7 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::control;
 use super::manager::{Manager, Outgoing, Settings};
-use super::pool;
+use super::pool::{self, FramePool};
 use super::rate_limit::{Allowed, RateLimit};
 use crate::link::codec;
 use crate::link::message::{MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, ToHost, ToVm};
@@ -64,9 +64,6 @@ pub enum Error {
         /// Where.
         path: PathBuf,
     },
-    /// The frame pool cannot be made.
-    #[error(transparent)]
-    Pool(#[from] pool::Error),
 }
 
 fn os(operation: &'static str) -> impl FnOnce(Errno) -> Error {
@@ -176,7 +173,7 @@ impl Server {
     /// When the kernel refuses memory or descriptors.
     pub fn new(settings: Settings) -> Result<Server, Error> {
         Ok(Server {
-            manager: Manager::new(settings)?,
+            manager: Manager::new(settings),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll"))?,
             start: Instant::now(),
             listener: None,
@@ -540,9 +537,10 @@ impl Server {
             for outgoing in outgoing {
                 let (id, message, fd) = match outgoing {
                     Outgoing::Send(id, message) => (id, message, None),
-                    Outgoing::Welcome(id, welcome) => match self.manager.pool().reader() {
-                        Ok(fd) => (id, ToVm::Welcome(welcome), Some(fd)),
-                        Err(error) => {
+                    Outgoing::Welcome(id, welcome) => match self.pool_reader(id) {
+                        None => continue,
+                        Some(Ok(fd)) => (id, ToVm::Welcome(welcome), Some(fd)),
+                        Some(Err(error)) => {
                             self.complain(|| error.to_string());
                             (id, ToVm::Stop, None)
                         }
@@ -562,6 +560,11 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// A read-only descriptor of the frames of a VM's group, unless the VM has gone.
+    fn pool_reader(&self, vm: VmId) -> Option<Result<OwnedFd, pool::Error>> {
+        self.manager.pool(vm).map(FramePool::reader)
     }
 
     /// Closes connections that never said what they are, or do not read their reply.

@@ -14,7 +14,6 @@ fn manager() -> Manager {
         sampling: Sampling::default(),
         seed: 1,
     })
-    .unwrap()
 }
 
 fn hello(name: &str, mib: u64) -> Hello {

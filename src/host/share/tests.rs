@@ -3,16 +3,17 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::page::key::key_of;
 
 const A: VmId = VmId(1);
 const B: VmId = VmId(2);
 const C: VmId = VmId(3);
+const BUDGET: Pages = Pages::mib(2);
 const ROOM: Pages = Pages(100);
 const T0: Duration = Duration::ZERO;
 
 struct Fixture {
     index: ShareIndex,
-    pool: FramePool,
     seed: u64,
 }
 
@@ -24,11 +25,10 @@ impl Fixture {
     /// A, B and C in one group.
     fn new() -> Fixture {
         let mut index = ShareIndex::default();
-        let pool = FramePool::new(Pages::mib(2)).unwrap();
-        let seed = index.join(A, Pages(64), Some("g")).unwrap();
-        assert_eq!(index.join(B, Pages(64), Some("g")).unwrap(), seed);
-        index.join(C, Pages(64), Some("g")).unwrap();
-        Fixture { index, pool, seed }
+        let seed = index.join(A, Pages(64), Some("g"), BUDGET).unwrap();
+        assert_eq!(index.join(B, Pages(64), Some("g"), BUDGET).unwrap(), seed);
+        index.join(C, Pages(64), Some("g"), BUDGET).unwrap();
+        Fixture { index, seed }
     }
 
     fn key(&self, fill: u8) -> Key {
@@ -41,16 +41,19 @@ impl Fixture {
     }
 
     fn content(&mut self, vm: VmId, gfn: u32, fill: u8) -> ContentAnswer {
-        let (answer, failed) =
-            self.index
-                .content(vm, [(Gfn(gfn), &page(fill))], ROOM, &mut self.pool);
+        let (answer, failed) = self.index.content(vm, [(Gfn(gfn), &page(fill))], ROOM);
         assert!(failed.is_none());
-        self.index.audit(&self.pool);
+        self.index.audit();
         answer
     }
 
+    fn in_use(&self) -> u32 {
+        let pools = self.index.groups.values().map(Group::pool);
+        pools.map(FramePool::in_use).sum()
+    }
+
     fn release(&mut self, vm: VmId, frames: &[FrameId]) -> (Pages, Result<(), NotHeld>) {
-        self.index.release(vm, frames, &mut self.pool)
+        self.index.release(vm, frames)
     }
 
     /// Two pages with one content, shared: the frame.
@@ -99,8 +102,8 @@ fn a_frame_lives_until_its_last_reference_ends() {
     assert_eq!(f.release(A, &[frame]), (Pages(0), Ok(())));
     assert_eq!(f.release(A, &[frame]), (Pages(0), Err(NotHeld { frame })));
     assert_eq!(f.release(B, &[frame]), (Pages(1), Ok(())));
-    assert_eq!(f.pool.in_use(), 0);
-    f.index.audit(&f.pool);
+    assert_eq!(f.in_use(), 0);
+    f.index.audit();
     // Its key is forgotten with it.
     assert_eq!(f.offer(C, 1, 7), OfferAnswer::default());
 }
@@ -111,14 +114,14 @@ fn death_returns_everything() {
     f.shared();
     f.offer(A, 11, 8);
     f.offer(B, 21, 8);
-    assert_eq!(f.index.leave(B, &mut f.pool), Pages(0));
-    f.index.audit(&f.pool);
+    assert_eq!(f.index.leave(B), Pages(0));
+    f.index.audit();
     // B was asked for content 8; A, who waited for it, is the hint again.
     assert_eq!(f.offer(C, 31, 8).wants, [Gfn(31)]);
-    assert_eq!(f.index.leave(A, &mut f.pool), Pages(1));
-    assert_eq!(f.index.leave(C, &mut f.pool), Pages(0));
-    f.index.audit(&f.pool);
-    assert!(f.index.groups.is_empty() && f.index.members.is_empty());
+    assert_eq!(f.index.leave(A), Pages(1));
+    assert_eq!(f.index.leave(C), Pages(0));
+    f.index.audit();
+    assert!(f.index.groups.is_empty() && f.index.group_of.is_empty());
 }
 
 #[test]
@@ -128,7 +131,7 @@ fn keys_are_never_believed() {
     f.offer(B, 20, 7);
     // The content is another one than the key said.
     let answer = f.content(B, 20, 8);
-    assert_eq!((answer.made, f.pool.in_use()), (0, 0));
+    assert_eq!((answer.made, f.in_use()), (0, 0));
     // A's page is still there to be shared with.
     assert_eq!(f.offer(C, 30, 7).wants, [Gfn(30)]);
     // Nobody asked for this.
@@ -140,7 +143,7 @@ fn nothing_crosses_groups() {
     let mut f = Fixture::new();
     let frame = f.shared();
     let alone = VmId(9);
-    let seed = f.index.join(alone, Pages(64), None).unwrap();
+    let seed = f.index.join(alone, Pages(64), None, BUDGET).unwrap();
     assert_ne!(seed, f.seed);
     for key in [f.key(7), key_of(&page(7), seed)] {
         assert_eq!(
@@ -149,8 +152,68 @@ fn nothing_crosses_groups() {
         );
     }
     assert!(f.release(alone, &[frame]).1.is_err());
-    let other = f.index.join(VmId(10), Pages(64), None).unwrap();
+    let other = f.index.join(VmId(10), Pages(64), None, BUDGET).unwrap();
     assert_ne!(other, seed);
+}
+
+/// The frame that two of a VM's pages with that content become.
+fn frame_of(index: &mut ShareIndex, vm: VmId, seed: u64, content: &[u8; PAGE_SIZE]) -> FrameId {
+    let key = key_of(content, seed);
+    index.offer(vm, &[(Gfn(0), key), (Gfn(1), key)], T0);
+    let (answer, _) = index.content(vm, [(Gfn(1), content)], ROOM);
+    let vms: Vec<VmId> = answer.lent.iter().map(|lent| lent.vm).collect();
+    assert_eq!(vms, [vm, vm], "nobody else is lent it");
+    answer.lent[0].frame
+}
+
+#[test]
+fn every_group_has_a_pool_of_its_own() {
+    let mut index = ShareIndex::default();
+    let mut join = |vm, name| (vm, index.join(vm, Pages(64), name, BUDGET).unwrap());
+    let (named, named_seed) = join(A, Some("g"));
+    let (sister, _) = join(B, Some("g"));
+    let (alone, alone_seed) = join(C, None);
+    let file = |index: &ShareIndex, vm| {
+        let reader = index.pool(vm).unwrap().reader().unwrap();
+        rustix::fs::fstat(reader).unwrap().st_ino
+    };
+    assert_eq!(file(&index, named), file(&index, sister));
+    assert_ne!(file(&index, named), file(&index, alone));
+
+    // The first frame of each has the same number, and is another page.
+    let theirs = frame_of(&mut index, named, named_seed, &page(7));
+    let own = frame_of(&mut index, alone, alone_seed, &page(8));
+    assert_eq!(theirs, own);
+    for (vm, fill) in [(named, 7), (sister, 7), (alone, 8)] {
+        let reader = File::from(index.pool(vm).unwrap().reader().unwrap());
+        let mut seen = vec![0; usize::try_from(reader.metadata().unwrap().len()).unwrap()];
+        std::os::unix::fs::FileExt::read_exact_at(&reader, &mut seen, 0).unwrap();
+        let own = usize::try_from(own.offset()).unwrap();
+        let rest = seen.split_off(own + PAGE_SIZE);
+        let page = seen.split_off(own);
+        assert!(
+            page.iter().all(|&byte| byte == fill),
+            "{vm:?} reads {}",
+            page[0]
+        );
+        let others = seen.iter().chain(&rest);
+        assert!(others.copied().all(|byte| byte == 0), "{vm:?} reads more");
+    }
+
+    // A number that is lent in one group is nothing in another, even where it exists.
+    assert_eq!(index.release(alone, &[own, own]), (Pages(1), Ok(())));
+    assert_eq!(
+        index.release(alone, &[theirs]),
+        (Pages(0), Err(NotHeld { frame: theirs }))
+    );
+    assert_eq!((index.references_of(named), index.frames()), (2, 1));
+    index.audit();
+    // The pool ends with the group's last VM, and not before.
+    index.leave(named);
+    assert!(index.pool(sister).is_some());
+    index.leave(sister);
+    index.leave(alone);
+    assert!(index.groups.is_empty());
 }
 
 #[test]
@@ -159,7 +222,7 @@ fn a_want_expires_and_its_late_answer_is_ignored() {
     f.offer(A, 10, 7);
     f.offer(B, 20, 7);
     f.index.expire(WANT_EXPIRY);
-    f.index.audit(&f.pool);
+    f.index.audit();
     assert_eq!(f.content(B, 20, 7).unsolicited, 1);
     assert_eq!(f.offer(B, 20, 7).wants, [Gfn(20)]);
 }
@@ -170,9 +233,7 @@ fn without_room_no_frame_is_made() {
     f.offer(A, 10, 7);
     f.offer(B, 20, 7);
     let content = page(7);
-    let (answer, _) = f
-        .index
-        .content(B, [(Gfn(20), &content)], Pages::ZERO, &mut f.pool);
+    let (answer, _) = f.index.content(B, [(Gfn(20), &content)], Pages::ZERO);
     assert_eq!(answer, ContentAnswer::default());
     assert_eq!(f.offer(B, 20, 7).wants, [Gfn(20)]);
 }
@@ -184,10 +245,11 @@ fn a_vm_cannot_fill_the_index() {
         f.index.offer(A, &[(Gfn(n), Key(u64::from(n)))], T0);
         f.index.offer(B, &[(Gfn(n), Key(u64::from(n)))], T0);
     }
-    f.index.audit(&f.pool);
-    let b = &f.index.members[&B];
+    f.index.audit();
+    let group = f.index.group(B).unwrap();
+    let b = group.member(B).unwrap();
     assert!(b.hints.len() <= 64 && b.wants.len() <= WANTS_MAX);
-    assert!(f.index.members[&A].hints.len() <= 64);
+    assert!(group.member(A).unwrap().hints.len() <= 64);
 }
 
 proptest! {
@@ -220,17 +282,17 @@ proptest! {
                     }
                 }
                 _ => {
-                    f.index.leave(vm, &mut f.pool);
+                    f.index.leave(vm);
                     held.retain(|&(holder, ..)| holder != vm);
                     wanted.retain(|&(holder, _), _| holder != vm);
-                    f.seed = f.index.join(vm, Pages(64), Some("g")).unwrap();
+                    f.seed = f.index.join(vm, Pages(64), Some("g"), BUDGET).unwrap();
                 }
             }
-            f.index.audit(&f.pool);
+            f.index.audit();
             prop_assert_eq!(f.index.references(), held.len() as u64);
         }
-        let reader = File::from(f.pool.reader().unwrap());
-        for (_, frame, fill) in held {
+        for (vm, frame, fill) in held {
+            let reader = File::from(f.index.pool(vm).unwrap().reader().unwrap());
             let mut seen = page(!fill);
             std::os::unix::fs::FileExt::read_exact_at(&reader, &mut seen, frame.offset()).unwrap();
             prop_assert_eq!(seen, page(fill));

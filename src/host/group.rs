@@ -1,0 +1,401 @@
+//! One share group: its frame pool, its index of page contents, and who refers to which frame.
+//!
+//! Owned by [`super::share::ShareIndex`], which has one for each named group and one for each VM that
+//! named none. A group's keys have a secret seed of their own, its frames are numbered in its own
+//! pool, and nothing in it refers to another group: sharing across groups cannot be expressed.
+//!
+//! | a group knows of a key | an offer of that key by another page |
+//! |---|---|
+//! | nothing | makes it a hint |
+//! | hint (a page of some VM) | asks the offerer for the content; the key is awaited |
+//! | awaited | joins those who wait |
+//! | frame | lends the offerer a reference |
+//!
+//! Content is copied, hashed with the group's seed from the host's own copy, and only then made a
+//! frame; a key is never believed. Content that does not have the key it was offered under (the
+//! guest wrote the page in between, or the VM process lies) makes no frame.
+//!
+//! A frame lives as long as it has references. A reference is lent with every candidate and ends
+//! with `Release` or the VM's death.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::member::Member;
+use super::pool::{self, FramePool};
+use super::share::{ContentAnswer, Lent, NotHeld, OfferAnswer, WAITING_MAX, WANT_EXPIRY};
+use crate::link::message::Key;
+use crate::page::key::key_of;
+use crate::policy::types::VmId;
+use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+
+#[derive(Debug)]
+enum Entry {
+    Hint(VmId, Gfn),
+    Awaited(Box<Awaited>),
+    Frame(FrameId),
+}
+
+/// A content that was asked for; who was asked stands in [`Member::wants`].
+#[derive(Debug)]
+struct Awaited {
+    waiting: Vec<(VmId, Gfn)>,
+}
+
+#[derive(Debug)]
+struct Frame {
+    key: Key,
+    /// Who holds how many references; never zero ones.
+    holders: Vec<(VmId, u32)>,
+}
+
+/// A share group.
+#[derive(Debug)]
+pub(super) struct Group {
+    name: Option<String>,
+    seed: u64,
+    pool: FramePool,
+    members: HashMap<VmId, Member>,
+    index: HashMap<Key, Entry>,
+    frames: HashMap<FrameId, Frame>,
+    references: u64,
+}
+
+impl Group {
+    /// A group without members.
+    pub fn new(name: Option<&str>, seed: u64, pool: FramePool) -> Group {
+        Group {
+            name: name.map(str::to_owned),
+            seed,
+            pool,
+            members: HashMap::new(),
+            index: HashMap::new(),
+            frames: HashMap::new(),
+            references: 0,
+        }
+    }
+
+    /// Its name, if the user gave one.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Seed of its keys.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Its frames' memory.
+    pub fn pool(&self) -> &FramePool {
+        &self.pool
+    }
+
+    /// Whether nobody is in it.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// What it knows of a VM.
+    pub fn member(&self, vm: VmId) -> Option<&Member> {
+        self.members.get(&vm)
+    }
+
+    /// Frames in use.
+    pub fn frames(&self) -> u64 {
+        self.frames.len() as u64
+    }
+
+    /// References of all members.
+    pub fn references(&self) -> u64 {
+        self.references
+    }
+
+    /// For each frame, who holds how many references.
+    pub fn holders(&self) -> impl Iterator<Item = (FrameId, &[(VmId, u32)])> {
+        self.frames
+            .iter()
+            .map(|(&id, frame)| (id, frame.holders.as_slice()))
+    }
+
+    /// Takes a VM of `size` pages in.
+    pub fn join(&mut self, vm: VmId, size: Pages) {
+        let before = self.members.insert(vm, Member::new(size));
+        assert!(before.is_none(), "{vm:?} joined twice");
+    }
+
+    /// Forgets a VM: its hints, its wants and all its references. Frames without another reference
+    /// go back to the host. Returns how many.
+    pub fn leave(&mut self, vm: VmId) -> Pages {
+        let Some(mut member) = self.members.remove(&vm) else {
+            return Pages::ZERO;
+        };
+        for key in member.hints.values() {
+            self.index.remove(key);
+        }
+        for (_, (key, _)) in member.wants.drain() {
+            self.give_up(key);
+        }
+        let mut freed = Vec::new();
+        self.frames.retain(|&id, frame| {
+            frame.holders.retain(|&(holder, _)| holder != vm);
+            if frame.holders.is_empty() {
+                self.index.remove(&frame.key);
+                freed.push(id);
+            }
+            !frame.holders.is_empty()
+        });
+        self.references -= member.references;
+        let count = Pages(freed.len() as u64);
+        self.pool.free(freed);
+        count
+    }
+
+    /// Looks up the keys of a member's pages.
+    pub fn offer(&mut self, vm: VmId, pages: &[(Gfn, Key)], now: Duration) -> OfferAnswer {
+        let mut answer = OfferAnswer::default();
+        for &(gfn, key) in pages {
+            match self.index.get_mut(&key) {
+                None => self.hint(vm, gfn, key),
+                Some(&mut Entry::Hint(owner, page)) => {
+                    if (owner, page) != (vm, gfn) && self.want(vm, gfn, key, now) {
+                        answer.wants.push(gfn);
+                    }
+                }
+                Some(Entry::Awaited(awaited)) => {
+                    let asked = self.members[&vm].wants.get(&gfn).map(|&(key, _)| key) == Some(key);
+                    let known = asked || awaited.waiting.contains(&(vm, gfn));
+                    if !known && awaited.waiting.len() < WAITING_MAX {
+                        awaited.waiting.push((vm, gfn));
+                    }
+                }
+                Some(&mut Entry::Frame(frame)) => {
+                    if self.lend(vm, frame) {
+                        answer.candidates.push((gfn, frame));
+                    }
+                }
+            }
+        }
+        answer
+    }
+
+    /// Takes contents that a member sends. At most `room` frames are made.
+    ///
+    /// # Errors
+    /// Never for what the VM sent; the pool's when the host has no memory for a frame. What was
+    /// done until then stands in the answer.
+    pub fn content<'a>(
+        &mut self,
+        vm: VmId,
+        pages: impl IntoIterator<Item = (Gfn, &'a [u8; PAGE_SIZE])>,
+        room: Pages,
+    ) -> (ContentAnswer, Option<pool::Error>) {
+        let mut answer = ContentAnswer::default();
+        let mut failed = None;
+        for (gfn, content) in pages {
+            let Some(member) = self.members.get_mut(&vm) else {
+                break;
+            };
+            let Some((key, _)) = member.wants.remove(&gfn) else {
+                answer.unsolicited += 1;
+                continue;
+            };
+            if key_of(content, self.seed) != key || u64::from(answer.made) >= room.0 {
+                self.give_up(key);
+                continue;
+            }
+            match self.pool.store(vm, gfn, content) {
+                Ok(Some(frame)) => {
+                    self.publish(key, frame, (vm, gfn), &mut answer.lent);
+                    if self.frames[&frame].holders.is_empty() {
+                        // Nobody may hold further references: as if there had been no room.
+                        self.forget(frame);
+                        self.pool.free(vec![frame]);
+                    } else {
+                        answer.made += 1;
+                    }
+                }
+                Ok(None) => self.give_up(key),
+                Err(error) => {
+                    self.give_up(key);
+                    failed = Some(error);
+                }
+            }
+        }
+        (answer, failed)
+    }
+
+    /// Ends references of a member. Returns how many frames went back to the host.
+    ///
+    /// # Errors
+    /// At the first frame of which the VM holds no reference; those before it are released.
+    pub fn release(&mut self, vm: VmId, frames: &[FrameId]) -> (Pages, Result<(), NotHeld>) {
+        let mut freed = Vec::new();
+        let mut result = Ok(());
+        for &frame in frames {
+            match self.unreference(vm, frame) {
+                Ok(Some(frame)) => freed.push(frame),
+                Ok(None) => {}
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        let count = Pages(freed.len() as u64);
+        self.pool.free(freed);
+        (count, result)
+    }
+
+    /// Forgets wants that were not answered in time.
+    pub fn expire(&mut self, now: Duration) {
+        let mut late = Vec::new();
+        for member in self.members.values_mut() {
+            member.wants.retain(|_, &mut (key, since)| {
+                let keep = now.saturating_sub(since) < WANT_EXPIRY;
+                if !keep {
+                    late.push(key);
+                }
+                keep
+            });
+        }
+        for key in late {
+            self.give_up(key);
+        }
+    }
+
+    /// Makes (vm, gfn) the page that stands for `key`.
+    fn hint(&mut self, vm: VmId, gfn: Gfn, key: Key) {
+        let member = self.members.get_mut(&vm).expect("callers know the VM");
+        if let Some(stale) = member.hints.remove(&gfn) {
+            self.index.remove(&stale);
+        }
+        if member.may_hint() {
+            member.hints.insert(gfn, key);
+            self.index.insert(key, Entry::Hint(vm, gfn));
+        }
+    }
+
+    /// Turns a hint into an awaited content that (vm, gfn) is asked for, unless it is asked for
+    /// too much already.
+    fn want(&mut self, vm: VmId, gfn: Gfn, key: Key, now: Duration) -> bool {
+        let member = self.members.get_mut(&vm).expect("callers know the VM");
+        if !member.may_want(gfn) {
+            return false;
+        }
+        member.wants.insert(gfn, (key, now));
+        let entry = self.index.get_mut(&key).expect("callers found a hint");
+        let Entry::Hint(owner, page) = *entry else {
+            unreachable!("callers found a hint");
+        };
+        *entry = Entry::Awaited(Box::new(Awaited {
+            waiting: vec![(owner, page)],
+        }));
+        let owner = self.members.get_mut(&owner);
+        let owner = owner.expect("hints leave with their VM");
+        owner.hints.remove(&page);
+        true
+    }
+
+    /// Nobody will send the content of an awaited key: one of those who wait becomes its hint.
+    fn give_up(&mut self, key: Key) {
+        if let Some(Entry::Awaited(awaited)) = self.index.remove(&key) {
+            let alive = |(vm, _): &&(VmId, Gfn)| self.members.contains_key(vm);
+            if let Some(&(vm, gfn)) = awaited.waiting.iter().find(alive) {
+                self.hint(vm, gfn, key);
+            }
+        }
+    }
+
+    /// A new frame replaces the awaited content; all who wait for it are lent a reference.
+    fn publish(&mut self, key: Key, frame: FrameId, first: (VmId, Gfn), lent: &mut Vec<Lent>) {
+        let awaited = self.index.insert(key, Entry::Frame(frame));
+        let Some(Entry::Awaited(awaited)) = awaited else {
+            unreachable!("a want and its awaited entry come and go together");
+        };
+        let holders = Vec::new();
+        self.frames.insert(frame, Frame { key, holders });
+        for (vm, gfn) in std::iter::once(first).chain(awaited.waiting) {
+            if self.lend(vm, frame) {
+                lent.push(Lent { vm, gfn, frame });
+            }
+        }
+    }
+
+    fn lend(&mut self, vm: VmId, frame: FrameId) -> bool {
+        let Some(member) = self.members.get_mut(&vm) else {
+            return false;
+        };
+        if !member.may_hold() {
+            return false;
+        }
+        let frame = self.frames.get_mut(&frame).expect("indexed frames exist");
+        let held = frame.holders.iter_mut().find(|(holder, _)| *holder == vm);
+        match held {
+            Some((_, count)) => *count += 1,
+            None => frame.holders.push((vm, 1)),
+        }
+        member.references += 1;
+        self.references += 1;
+        true
+    }
+
+    fn unreference(&mut self, vm: VmId, id: FrameId) -> Result<Option<FrameId>, NotHeld> {
+        let missing = NotHeld { frame: id };
+        let frame = self.frames.get_mut(&id).ok_or(missing)?;
+        let place = frame.holders.iter().position(|(holder, _)| *holder == vm);
+        let place = place.ok_or(missing)?;
+        frame.holders[place].1 -= 1;
+        if frame.holders[place].1 == 0 {
+            frame.holders.swap_remove(place);
+        }
+        let member = self.members.get_mut(&vm).expect("holders are members");
+        member.references -= 1;
+        self.references -= 1;
+        if !frame.holders.is_empty() {
+            return Ok(None);
+        }
+        self.forget(id);
+        Ok(Some(id))
+    }
+
+    /// Takes a frame without references out of the tables.
+    fn forget(&mut self, id: FrameId) {
+        let frame = self.frames.remove(&id).expect("callers know the frame");
+        assert!(frame.holders.is_empty(), "{id:?} has references");
+        self.index.remove(&frame.key);
+    }
+
+    /// Checks every count against the tables.
+    ///
+    /// # Panics
+    /// When they differ: a bug.
+    pub fn audit(&self) {
+        let stored = self.pool.in_use() as usize;
+        assert_eq!(self.frames.len(), stored, "frames and pool");
+        let mut references: HashMap<VmId, u64> = HashMap::new();
+        for (id, frame) in &self.frames {
+            assert!(!frame.holders.is_empty(), "{id:?} has no reference");
+            let indexed = &self.index[&frame.key];
+            assert!(
+                matches!(indexed, Entry::Frame(found) if found == id),
+                "{id:?} is indexed"
+            );
+            for &(vm, count) in &frame.holders {
+                assert!(count > 0);
+                assert!(self.members.contains_key(&vm), "{id:?} left its group");
+                *references.entry(vm).or_default() += u64::from(count);
+            }
+        }
+        assert_eq!(self.references, references.values().sum::<u64>());
+        for (vm, member) in &self.members {
+            let held = references.get(vm).copied().unwrap_or(0);
+            assert_eq!(member.references, held, "{vm:?}");
+            for (gfn, key) in &member.hints {
+                assert!(matches!(self.index[key], Entry::Hint(v, g) if (v, g) == (*vm, *gfn)));
+            }
+            for (key, _) in member.wants.values() {
+                assert!(matches!(self.index[key], Entry::Awaited(_)));
+            }
+        }
+    }
+}
