@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Error, folder, table};
 use crate::host::accounts::Figures;
-use crate::host::control::{CallError, Request, call};
+use crate::host::control::{CallError, Request, call, hold};
 
 /// Which host manager.
 #[derive(Debug, Args)]
@@ -43,6 +43,24 @@ pub struct SetArgs {
     /// VM: shares, reservation, limit, dynamic_min, dynamic_max; host: memory, policy
     #[arg(required = true, value_name = "KEY=VALUE")]
     changes: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Flags of `tidemark reserve`.
+#[derive(Debug, Args)]
+pub struct ReserveArgs {
+    /// How much, as in 64M
+    size: String,
+    /// As much up to this as can be promised
+    #[arg(long, value_name = "SIZE")]
+    max: Option<String>,
+    /// End by itself after this time, as in 30s
+    #[arg(long = "for", value_name = "TIME")]
+    time: Option<String>,
+    /// Print the lease as one JSON object
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -89,6 +107,35 @@ pub fn set(args: &SetArgs) -> Result<ExitCode, Error> {
     }
     let vm = args.vm.clone();
     args.target.call(&Request::Set { vm, changes })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes a lease and keeps it until it ends.
+pub fn reserve(args: &ReserveArgs) -> Result<ExitCode, Error> {
+    let path = folder::find(args.target.socket.as_deref())?;
+    let request = Request::Reserve {
+        size: args.size.clone(),
+        max: args.max.clone(),
+        time: args.time.clone(),
+    };
+    let held = hold(&path, &request)?;
+    let lease = &held.lease;
+    let id = lease["lease"].clone();
+    if args.json {
+        println!("{lease}");
+    } else {
+        let mib = |key: &str| table::mib_of(lease[key].as_u64().unwrap_or(0));
+        println!(
+            "lease {id}: {} reserved, {} overhead; redeem it with `tidemark vm --lease {id}`",
+            mib("reservation_bytes"),
+            mib("overhead_bytes")
+        );
+    }
+    let end = held.wait()?;
+    match end["vm"].as_str() {
+        Some(vm) => eprintln!("tidemark: lease {id}: redeemed by {vm}"),
+        None => eprintln!("tidemark: lease {id}: expired"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -43,6 +43,8 @@ pub enum Command {
     Ps(control::PsArgs),
     /// Change settings of a VM, or of the host (`set host memory=8G`)
     Set(control::SetArgs),
+    /// Reserve memory for a VM to come, until it comes, this command ends, or the time is over
+    Reserve(control::ReserveArgs),
     /// End a VM
     Stop(control::StopArgs),
     /// Replay scenarios with model guests on the policies' own code
@@ -112,6 +114,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Vm(args) => vm::run(*args),
         Command::Ps(args) => control::ps(&args),
         Command::Set(args) => control::set(&args),
+        Command::Reserve(args) => control::reserve(&args),
         Command::Stop(args) => control::stop(&args),
         Command::Simulate(args) => return simulate::simulate(&args),
         Command::Check(args) => check::run(&args),

@@ -141,8 +141,12 @@ fn aligned(rows: &[Vec<String>]) -> Vec<String> {
 
 /// One line on the host.
 pub fn host_line(host: &HostFigures) -> String {
+    let leased = match host.leased_bytes {
+        0 => String::new(),
+        bytes => format!(", {} leased", one(bytes)),
+    };
     format!(
-        "host: {}, {} of {} MiB consumed, {} free, {} frames shared by {} pages",
+        "host: {}, {} of {} MiB consumed, {} free{leased}, {} frames shared by {} pages",
         host.state.name(),
         one(host.consumed_bytes),
         one(host.memory_bytes),

@@ -20,6 +20,9 @@ pub struct VmCommand {
     /// Socket of the host manager to join [default: the only one that listens]
     #[arg(long, value_name = "PATH", conflicts_with = "link_fd")]
     host: Option<PathBuf>,
+    /// Redeem a lease of `tidemark reserve`: at least what it promises becomes the reservation
+    #[arg(long, value_name = "ID", conflicts_with = "link_fd")]
+    lease: Option<u64>,
     /// Descriptor of a connected link that the parent process left open
     #[arg(long, value_name = "N", hide = true)]
     link_fd: Option<RawFd>,
@@ -41,7 +44,7 @@ pub fn run(args: VmCommand) -> Result<ExitCode, Error> {
         Some(fd) => Link::new(fd)?,
         None => Link::connect(&folder::find(args.host.as_deref())?)?,
     };
-    let exit = crate::vm::process::run(&spec, link)?;
+    let exit = crate::vm::process::run(&spec, link, args.lease)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));
     }

@@ -39,6 +39,8 @@ pub struct HostFigures {
     pub overhead_bytes: u64,
     /// Memory that nobody holds: also less what VMs may take without asking.
     pub free_bytes: u64,
+    /// Promised to VMs that do not exist yet; it may be free.
+    pub leased_bytes: u64,
     /// Memory state.
     pub state: MemState,
     /// Time spent in each state.

@@ -1,23 +1,26 @@
-//! The control API: `ps`, `set`, `stop`, `version` as JSON over the host manager's socket.
+//! The control API: `ps`, `set`, `stop`, `reserve`, `version` as JSON over the host manager's socket.
 //!
-//! One request a connection. A request is one datagram that starts with `{` (a VM's first datagram
+//! One request a connection; that of a lease stays open as long as the lease lives, and a second
+//! reply says how it ended. A request is one datagram that starts with `{` (a VM's first datagram
 //! starts with the link's version byte instead). The reply is JSON cut into datagrams; the first
 //! byte of each says whether more follow ([`MORE`]) or not ([`LAST`]). Only processes of the same
 //! user or of root are listened to at all; the event loop checks that.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::manager::{Change, Manager};
-use crate::config::size::{SIZE_FORMS, parse_size};
+use super::manager::{Change, LeaseEnd, Manager};
+use crate::config::size::{DURATION_FORMS, SIZE_FORMS, parse_duration, parse_size};
 use crate::link::socket::{self, TakeFd};
 use crate::policy::PolicyKind;
+use crate::policy::lease::OwnerId;
 use crate::units::Pages;
 
 /// First byte of a reply datagram after which more follow.
@@ -53,6 +56,15 @@ pub enum Request {
         /// Name.
         vm: String,
     },
+    /// Takes a lease, which lives as long as the connection: see [`hold`].
+    Reserve {
+        /// How much, as the user wrote it.
+        size: String,
+        /// As much up to this as can be promised.
+        max: Option<String>,
+        /// For how long; until the connection closes when not said.
+        time: Option<String>,
+    },
     /// Version of the host manager.
     Version,
 }
@@ -86,9 +98,36 @@ pub enum CallError {
     Refused(String),
 }
 
-/// Carries out the request in `datagram`.
-pub fn answer(manager: &mut Manager, datagram: &[u8]) -> Reply {
+/// A lease and the connection that keeps it: dropping this ends it.
+#[derive(Debug)]
+pub struct Held {
+    /// `lease`, `reservation_bytes`, `overhead_bytes`.
+    pub lease: Value,
+    connection: Connection,
+}
+
+impl Held {
+    /// Waits until the lease ends: `end`, and the `vm` that redeemed it.
+    ///
+    /// # Errors
+    /// When the host manager goes.
+    pub fn wait(self) -> Result<Value, CallError> {
+        self.connection.reply(None)
+    }
+}
+
+/// What the host manager tells the owner of a lease that has ended.
+pub fn lease_ended(end: &LeaseEnd) -> Reply {
+    Reply::Ok(match end {
+        LeaseEnd::Redeemed(vm) => json!({ "end": "redeemed", "vm": vm }),
+        LeaseEnd::Expired => json!({ "end": "expired" }),
+    })
+}
+
+/// Carries out the request in `datagram`, of the connection `owner`, at `now`.
+pub fn answer(manager: &mut Manager, datagram: &[u8], owner: OwnerId, now: Duration) -> Reply {
     let result = match serde_json::from_slice(datagram) {
+        Ok(Request::Reserve { size, max, time }) => reserve(manager, &size, max, time, owner, now),
         Ok(request) => carry_out(manager, request),
         Err(error) => Err(format!("not a request: {error}")),
     };
@@ -116,47 +155,110 @@ pub fn datagrams(reply: &Reply) -> Vec<Vec<u8>> {
 /// # Errors
 /// When nobody answers there, or the answer is no.
 pub fn call(path: &Path, request: &Request) -> Result<Value, CallError> {
-    let no_answer = |what: &str| CallError::NoAnswer {
-        path: path.display().to_string(),
-        what: what.to_owned(),
-    };
-    let fd = socket::connect(path)?;
-    let json = serde_json::to_vec(request).expect("requests have string keys only");
-    socket::send_datagram(&fd, &json, None).map_err(|errno| no_answer(&errno.to_string()))?;
-    let mut json = Vec::new();
-    let mut buffer = vec![0; PART_BYTES + 1];
-    loop {
-        let timeout = Timespec::try_from(REPLY_TIMEOUT).expect("a few seconds");
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Err(no_answer("timed out")),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(no_answer(&errno.to_string())),
+    Connection::ask(path, request)?.reply(Some(REPLY_TIMEOUT))
+}
+
+/// As [`call`] with a [`Request::Reserve`]; the lease lives as long as what is returned.
+///
+/// # Errors
+/// As [`call`].
+pub fn hold(path: &Path, request: &Request) -> Result<Held, CallError> {
+    let connection = Connection::ask(path, request)?;
+    let lease = connection.reply(Some(REPLY_TIMEOUT))?;
+    Ok(Held { lease, connection })
+}
+
+/// A client's side of a request.
+#[derive(Debug)]
+struct Connection {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Connection {
+    fn ask(path: &Path, request: &Request) -> Result<Connection, CallError> {
+        let fd = socket::connect(path)?;
+        let path = path.to_owned();
+        let connection = Connection { fd, path };
+        let json = serde_json::to_vec(request).expect("requests have string keys only");
+        socket::send_datagram(&connection.fd, &json, None)
+            .map_err(|errno| connection.no_answer(&errno.to_string()))?;
+        Ok(connection)
+    }
+
+    fn no_answer(&self, what: &str) -> CallError {
+        CallError::NoAnswer {
+            path: self.path.display().to_string(),
+            what: what.to_owned(),
         }
-        let bytes = match socket::recv_datagram(&fd, &mut buffer, TakeFd::Never) {
-            Ok(datagram) => datagram.bytes,
-            Err(Errno::AGAIN | Errno::INTR) => continue,
-            Err(errno) => return Err(no_answer(&errno.to_string())),
-        };
-        match buffer[..bytes].split_first() {
-            None => return Err(no_answer("it hung up")),
-            Some((&mark, part)) => {
-                json.extend_from_slice(part);
-                if mark == LAST {
-                    break;
+    }
+
+    /// One whole reply; `timeout` is for each part of it.
+    fn reply(&self, timeout: Option<Duration>) -> Result<Value, CallError> {
+        let timeout = timeout.map(|time| Timespec::try_from(time).expect("a few seconds"));
+        let mut json = Vec::new();
+        let mut buffer = vec![0; PART_BYTES + 1];
+        loop {
+            match poll(
+                &mut [PollFd::new(&self.fd, PollFlags::IN)],
+                timeout.as_ref(),
+            ) {
+                Ok(0) => return Err(self.no_answer("timed out")),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.no_answer(&errno.to_string())),
+            }
+            let bytes = match socket::recv_datagram(&self.fd, &mut buffer, TakeFd::Never) {
+                Ok(datagram) => datagram.bytes,
+                Err(Errno::AGAIN | Errno::INTR) => continue,
+                Err(errno) => return Err(self.no_answer(&errno.to_string())),
+            };
+            match buffer[..bytes].split_first() {
+                None => return Err(self.no_answer("it hung up")),
+                Some((&mark, part)) => {
+                    json.extend_from_slice(part);
+                    if mark == LAST {
+                        break;
+                    }
                 }
             }
         }
+        match serde_json::from_slice(&json) {
+            Ok(Reply::Ok(value)) => Ok(value),
+            Ok(Reply::Error(reason)) => Err(CallError::Refused(reason)),
+            Err(error) => Err(self.no_answer(&error.to_string())),
+        }
     }
-    match serde_json::from_slice(&json) {
-        Ok(Reply::Ok(value)) => Ok(value),
-        Ok(Reply::Error(reason)) => Err(CallError::Refused(reason)),
-        Err(error) => Err(no_answer(&error.to_string())),
-    }
+}
+
+fn reserve(
+    manager: &mut Manager,
+    least: &str,
+    most: Option<String>,
+    time: Option<String>,
+    owner: OwnerId,
+    now: Duration,
+) -> Result<Value, String> {
+    let least = size("size", least)?;
+    let most = most.map(|most| size("max", &most)).transpose()?;
+    let time = time.map(|time| {
+        let wrong = |_| format!("time = {time:?}: allowed is {DURATION_FORMS}");
+        parse_duration(&time).map_err(wrong)
+    });
+    let expires_at = time
+        .transpose()?
+        .map_or(Duration::MAX, |time| now.saturating_add(time));
+    let (id, lease) = manager.reserve(least, most, owner, expires_at)?;
+    Ok(json!({
+        "lease": id.0,
+        "reservation_bytes": lease.reservation.bytes(),
+        "overhead_bytes": lease.overhead.bytes(),
+    }))
 }
 
 fn carry_out(manager: &mut Manager, request: Request) -> Result<Value, String> {
     match request {
         Request::Ps => serde_json::to_value(manager.figures()).map_err(|error| error.to_string()),
+        Request::Reserve { .. } => Err("a lease needs a connection".to_owned()),
         Request::Version => Ok(Value::from(env!("CARGO_PKG_VERSION"))),
         Request::Stop { vm } => {
             let id = manager.find(&vm).ok_or_else(|| unknown(manager, &vm))?;

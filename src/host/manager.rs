@@ -7,9 +7,13 @@
 //! A VM that breaks the protocol is told nothing: `message` returns the [`Violation`], the event
 //! loop ends the link and calls [`Manager::gone`], and everything the VM held is returned.
 
+mod leases;
+
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::time::Duration;
+
+pub use leases::LeaseEnd;
 
 use super::accounts::{Figures, History, HostFigures, Peaks, VmFigures, VmState, split_frames};
 use super::ledger::{Ledger, Overdrawn};
@@ -20,6 +24,7 @@ use crate::link::message::{
 };
 use crate::policy::admission::{self, HostBooks};
 use crate::policy::grant::{CreditRequest, grant};
+use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
 use crate::policy::state::Thresholds;
@@ -80,6 +85,8 @@ pub enum Outgoing {
     Send(VmId, ToVm),
     /// Send a `Welcome` with the descriptor of [`Manager::pool`].
     Welcome(VmId, Welcome),
+    /// Tell the connection of a lease that it has ended, and close it.
+    LeaseEnded(OwnerId, LeaseEnd),
 }
 
 /// What `tidemark set` can change of a VM.
@@ -138,6 +145,7 @@ pub struct Manager {
     settings: Settings,
     ledger: Ledger,
     shares: ShareIndex,
+    leases: LeaseBook,
     policy: PolicyState,
     history: History,
     vms: BTreeMap<VmId, Vm>,
@@ -158,6 +166,7 @@ impl Manager {
             settings,
             ledger: Ledger::new(settings.budget),
             shares: ShareIndex::default(),
+            leases: LeaseBook::default(),
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),
             vms: BTreeMap::new(),
@@ -224,14 +233,16 @@ impl Manager {
     /// # Errors
     /// Why it is refused: one line with the arithmetic.
     pub fn join(&mut self, hello: Hello) -> Result<VmId, String> {
-        let allocation = self.checked(&hello)?;
+        let mut allocation = self.checked(&hello)?;
+        let (leases, owner) = self.redeemed(hello.lease, &mut allocation)?;
         let overhead = overhead_estimate(allocation.size);
         let request = admission::Request {
             name: hello.name.clone(),
             reservation: allocation.reservation,
             overhead,
         };
-        admission::admit(&self.books(None), &request).map_err(|refusal| refusal.to_string())?;
+        let books = leases.counted_in(&self.books_of_vms(None));
+        admission::admit(&books, &request).map_err(|refusal| refusal.to_string())?;
         let id = VmId(self.next_vm);
         let group = hello.share_group.as_deref();
         let budget = self.ledger.budget();
@@ -240,6 +251,11 @@ impl Manager {
             .join(id, allocation.size, group, budget)
             .map_err(|error| error.to_string())?;
         let pool_frames = self.pool(id).expect("it has joined").frames();
+        self.leases = leases;
+        if let Some(owner) = owner {
+            let end = LeaseEnd::Redeemed(hello.name.clone());
+            self.outgoing.push(Outgoing::LeaseEnded(owner, end));
+        }
         self.next_vm += 1;
         self.ledger.open(id, hello.held, overhead);
         let vm = Vm {
@@ -375,6 +391,7 @@ impl Manager {
         self.decided = now;
         self.urgent = false;
         self.shares.expire(now);
+        self.expire_leases(now);
         let snapshot = self.snapshot(now);
         let Plan { state, vms } = decide(&snapshot, &mut self.policy);
         for plan in vms {
@@ -450,7 +467,7 @@ impl Manager {
         let promised = books.reserved + books.overhead;
         if budget < promised {
             return Err(format!(
-                "host memory {budget} is less than what is promised: {} are reserved by {} VMs and \
+                "host memory {budget} is less than what is promised: {} are reserved by {} VMs and leases and \
                  {} are overhead",
                 books.reserved, books.vms, books.overhead
             ));
@@ -483,6 +500,7 @@ impl Manager {
             consumed_bytes_peak: self.history.peak_bytes(),
             overhead_bytes,
             free_bytes: self.ledger.free().bytes(),
+            leased_bytes: self.leases.reserved().bytes(),
             state: self.policy.mem_state(),
             state_seconds: self.history.state_seconds(),
             frames_shared: self.shares.frames(),
@@ -559,7 +577,7 @@ impl Manager {
         let thresholds = Thresholds::of_budget(self.ledger.budget());
         grant(
             &request,
-            self.ledger.free(),
+            self.unleased(),
             &thresholds,
             self.policy.mem_state(),
         )
@@ -598,7 +616,7 @@ impl Manager {
     fn watch_thresholds(&mut self) {
         let state = self.policy.mem_state();
         let thresholds = Thresholds::of_budget(self.ledger.budget());
-        self.urgent |= thresholds.next(state, self.ledger.free()) > state;
+        self.urgent |= thresholds.next(state, self.unleased()) > state;
     }
 
     /// Sends references to the VMs they were lent to, in ascending gfn order so that runs stay runs.
@@ -640,8 +658,8 @@ impl Manager {
         Snapshot {
             now,
             budget: self.ledger.budget(),
-            free: self.ledger.free(),
-            overhead: self.ledger.overhead(),
+            free: self.unleased(),
+            overhead: self.ledger.overhead() + self.leases.reserved(),
             vms: vms.collect(),
         }
     }
@@ -699,6 +717,11 @@ impl Manager {
 
     /// The books as admission sees them, without one VM.
     fn books(&self, without: Option<VmId>) -> HostBooks {
+        self.leases.counted_in(&self.books_of_vms(without))
+    }
+
+    /// The same without leases.
+    fn books_of_vms(&self, without: Option<VmId>) -> HostBooks {
         let others = || self.vms.iter().filter(|(id, _)| Some(**id) != without);
         let host = self.ledger.overhead()
             - self

@@ -21,12 +21,13 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::control;
-use super::manager::{Manager, Outgoing, Settings};
+use super::manager::{LeaseEnd, Manager, Outgoing, Settings};
 use super::pool::{self, FramePool};
 use super::rate_limit::{Allowed, RateLimit};
 use crate::link::codec;
 use crate::link::message::{MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, ToHost, ToVm};
 use crate::link::socket::{self, HostLink, TakeFd};
+use crate::policy::lease::OwnerId;
 use crate::policy::types::VmId;
 use crate::units::Pages;
 
@@ -95,7 +96,7 @@ enum Connection {
         id: VmId,
         link: HostLink,
     },
-    /// The rest of a control reply.
+    /// The rest of a control reply; without one, the owner of a lease.
     Control {
         fd: OwnedFd,
         parts: Vec<Vec<u8>>,
@@ -357,11 +358,13 @@ impl Server {
             self.complain(|| "refused a connection of another user".to_owned());
             return;
         }
-        let is_vm = |connection: &Connection| matches!(connection, Connection::Vm { .. });
-        let guests = self
-            .connections
-            .values()
-            .filter(|connection| !is_vm(connection));
+        let is_guest = |connection: &&Connection| match connection {
+            Connection::Vm { .. } => false,
+            // Without a part to send it keeps a lease; those are bounded by themselves.
+            Connection::Control { parts, .. } => !parts.is_empty(),
+            Connection::Guest { .. } => true,
+        };
+        let guests = self.connections.values().filter(is_guest);
         if guests.count() >= GUESTS_MAX {
             self.complain(|| "refused a connection: too many are silent".to_owned());
             return;
@@ -376,6 +379,13 @@ impl Server {
         match self.connections.get_mut(&token) {
             None => {}
             Some(Connection::Guest { .. }) => self.first_message(token),
+            Some(Connection::Control { fd, parts, .. }) if parts.is_empty() => {
+                // The owner of a lease has nothing more to say but that it goes.
+                let heard = socket::recv_datagram(&*fd, &mut self.buffer, TakeFd::Never);
+                if !matches!(heard, Err(Errno::AGAIN | Errno::INTR)) {
+                    self.hang_up(token);
+                }
+            }
             Some(Connection::Control { .. }) => self.send_reply(token),
             Some(Connection::Vm { .. }) => self.serve_vm(token),
         }
@@ -400,7 +410,9 @@ impl Server {
             None if expected.is_none() => log::debug!("a connection closed without a word"),
             None => self.unlinked(expected, "it hung up before it said anything"),
             Some(b'{') if expected.is_none() && bytes <= control::REQUEST_BYTES_MAX => {
-                let reply = control::answer(&mut self.manager, datagram);
+                let now = self.start.elapsed();
+                let owner = OwnerId(token);
+                let reply = control::answer(&mut self.manager, datagram, owner, now);
                 let mut parts = control::datagrams(&reply);
                 parts.reverse();
                 let since = Instant::now();
@@ -507,10 +519,30 @@ impl Server {
             match socket::send_datagram(&*fd, part, None) {
                 Ok(()) => drop(parts.pop()),
                 Err(Errno::AGAIN | Errno::INTR) => return self.rewatch(token),
-                Err(_) => parts.clear(),
+                Err(_) => return self.hang_up(token),
             }
         }
+        match self.manager.has_lease(OwnerId(token)) {
+            true => self.rewatch(token),
+            false => self.hang_up(token),
+        }
+    }
+
+    /// Closes a control connection; its lease ends with it.
+    fn hang_up(&mut self, token: u64) {
         self.connections.remove(&token);
+        self.manager.owner_gone(OwnerId(token));
+    }
+
+    /// Says how a lease ended.
+    fn end_lease(&mut self, owner: OwnerId, end: &LeaseEnd) {
+        let OwnerId(token) = owner;
+        if let Some(Connection::Control { parts, since, .. }) = self.connections.get_mut(&token) {
+            let reply = control::datagrams(&control::lease_ended(end));
+            parts.splice(0..0, reply.into_iter().rev());
+            *since = Instant::now();
+            self.send_reply(token);
+        }
     }
 
     /// Ends a VM's link; what it held returns.
@@ -536,6 +568,10 @@ impl Server {
             }
             for outgoing in outgoing {
                 let (id, message, fd) = match outgoing {
+                    Outgoing::LeaseEnded(owner, end) => {
+                        self.end_lease(owner, &end);
+                        continue;
+                    }
                     Outgoing::Send(id, message) => (id, message, None),
                     Outgoing::Welcome(id, welcome) => match self.pool_reader(id) {
                         None => continue,
@@ -577,13 +613,15 @@ impl Server {
                 Connection::Guest {
                     since, expected, ..
                 } => expected.is_none() && since.elapsed() > SILENCE_MAX,
-                Connection::Control { since, .. } => since.elapsed() > SILENCE_MAX,
+                Connection::Control { since, parts, .. } => {
+                    !parts.is_empty() && since.elapsed() > SILENCE_MAX
+                }
                 Connection::Vm { .. } => false,
             })
             .map(|(&token, _)| token)
             .collect();
         for token in silent {
-            self.connections.remove(&token);
+            self.hang_up(token);
         }
     }
 }

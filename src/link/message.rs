@@ -13,7 +13,7 @@ use crate::policy::types::{GuestMemoryStats, MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 
 /// Version of the messages below; a peer of another version is refused at `Hello`.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Largest datagram either side sends or accepts, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 /// Pages offered in one [`ToHost::Offer`], at most.
@@ -87,6 +87,8 @@ pub struct Hello {
     /// Memory held already: zero for a new VM, what it holds when it joins again after the host
     /// manager was restarted.
     pub held: Pages,
+    /// The lease that it redeems: see [`crate::policy::lease`].
+    pub lease: Option<u64>,
 }
 
 /// What the host manager says to a VM process.

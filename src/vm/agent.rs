@@ -334,7 +334,7 @@ impl<'a> Agent<'a> {
         let used = self.pager.with_credit(|credit| credit.used());
         let joined = Link::connect(&path)
             .map_err(Into::into)
-            .and_then(|link| join(&link, self.spec, used).map(|welcome| (link, welcome)));
+            .and_then(|link| join(&link, self.spec, used, None).map(|welcome| (link, welcome)));
         match joined {
             Ok((link, (welcome, pool))) => {
                 self.pager.orphan_frames();

@@ -177,7 +177,15 @@ impl BalloonSink for PagerSink {
 }
 
 /// Says hello and waits for the answer. `held` is what the VM holds already.
-pub(super) fn join(link: &Link, spec: &VmSpec, held: Pages) -> Result<(Welcome, PoolView), Error> {
+///
+/// # Errors
+/// When it is not admitted.
+pub(super) fn join(
+    link: &Link,
+    spec: &VmSpec,
+    held: Pages,
+    lease: Option<u64>,
+) -> Result<(Welcome, PoolView), Error> {
     link.send(&ToHost::Hello(Hello {
         name: spec.name.clone(),
         size: spec.memory,
@@ -188,6 +196,7 @@ pub(super) fn join(link: &Link, spec: &VmSpec, held: Pages) -> Result<(Welcome, 
         dynamic_max: spec.dynamic_max,
         share_group: spec.share_group.clone(),
         held,
+        lease,
     }))?;
     match link.recv(Some(WELCOME_TIMEOUT))? {
         Received::Message(ToVm::Welcome(welcome), Some(pool)) => {
@@ -203,13 +212,14 @@ pub(super) fn join(link: &Link, spec: &VmSpec, held: Pages) -> Result<(Welcome, 
 }
 
 /// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`.
+/// `lease` is the one it redeems.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
 /// was told.
-pub fn run(spec: &VmSpec, link: Link) -> Result<Exit, Error> {
+pub fn run(spec: &VmSpec, link: Link, lease: Option<u64>) -> Result<Exit, Error> {
     stop_on_panic();
-    let (welcome, pool) = join(&link, spec, Pages::ZERO)?;
+    let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
     match prepare(spec, &welcome, &failure) {
         Ok((pager, building, seed)) => {

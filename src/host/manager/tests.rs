@@ -27,6 +27,7 @@ fn hello(name: &str, mib: u64) -> Hello {
         dynamic_max: Pages::mib(mib),
         share_group: Some("g".to_owned()),
         held: Pages::ZERO,
+        lease: None,
     }
 }
 

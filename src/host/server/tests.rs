@@ -37,6 +37,7 @@ fn hello(name: &str) -> ToHost {
         dynamic_max: Pages::mib(64),
         share_group: Some("demo".to_owned()),
         held: Pages::ZERO,
+        lease: None,
     })
 }
 

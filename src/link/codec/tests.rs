@@ -25,6 +25,7 @@ fn hello() -> impl Strategy<Value = ToHost> {
                 dynamic_max: Pages(n[5]),
                 share_group: group.map(|bytes| format!("{bytes:02x?}")),
                 held: Pages(n[6]),
+                lease: None,
             })
         })
 }

@@ -1,0 +1,111 @@
+//! Leases in the host manager: memory promised before its VM exists.
+//!
+//! A lease belongs to the control connection that took it and ends with it, by its time-out, or when
+//! a VM's `Hello` names it. From the taking on it counts in admission, and the policy sees its memory
+//! as overhead that is not free, so that the others are squeezed for it. A VM that redeems one is
+//! promised at least what was leased (as far as its limit goes); what it needs beyond that must be
+//! admitted like any other. A refused VM leaves the lease as it was.
+
+use std::time::Duration;
+
+use super::{Manager, Outgoing, overhead_estimate};
+use crate::policy::admission::Request;
+use crate::policy::lease::{Lease, LeaseBook, LeaseId, OwnerId};
+use crate::policy::types::Allocation;
+use crate::units::{PAGES_MAX, Pages};
+
+/// Leases of connections, at most: each keeps a descriptor. Chosen.
+const LEASES_MAX: usize = 256;
+
+/// How a lease ended, for its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseEnd {
+    /// The VM of that name has it.
+    Redeemed(String),
+    /// Its time is over.
+    Expired,
+}
+
+impl Manager {
+    /// Promises `least` to a VM to come, or as much up to `most` as there is.
+    ///
+    /// # Errors
+    /// Why not, in one line; with the arithmetic when there is not enough.
+    pub fn reserve(
+        &mut self,
+        least: Pages,
+        most: Option<Pages>,
+        owner: OwnerId,
+        expires_at: Duration,
+    ) -> Result<(LeaseId, Lease), String> {
+        let most = most.unwrap_or(least);
+        if least == Pages::ZERO || least > most || most > Pages(PAGES_MAX) {
+            return Err(format!(
+                "a lease of {least} to {most}: 4 KiB to {} are allowed, the least first",
+                Pages(PAGES_MAX)
+            ));
+        }
+        if self.leases.iter().count() >= LEASES_MAX {
+            return Err(format!("there are {LEASES_MAX} leases already"));
+        }
+        let request = Request {
+            name: format!("lease {}", owner.0),
+            reservation: least,
+            overhead: overhead_estimate(most),
+        };
+        let books = self.books_of_vms(None);
+        let taken = self
+            .leases
+            .take_range(&books, &request, most, owner, expires_at);
+        let id = taken.map_err(|error| error.to_string())?;
+        let lease = self.leases.get(id, owner).expect("just taken").clone();
+        self.urgent = true;
+        Ok((id, lease))
+    }
+
+    /// Whether that connection has a lease.
+    pub fn has_lease(&self, owner: OwnerId) -> bool {
+        self.leases.iter().any(|(_, lease)| lease.owner == owner)
+    }
+
+    /// A connection has closed: its leases end.
+    pub fn owner_gone(&mut self, owner: OwnerId) {
+        if !self.leases.owner_gone(owner).is_empty() {
+            self.serve(None);
+            self.urgent = true;
+        }
+    }
+
+    /// Ends the leases whose time is over.
+    pub(super) fn expire_leases(&mut self, now: Duration) {
+        for lease in self.leases.expire(now) {
+            self.outgoing
+                .push(Outgoing::LeaseEnded(lease.owner, LeaseEnd::Expired));
+        }
+    }
+
+    /// The leases without the one that a VM names, which raises its reservation, and whose it was.
+    pub(super) fn redeemed(
+        &self,
+        lease: Option<u64>,
+        allocation: &mut Allocation,
+    ) -> Result<(LeaseBook, Option<OwnerId>), String> {
+        let mut leases = self.leases.clone();
+        let Some(id) = lease.map(LeaseId) else {
+            return Ok((leases, None));
+        };
+        let owner = leases.iter().find(|(other, _)| *other == id);
+        let owner = owner.map_or(OwnerId(u64::MAX), |(_, lease)| lease.owner);
+        let lease = leases
+            .redeem(id, owner, self.decided)
+            .map_err(|_| format!("no lease {}: never taken, over, or used", id.0))?;
+        let promised = lease.reservation.min(allocation.limit);
+        allocation.reservation = allocation.reservation.max(promised);
+        Ok((leases, Some(owner)))
+    }
+
+    /// Memory that is neither held nor leased.
+    pub(super) fn unleased(&self) -> Pages {
+        self.ledger.free().saturating_sub(self.leases.reserved())
+    }
+}
