@@ -106,7 +106,6 @@ const DEPENDENCIES: &[&str] = &[
     "thiserror",
     "tidemark-guest-protocol",
     "toml",
-    "virtio-bindings",
     "virtio-queue",
     "vm-memory",
     "vm-superio",

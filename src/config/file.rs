@@ -12,6 +12,7 @@ use super::error::ConfigError;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FleetFile {
+    #[serde(default)]
     pub(super) host: HostTable,
     #[serde(default)]
     pub(super) vm: Vec<VmTable>,

@@ -342,10 +342,6 @@ fn mistakes_in_the_syntax_name_line_and_key() {
             "fleet.toml:2: memory: invalid basic string, expected `\"`",
         ),
         (
-            "[[vm]]\nname = \"a\"\n",
-            "fleet.toml:1: missing field `host`",
-        ),
-        (
             "[host]\n[[vm]]\nguest = \"hello\"\n",
             "fleet.toml:2: missing field `name`",
         ),
@@ -448,4 +444,12 @@ fn a_spec_survives_its_flags() {
         let cli = Cli::try_parse_from(args).expect("flags of our own making");
         prop_assert_eq!(cli.vm.to_spec(&MACHINE).expect("a checked spec"), spec);
     });
+}
+
+#[test]
+fn a_fleet_file_needs_no_host_table() {
+    let vm = "[[vm]]\nname = \"a\"\nguest = \"hello\"\n";
+    let without = parse(vm).expect("the defaults hold");
+    let with = parse(&format!("[host]\n{vm}")).expect("the same");
+    assert_eq!(without.host, with.host);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::link::message::{Exit, GuestReport};
+use crate::link::message::{Exit, GuestReport, TakePath};
 use crate::policy::types::{Conduct, MemState, VmId};
 use crate::units::{FrameId, PAGE_SIZE};
 
@@ -133,6 +133,9 @@ pub struct VmFigures {
     pub active_bytes: u64,
     /// The estimate is within this of the truth 19 times of 20.
     pub active_error_bytes: u64,
+    /// How its pages are taken out, once it has said so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub take_path: Option<TakePath>,
     /// How its balloon behaves.
     pub balloon: Conduct,
     /// Memory of its process beside the guest's RAM.

@@ -698,6 +698,7 @@ impl Manager {
             swapped_bytes: held(report.swapped),
             active_bytes: held(report.active.unwrap_or_default()),
             active_error_bytes: held(report.active_error),
+            take_path: report.take_path,
             balloon: vm
                 .plan
                 .as_ref()

@@ -174,6 +174,8 @@ pub struct Report {
     pub swapped: Pages,
     /// Memory of the VM process beside its guest's RAM: private memory and page tables.
     pub overhead: Pages,
+    /// How its pages are taken out.
+    pub take_path: Option<TakePath>,
     /// Estimated working set, once sampled.
     pub active: Option<Pages>,
     /// The estimate is within this of the truth 19 times of 20.
@@ -201,6 +203,16 @@ impl Report {
     pub fn own(&self) -> Pages {
         self.private + self.compressed_store + self.orphaned
     }
+}
+
+/// How a VM process takes pages out of its guest; the names of the JSON contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TakePath {
+    /// The page itself moves (UFFDIO_MOVE).
+    Move,
+    /// Its content is copied.
+    Copy,
 }
 
 /// Figures of a built-in test guest.

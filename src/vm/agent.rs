@@ -21,7 +21,8 @@ use super::process::{Building, Failure, exit, join, wait};
 use super::sandbox;
 use crate::config::VmSpec;
 use crate::link::message::{
-    CONTENT_PAGES_MAX, Exit, ExitReason, LIST_MAX, OFFER_PAGES_MAX, Orders, ToHost, ToVm, Welcome,
+    CONTENT_PAGES_MAX, Exit, ExitReason, LIST_MAX, OFFER_PAGES_MAX, Orders, TakePath, ToHost, ToVm,
+    Welcome,
 };
 use crate::link::socket::{Link, Received};
 use crate::mem::credit::{CreditMove, Demand};
@@ -30,6 +31,7 @@ use crate::mem::share::{Scanner, merge};
 use crate::mem::{self, Pager};
 use crate::policy::types::{MemState, Run};
 use crate::sys::pool_view::PoolView;
+use crate::sys::space;
 use crate::units::{FrameId, Gfn, Pages};
 
 /// Time between measurements while the VM grows or the host is short. Chosen: in this time one
@@ -480,6 +482,10 @@ impl<'a> Agent<'a> {
 
     fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
         let mut report = self.pager.report()?;
+        report.take_path = Some(match self.pager.path() {
+            space::TakePath::Move => TakePath::Move,
+            space::TakePath::Copy => TakePath::Copy,
+        });
         let shared = report.shared + report.orphaned;
         if let Some(estimate) = self
             .active

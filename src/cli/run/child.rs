@@ -208,6 +208,7 @@ impl Child {
             swapped_bytes: 0,
             active_bytes: 0,
             active_error_bytes: 0,
+            take_path: None,
             balloon: Conduct::default(),
             overhead_bytes: 0,
             credit_bytes: 0,

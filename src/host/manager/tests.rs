@@ -297,3 +297,59 @@ fn settings_are_checked_before_they_hold() {
     };
     assert!(manager.set(a, limit).is_err());
 }
+
+#[test]
+fn a_lease_counts_until_its_vm_comes() {
+    let mut manager = manager();
+    let owner = OwnerId(7);
+    let never = Duration::MAX;
+    let (id, lease) = manager.reserve(Pages::mib(40), None, owner, never).unwrap();
+    assert_eq!(lease.reservation, Pages::mib(40));
+    let figures = manager.figures();
+    assert_eq!(figures.host.leased_bytes, lease.pages().bytes());
+    // It is promised: neither a VM, nor another lease, nor a smaller budget gets it.
+    let mut big = hello("big", 40);
+    big.reservation = Pages::mib(32);
+    assert!(manager.join(big).unwrap_err().contains("40.0 MiB"));
+    assert!(
+        manager
+            .reserve(Pages::mib(32), None, OwnerId(8), never)
+            .is_err()
+    );
+    assert!(manager.set_budget(Pages::mib(40)).is_err());
+    // The VM it was taken for may need more than was leased, if that can be promised too.
+    let mut vm = hello("a", 64);
+    vm.lease = Some(id.0);
+    vm.reservation = Pages::mib(63);
+    assert!(manager.join(vm.clone()).is_err());
+    assert!(manager.has_lease(owner), "a refused VM leaves the lease");
+    vm.reservation = Pages::ZERO;
+    let a = manager.join(vm.clone()).unwrap();
+    let end = Outgoing::LeaseEnded(owner, LeaseEnd::Redeemed("a".to_owned()));
+    assert!(manager.take_outgoing().contains(&end));
+    assert_eq!(manager.vms[&a].allocation.reservation, Pages::mib(40));
+    assert_eq!(manager.figures().host.leased_bytes, 0);
+    vm.name = "b".to_owned();
+    assert!(manager.join(vm).unwrap_err().contains("no lease"));
+    manager.audit();
+}
+
+#[test]
+fn a_lease_ends_with_its_owner_and_its_time() {
+    let mut manager = manager();
+    let most = Some(Pages::mib(512));
+    let (_, lease) = manager
+        .reserve(Pages::mib(8), most, OwnerId(1), at(500))
+        .unwrap();
+    assert_eq!(lease.pages(), BUDGET, "all there is");
+    manager.tick(at(400));
+    assert!(manager.has_lease(OwnerId(1)));
+    manager.tick(at(500));
+    let end = Outgoing::LeaseEnded(OwnerId(1), LeaseEnd::Expired);
+    assert_eq!(manager.take_outgoing(), [end]);
+    manager
+        .reserve(Pages::mib(32), None, OwnerId(2), Duration::MAX)
+        .unwrap();
+    manager.owner_gone(OwnerId(2));
+    assert_eq!(manager.figures().host.leased_bytes, 0);
+}

@@ -381,3 +381,38 @@ fn only_dead_sockets_are_replaced() {
     ));
     assert!(folder.path().join("other").exists());
 }
+
+#[test]
+fn a_lease_lives_as_long_as_its_connection() {
+    use control::{Request, hold};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.sock");
+    let mut server = server();
+    server.listen(&path).unwrap();
+    let take = |server: &mut Server, time: Option<&str>| {
+        let path = path.clone();
+        let request = Request::Reserve {
+            size: "64M".to_owned(),
+            max: None,
+            time: time.map(str::to_owned),
+        };
+        serve_while(server, move || hold(&path, &request)).unwrap()
+    };
+    let leased = |server: &mut Server| server.manager().figures().host.leased_bytes;
+    // Hung up: over at once.
+    let held = take(&mut server, None);
+    assert_eq!(held.lease["reservation_bytes"], Pages::mib(64).bytes());
+    assert!(leased(&mut server) > 64 << 20);
+    drop(held);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while leased(&mut server) > 0 && Instant::now() < deadline {
+        server.turn(Duration::from_millis(5)).unwrap();
+    }
+    assert_eq!(leased(&mut server), 0);
+    // Over by itself: the owner is told.
+    let held = take(&mut server, Some("50ms"));
+    let end = serve_while(&mut server, move || held.wait()).unwrap();
+    assert_eq!(end["end"], "expired");
+    assert!(server.connections.is_empty());
+    assert_eq!(leased(&mut server), 0);
+}

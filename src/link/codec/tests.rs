@@ -42,6 +42,7 @@ fn report() -> impl Strategy<Value = ToHost> {
             compressed_store: Pages(n[6]),
             swapped: Pages(n[7]),
             overhead: Pages(n[8]),
+            take_path: stat.map(|_| TakePath::Copy),
             active: stat.map(Pages),
             active_error: Pages(n[9]),
             swap_in_pages: n[9],
