@@ -191,7 +191,7 @@ pub(super) fn join(link: &Link, spec: &VmSpec, held: Pages) -> Result<(Welcome, 
     }))?;
     match link.recv(Some(WELCOME_TIMEOUT))? {
         Received::Message(ToVm::Welcome(welcome), Some(pool)) => {
-            let view = PoolView::new(pool, welcome.pool_frames)?;
+            let view = PoolView::new(pool, welcome.pool_frames);
             Ok((welcome, view))
         }
         Received::Message(ToVm::Welcome(_), None) => Err(Error::Protocol("sent no frame pool")),
