@@ -147,6 +147,9 @@ pub struct VmFigures {
     pub swap_errors: u64,
     /// The most of each that was reported.
     pub peak: Peaks,
+    /// Milliseconds from the start of its program to the guest's first instruction.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub start_ms: Option<f64>,
     /// Milliseconds from the start of its process to the first byte on its console, where that
     /// could be seen.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -694,6 +694,7 @@ impl Manager {
             cow_breaks: report.cow_breaks,
             swap_errors: report.swap_errors,
             peak: vm.peak,
+            start_ms: report.start_us.map(|start| f64::from(start) / 1e3),
             boot_ms: None,
             guest: report.guest,
         }

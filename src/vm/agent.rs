@@ -87,6 +87,8 @@ pub(super) struct Agent<'a> {
     due: Due,
     stopping: bool,
     held: bool,
+    /// When the program was started.
+    started: Instant,
 }
 
 impl<'a> Agent<'a> {
@@ -134,11 +136,14 @@ impl<'a> Agent<'a> {
             },
             stopping: false,
             held: false,
+            started: now,
         })
     }
 
-    /// Waits for the machine to be built, starts it, and serves it until it ends.
-    pub fn run(mut self, building: Building) -> Exit {
+    /// Waits for the machine to be built, starts it, and serves it until it ends. `started` is
+    /// when the program was.
+    pub fn run(mut self, building: Building, started: Instant) -> Exit {
+        self.started = started;
         let mut machine: Option<Machine> = None;
         let ended = loop {
             if let Some(message) = self.failure.get() {
@@ -494,6 +499,9 @@ impl<'a> Agent<'a> {
             report.balloon_actual = balloon.actual();
             report.guest_memory = balloon.stats();
             report.guest = machine.console().report();
+            report.start_us = machine
+                .first_run()
+                .and_then(|at| at.duration_since(self.started).as_micros().try_into().ok());
         }
         self.send(&ToHost::Report(Box::new(report)));
         Ok(())

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -202,12 +202,13 @@ pub(super) fn join(link: &Link, spec: &VmSpec, held: Pages) -> Result<(Welcome, 
     }
 }
 
-/// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`.
+/// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`. The time
+/// to the guest's first instruction is reported from `started` on.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
 /// was told.
-pub fn run(spec: &VmSpec, link: Link) -> Result<Exit, Error> {
+pub fn run(spec: &VmSpec, link: Link, started: Instant) -> Result<Exit, Error> {
     stop_on_panic();
     let (welcome, pool) = join(&link, spec, Pages::ZERO)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
@@ -215,7 +216,7 @@ pub fn run(spec: &VmSpec, link: Link) -> Result<Exit, Error> {
         Ok((pager, building, seed)) => {
             let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
-            Ok(agent.run(building))
+            Ok(agent.run(building, started))
         }
         Err(error) => {
             failure.set(&error);

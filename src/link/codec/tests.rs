@@ -53,6 +53,7 @@ fn report() -> impl Strategy<Value = ToHost> {
                 free_bytes: stat,
                 ..GuestMemoryStats::default()
             },
+            start_us: stat.map(|n| n as u32),
             guest: stat.map(|n| GuestReport {
                 pages_verified: n,
                 pages_corrupt: 0,
