@@ -290,6 +290,13 @@ impl Manager {
             }
             ToHost::CreditReturn { pages } => {
                 self.ledger.give_back(id, pages)?;
+                // What it gave up others may have in a moment: its last report says otherwise, and
+                // both would count. It uses no more than the credit that it keeps.
+                let credit = self.ledger.credit(id);
+                if let Some(report) = &mut vm.report {
+                    let over = report.own().saturating_sub(credit);
+                    report.private = report.private.saturating_sub(over);
+                }
                 self.serve(None);
             }
             ToHost::Report(report) => self.report(id, *report),
@@ -625,6 +632,7 @@ impl Manager {
                 private: report.private,
                 ballooned: report.ballooned,
                 swapped: report.swapped + report.compressed,
+                asked: vm.asked,
                 balloon_driver: report.balloon_driver,
                 active: None,
                 overhead: self.ledger.vm_overhead(id),

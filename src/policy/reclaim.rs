@@ -3,7 +3,8 @@
 //! **How much.** When free memory is below the high threshold, `short = high - free` pages are
 //! wanted back. They are taken from the VMs above their target, from each in proportion to how far
 //! it is above, and never below its target: `take = ceil(short * excess / sum(excess))`. A VM above
-//! its *limit* gives that part back in any state.
+//! its *limit* gives that part back in any state; one that waits for pages at its limit makes room
+//! for them itself, by swapping, because a guest that waits for memory cannot serve its balloon.
 //!
 //! **By what.**
 //!
@@ -99,6 +100,9 @@ struct Take {
     urgent: Pages,
     /// The part above the limit, due in any state.
     over_limit: Pages,
+    /// The part of it that the guest waits for. Its balloon cannot make that room: the driver
+    /// waits, too.
+    awaited: Pages,
 }
 
 /// The plan of every VM, in the order of the snapshot, which `targets` has too.
@@ -155,11 +159,20 @@ fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Ve
         .zip(excess)
         .map(|(vm, excess)| {
             let limit = vm.allocation.limit.min(vm.allocation.size);
-            let over_limit = vm.consumed.saturating_sub(limit);
+            // Who may hold its whole size never has to make room for more.
+            let asked = if limit < vm.allocation.size {
+                vm.asked
+            } else {
+                Pages::ZERO
+            };
+            let over_limit = Pages(vm.consumed.0.saturating_add(asked.0))
+                .saturating_sub(limit)
+                .min(vm.consumed);
             Take {
                 all: part(short, excess).max(over_limit),
                 urgent: part(urgent, excess),
                 over_limit,
+                awaited: over_limit.min(asked),
             }
         })
         .collect()
@@ -234,11 +247,11 @@ fn plan_vm(
     let order = balloon_order(vm, take.all, deflate, situation, record);
     let cannot = cannot_balloon(vm, record);
     let swap = match (situation.state, cannot) {
-        (MemState::High | MemState::Soft, None) => Pages::ZERO,
+        (MemState::High | MemState::Soft, None) => take.awaited,
         (MemState::High, Some(_)) => take.over_limit,
         (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => take
             .urgent
-            .max(cannot.map_or(Pages::ZERO, |_| take.over_limit)),
+            .max(cannot.map_or(take.awaited, |_| take.over_limit)),
     };
     let above = vm.consumed > target.pages;
     VmPlan {

@@ -59,6 +59,8 @@ pub struct VmSnapshot {
     pub ballooned: Pages,
     /// Pages swapped or compressed.
     pub swapped: Pages,
+    /// Further pages that it has asked for and was not granted.
+    pub asked: Pages,
     /// Whether the guest's balloon driver is up.
     pub balloon_driver: bool,
     /// Estimated working set, once sampled.
