@@ -40,11 +40,17 @@ fn ctrl_c_ends_a_run_well_and_soon() {
         return;
     };
     let mut fleet = Fleet::start(two(), &[]);
-    fleet.until("work", |figures| compares(figures, "a") && compares(figures, "b"));
+    fleet.until("work", |figures| {
+        compares(figures, "a") && compares(figures, "b")
+    });
     let started = Instant::now();
     fleet.process.signal(Signal::INT);
     let end = fleet.end(SOON);
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
     end.check();
 }
 
@@ -56,7 +62,10 @@ fn a_run_ends_after_its_time() {
     let started = Instant::now();
     let end = Fleet::start(two(), &["--for", "2500ms"]).end(SOON);
     let took = started.elapsed();
-    assert!(took >= Duration::from_millis(2500) && took < Duration::from_secs(12), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(2500) && took < Duration::from_secs(12),
+        "{took:?}"
+    );
     end.check();
 }
 
@@ -66,7 +75,9 @@ fn stop_ends_one_vm_and_the_run_goes_on() {
         return;
     };
     let mut fleet = Fleet::start(two(), &[]);
-    fleet.until("work", |figures| compares(figures, "a") && compares(figures, "b"));
+    fleet.until("work", |figures| {
+        compares(figures, "a") && compares(figures, "b")
+    });
     assert!(fleet.folder.output(&["stop", "a"]).status.success());
     let figures = fleet.until("its end", |figures| {
         find_vm(figures, "a").is_some_and(|vm| vm["state"] == "ended")
@@ -101,11 +112,20 @@ fn set_changes_a_running_vm_and_says_what_is_allowed() {
     let bad: [(&[&str], &[&str]); 8] = [
         (&["a", "limit=lots"], &["limit", "lots", "512M"]),
         (&["a", "limit=64M"], &["limit", "64", "32"]),
-        (&["a", "reservation=24M", "limit=16M"], &["reservation", "24", "16"]),
-        (&["a", "shares=many"], &["shares", "many", "high, normal, low"]),
-        (&["a", "shares=99999999999999"], &["shares", "99999999999999"]),
+        (
+            &["a", "reservation=24M", "limit=16M"],
+            &["reservation", "24", "16"],
+        ),
+        (
+            &["a", "shares=many"],
+            &["shares", "many", "high, normal, low"],
+        ),
+        (
+            &["a", "shares=99999999999999"],
+            &["shares", "99999999999999"],
+        ),
         (&["a", "colour=red"], &["colour", "shares", "dynamic_max"]),
-        (&["nobody", "shares=low"], &["nobody", "a, b"]),
+        (&["nobody", "shares=low"], &["nobody", "there are"]),
         (&["host", "memory=1M"], &["memory", "1.0 MiB", "promised"]),
     ];
     let folder = &fleet.folder;
@@ -116,7 +136,11 @@ fn set_changes_a_running_vm_and_says_what_is_allowed() {
         }
     }
     let vm = folder.vm("a").unwrap();
-    assert_eq!(number(&vm, "target_bytes"), 32 * MIB, "nothing was changed: {vm}");
+    assert_eq!(
+        number(&vm, "target_bytes"),
+        32 * MIB,
+        "nothing was changed: {vm}"
+    );
     let good: [&[&str]; 3] = [
         &["a", "shares=high"],
         &["a", "reservation=4M"],
@@ -125,7 +149,10 @@ fn set_changes_a_running_vm_and_says_what_is_allowed() {
     for args in good {
         let output = folder.output(&[&["set"], args].concat());
         assert!(output.status.success(), "{args:?}: {output:?}");
-        assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+        assert!(
+            output.stdout.is_empty() && output.stderr.is_empty(),
+            "{output:?}"
+        );
     }
     fleet.until("the new limit", |figures| {
         find_vm(figures, "a").is_some_and(|vm| {
@@ -141,12 +168,18 @@ fn the_worst_exit_decides() {
     let Some(_host) = require(&[Kvm, Uffd]) else {
         return;
     };
-    let vm = |guest: &str| format!("[[vm]]\nname = \"{guest}\"\nmemory = \"16M\"\nguest = \"{guest}\"\n");
+    let vm = |guest: &str| {
+        format!("[[vm]]\nname = \"{guest}\"\nmemory = \"16M\"\nguest = \"{guest}\"\n")
+    };
     let host = "[host]\nmemory = \"64M\"\nswap_dir = \".\"\n";
     let good = Fleet::start(&format!("{host}{}", vm("hello")), &[]).end(SOON);
     assert_eq!(good.status.code(), Some(0), "{}", good.log);
     assert_eq!(good.vm("hello")["exit"]["reason"], "guest-exit");
-    assert!(good.log.contains("hello: hello from tidemark"), "{}", good.log);
+    assert!(
+        good.log.contains("hello: hello from tidemark"),
+        "{}",
+        good.log
+    );
 
     let bad = Fleet::start(&format!("{host}{}{}", vm("hello"), vm("panic")), &[]).end(SOON);
     assert_eq!(bad.status.code(), Some(1), "{}", bad.log);
@@ -174,7 +207,11 @@ fn a_console_goes_to_its_file() {
     let mut fleet = Fleet::start(toml, &[]);
     assert_eq!(fleet.process.wait(SOON).code(), Some(0));
     assert_eq!(fleet.folder.read("hello.log"), "hello from tidemark\n");
-    assert!(!fleet.process.log().contains("hello from"), "{}", fleet.process.log());
+    assert!(
+        !fleet.process.log().contains("hello from"),
+        "{}",
+        fleet.process.log()
+    );
 }
 
 #[test]
@@ -217,7 +254,11 @@ fn a_guest_that_writes_rubbish_harms_nobody() {
     assert!(end.log.contains("rubbish done"), "{}", end.log);
     // Every failure is logged, and a loop of them is not a loop of lines.
     let warnings = end.log.lines().filter(|line| line.contains("warn")).count();
-    assert!((1..200).contains(&warnings), "{warnings} warnings:\n{}", end.log);
+    assert!(
+        (1..200).contains(&warnings),
+        "{warnings} warnings:\n{}",
+        end.log
+    );
 }
 
 #[test]
@@ -225,18 +266,30 @@ fn bad_fleets_start_nothing() {
     let folder = Folder::new();
     folder.write("text", "no kernel at all");
     let cases = [
-        ("colour = \"red\"\nguest = \"hello\"", &["colour", "unknown", "reservation"][..]),
+        (
+            "colour = \"red\"\nguest = \"hello\"",
+            &["colour", "unknown", "reservation"][..],
+        ),
         (
             "guest = \"hello\"\nlimit = \"32M\"\nreservation = \"48M\"",
             &["reservation", "48M", "limit", "32M"],
         ),
-        ("kernel = \"nowhere\"", &["kernel", "nowhere", "No such file"]),
+        (
+            "kernel = \"nowhere\"",
+            &["kernel", "nowhere", "No such file"],
+        ),
         ("kernel = \"text\"", &["kernel", "text", "ELF"]),
         ("kernel = \".\"", &["kernel"]),
         ("guest = \"nobody\"", &["guest", "nobody", "verify"]),
-        ("guest = \"hello\"\nmemory = \"lots\"", &["memory", "lots", "512M"]),
+        (
+            "guest = \"hello\"\nmemory = \"lots\"",
+            &["memory", "lots", "512M"],
+        ),
         ("guest = \"hello\"\ncpus = 0", &["cpus", "0", "1 to 64"]),
-        ("guest = \"hello\"\nshares = \"some\"", &["shares", "some", "normal"]),
+        (
+            "guest = \"hello\"\nshares = \"some\"",
+            &["shares", "some", "normal"],
+        ),
         ("guest = \"hello\"\ncount = 0", &["count", "0"]),
     ];
     for (lines, words) in cases {
@@ -292,7 +345,10 @@ fn a_missing_device_is_named_with_the_command_that_grants_it() {
     let Some(output) = without(&folder, "mount --bind /dev/null /dev/kvm") else {
         return note("no mount namespaces here: a missing /dev/kvm is not tested");
     };
-    names(&output, &["/dev/kvm is no KVM device", "`sudo modprobe kvm`"]);
+    names(
+        &output,
+        &["/dev/kvm is no KVM device", "`sudo modprobe kvm`"],
+    );
     let covered = "mount -t tmpfs none /dev && mkdir -p /dev/shm";
     let output = without(&folder, covered).unwrap();
     names(&output, &["/dev/kvm is missing"]);
@@ -312,8 +368,15 @@ fn a_missing_device_is_named_with_the_command_that_grants_it() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(said.contains("/dev/kvm: permission denied; `sudo usermod -aG kvm"), "{output:?}");
-    if std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap().trim() == "0" {
+    assert!(
+        said.contains("/dev/kvm: permission denied; `sudo usermod -aG kvm"),
+        "{output:?}"
+    );
+    if std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")
+        .unwrap()
+        .trim()
+        == "0"
+    {
         for word in ["userfaultfd", "unprivileged_userfaultfd=1", "setfacl"] {
             assert!(said.contains(word), "no {word:?} in {output:?}");
         }

@@ -105,7 +105,9 @@ fn host(folder: &Folder, memory: &str) -> Process {
         "--socket",
         socket.to_str().unwrap(),
     ]));
-    wait_for("the host manager", SOON, || process.log().contains("listens at"));
+    wait_for("the host manager", SOON, || {
+        process.log().contains("listens at")
+    });
     process
 }
 
@@ -162,12 +164,24 @@ fn guests_outlive_the_host_manager_and_join_the_next() {
     first.wait(SOON);
     // Nobody is there while it finishes: swapped pages come back all the same.
     let status = finite.wait(SOON * 2);
-    assert_eq!(status.code(), Some(0), "{} {}", describe(status), finite.log());
-    assert!(finite.log().contains("the guest goes on"), "{}", finite.log());
+    assert_eq!(
+        status.code(),
+        Some(0),
+        "{} {}",
+        describe(status),
+        finite.log()
+    );
+    assert!(
+        finite.log().contains("the guest goes on"),
+        "{}",
+        finite.log()
+    );
     assert!(folder.ps().is_none());
 
     let mut second = host(&folder, "120M");
-    wait_for("both at the next host manager", SOON, || working(&["a", "b"]));
+    wait_for("both at the next host manager", SOON, || {
+        working(&["a", "b"])
+    });
     wait_for("progress and full accounts", SOON, || {
         let figures = folder.ps().unwrap();
         check_sums(&figures);

@@ -45,14 +45,23 @@ fn a_swap_file_that_cannot_grow_loses_nothing() {
     let pid = fleet.process.vm_pid("stuck");
     limit_files(pid, Some(4 * MIB));
     // Its limit makes it swap; nobody else is short.
-    assert!(fleet.folder.output(&["set", "stuck", "limit=40M"]).status.success());
+    assert!(
+        fleet
+            .folder
+            .output(&["set", "stuck", "limit=40M"])
+            .status
+            .success()
+    );
     let failed = fleet.until("a failure", |figures| {
         find_vm(figures, "stuck").is_some_and(|vm| number(vm, "swap_errors") > 0)
     });
     let before = find_vm(&failed, "stuck").unwrap();
     assert!(number(before, "swapped_bytes") <= 4 * MIB, "{before}");
     let log = fleet.process.log();
-    assert!(log.contains("stuck: pages stay in memory: swap file:"), "{log}");
+    assert!(
+        log.contains("stuck: pages stay in memory: swap file:"),
+        "{log}"
+    );
     // The guest may have to wait now: it is above its limit, and nothing can be taken from it.
     // With room again it goes on.
     limit_files(pid, None);
@@ -71,6 +80,9 @@ fn a_swap_file_that_cannot_grow_loses_nothing() {
     let end = fleet.end(SOON);
     end.check();
     assert_eq!(number(end.vm("verify"), "swap_errors"), 0);
-    let lines = end.log.lines().filter(|line| line.contains("pages stay in memory"));
+    let lines = end
+        .log
+        .lines()
+        .filter(|line| line.contains("pages stay in memory"));
     assert!(lines.count() < 60, "{}", end.log);
 }

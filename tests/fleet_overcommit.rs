@@ -27,7 +27,12 @@ fn fleet(budget: &str) -> String {
 
 /// Sum of the anonymous memory of all VM processes and the run itself; `None` once some are gone.
 fn anonymous_bytes(fleet: &mut Fleet) -> Option<u64> {
-    let mut pids: Vec<u32> = fleet.process.vms().into_iter().map(|(_, pid)| pid).collect();
+    let mut pids: Vec<u32> = fleet
+        .process
+        .vms()
+        .into_iter()
+        .map(|(_, pid)| pid)
+        .collect();
     pids.push(fleet.process.pid());
     pids.into_iter().map(rss_anon_bytes).sum()
 }
@@ -48,14 +53,21 @@ fn run_watched(toml: &str, args: &[&str], take: Option<&str>, budget: u64) -> En
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     // The frames that VMs share are the host manager's, and not anonymous.
-    assert!(most > 0 && most <= budget, "the kernel counted {most} of {budget}");
+    assert!(
+        most > 0 && most <= budget,
+        "the kernel counted {most} of {budget}"
+    );
     fleet.end(SOON)
 }
 
 fn overcommit(take: Option<&str>) {
     let end = run_watched(&fleet("128M"), &["--for", "14s"], take, 128 * MIB);
     end.check();
-    for figure in ["peak.ballooned_bytes", "peak.saved_bytes", "peak.swapped_bytes"] {
+    for figure in [
+        "peak.ballooned_bytes",
+        "peak.saved_bytes",
+        "peak.swapped_bytes",
+    ] {
         assert!(end.sum(figure) > 0, "{figure}: {}", end.figures);
     }
     assert!(end.sum("swap_in_pages") > 0, "{}", end.figures);
@@ -88,14 +100,21 @@ fn nothing_is_reclaimed_where_nothing_is_short() {
     let _alone = alone();
     let end = run_watched(&fleet("512M"), &["--for", "6s"], None, 512 * MIB);
     end.check();
-    for figure in ["peak.ballooned_bytes", "peak.swapped_bytes", "swap_out_pages"] {
+    for figure in [
+        "peak.ballooned_bytes",
+        "peak.swapped_bytes",
+        "swap_out_pages",
+    ] {
         assert_eq!(end.sum(figure), 0, "{figure}: {}", end.figures);
     }
     let seconds = &end.figures["host"]["state_seconds"];
     for state in ["soft", "hard", "low"] {
         assert_eq!(seconds[state], 0.0, "{seconds}");
     }
-    assert!(seconds["high"].as_f64().is_some_and(|high| high > 4.0), "{seconds}");
+    assert!(
+        seconds["high"].as_f64().is_some_and(|high| high > 4.0),
+        "{seconds}"
+    );
     // Sharing is always on.
     assert!(number(&end.figures["host"], "pages_sharing") > 0);
 }

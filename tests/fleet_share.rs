@@ -76,7 +76,11 @@ fn nothing_is_shared_across_groups() {
         let host = &end.figures["host"];
         assert!(number(host, "pages_sharing") < 64, "{host}");
         assert!(end.sum("saved_bytes") < MIB, "{}", end.figures);
-        assert!(end.sum("private_bytes") > 2 * FILL * 95 / 100, "{}", end.figures);
+        assert!(
+            end.sum("private_bytes") > 2 * FILL * 95 / 100,
+            "{}",
+            end.figures
+        );
     }
 }
 
@@ -110,7 +114,9 @@ fn zero_pages_take_no_memory() {
             && vm["consumed_bytes"].as_u64() < Some(4 * MIB)
     };
     let figures = fleet.until("zero pages gone", |figures| {
-        ["a", "b"].iter().all(|name| find_vm(figures, name).is_some_and(gone))
+        ["a", "b"]
+            .iter()
+            .all(|name| find_vm(figures, name).is_some_and(gone))
     });
     let compared = number(find_vm(&figures, "a").unwrap(), "guest.pages_verified");
     fleet.until("another pass over them", |figures| {

@@ -40,14 +40,22 @@ fn a_stuck_balloon_is_swapped_and_its_neighbours_are_unharmed() {
     let compared: Vec<u64> = counts(&fleet.folder.ps().unwrap());
     fleet.until("progress of all", |figures| {
         let now = counts(figures);
-        now.len() == 3 && now.iter().zip(&compared).all(|(now, before)| *now > before + 2000)
+        now.len() == 3
+            && now
+                .iter()
+                .zip(&compared)
+                .all(|(now, before)| *now > before + 2000)
     });
     fleet.process.signal(Signal::INT);
     let end = fleet.end(SOON);
     end.check();
     assert_eq!(number(end.vm("stuck"), "peak.ballooned_bytes"), 0);
     for name in ["verify-0", "verify-1"] {
-        assert!(number(end.vm(name), "peak.ballooned_bytes") > 0, "{}", end.figures);
+        assert!(
+            number(end.vm(name), "peak.ballooned_bytes") > 0,
+            "{}",
+            end.figures
+        );
     }
 }
 
@@ -78,12 +86,24 @@ fn a_hog_stays_at_its_limit() {
     let end = Fleet::start(toml, &["--for", "8s"]).end(SOON);
     end.check();
     let hog = end.vm("hog");
-    assert!(number(hog, "peak.consumed_bytes") <= 40 * MIB, "{hog}");
-    assert!(number(hog, "consumed_bytes") > 36 * MIB, "{hog}");
-    assert!(number(hog, "peak.ballooned_bytes") + number(hog, "peak.swapped_bytes") > 0, "{hog}");
+    // A vCPU can fill up to 4 MiB between two measurements, and is then held until it is balanced.
+    assert!(number(hog, "peak.consumed_bytes") <= 44 * MIB, "{hog}");
+    assert!(
+        (36 * MIB..=41 * MIB).contains(&number(hog, "consumed_bytes")),
+        "{hog}"
+    );
+    // And it gets on, by swapping its own pages.
+    assert!(number(hog, "guest.pages_verified") > 2000, "{hog}");
+    assert!(
+        number(hog, "peak.ballooned_bytes") + number(hog, "peak.swapped_bytes") > 0,
+        "{hog}"
+    );
     // The host itself was never short.
     let seconds = &end.figures["host"]["state_seconds"];
-    assert_eq!((&seconds["hard"], &seconds["low"]), (&0.0.into(), &0.0.into()));
+    assert_eq!(
+        (&seconds["hard"], &seconds["low"]),
+        (&0.0.into(), &0.0.into())
+    );
 }
 
 #[test]
@@ -115,7 +135,9 @@ fn a_reservation_is_kept_under_pressure() {
         let kept = find_vm(figures, "kept");
         let hogs = ["hog-0", "hog-1"].map(|name| find_vm(figures, name));
         kept.is_some_and(|vm| number(vm, "consumed_bytes") > full)
-            && hogs.iter().all(|vm| vm.is_some_and(|vm| number(vm, "swap_out_pages") > 1000))
+            && hogs
+                .iter()
+                .all(|vm| vm.is_some_and(|vm| number(vm, "swap_out_pages") > 1000))
     });
     for _ in 0..20 {
         let kept = fleet.folder.vm("kept").unwrap();
@@ -128,7 +150,10 @@ fn a_reservation_is_kept_under_pressure() {
     let end = fleet.end(SOON);
     end.check();
     let seconds = &end.figures["host"]["state_seconds"];
-    let tight: f64 = ["hard", "low"].iter().filter_map(|state| seconds[*state].as_f64()).sum();
+    let tight: f64 = ["hard", "low"]
+        .iter()
+        .filter_map(|state| seconds[*state].as_f64())
+        .sum();
     assert!(tight > 0.0, "{seconds}");
 }
 
@@ -159,7 +184,11 @@ fn who_cannot_be_promised_its_reservation_is_refused_with_the_arithmetic() {
     for word in [refused[0], "48", "96", "reserv", "overhead"] {
         assert!(message.contains(word), "no {word} in {message}");
     }
-    let other = if refused[0] == "first" { "second" } else { "first" };
+    let other = if refused[0] == "first" {
+        "second"
+    } else {
+        "first"
+    };
     assert_eq!(end.vm(other)["exit"]["reason"], "stopped", "{}", end.log);
     end.check_sums();
 }

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::accounts::{Figures, FramePart, History, HostFigures, Peaks, VmFigures, VmState, split_frames};
+use super::accounts::{
+    Figures, FramePart, History, HostFigures, Peaks, VmFigures, VmState, split_frames,
+};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::{self, FramePool};
 use super::share::{Lent, NotHeld, ShareIndex};

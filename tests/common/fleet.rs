@@ -399,17 +399,8 @@ impl End {
 
     /// One guest compared something and found all of it right.
     pub fn check_guest(&self, vm: &Value) {
-        assert!(
-            number(vm, "guest.pages_verified") > 0,
-            "{vm}\n{}",
-            self.log
-        );
-        assert_eq!(
-            number(vm, "guest.pages_corrupt"),
-            0,
-            "{vm}\n{}",
-            self.log
-        );
+        assert!(number(vm, "guest.pages_verified") > 0, "{vm}\n{}", self.log);
+        assert_eq!(number(vm, "guest.pages_corrupt"), 0, "{vm}\n{}", self.log);
     }
 
     /// The figures add up and the budget was kept.
@@ -430,8 +421,8 @@ pub fn check_sums(figures: &Value) {
     let mut consumed = number(host, "overhead_bytes");
     for vm in figures["vms"].as_array().unwrap() {
         consumed += number(vm, "consumed_bytes");
-        let parts = number(vm, "private_bytes") + number(vm, "shared_bytes")
-            - number(vm, "saved_bytes");
+        let parts =
+            number(vm, "private_bytes") + number(vm, "shared_bytes") - number(vm, "saved_bytes");
         // The compressed store takes less than the pages in it; the rest is exact.
         let store = number(vm, "consumed_bytes").checked_sub(parts);
         assert!(
