@@ -1,4 +1,8 @@
 //! Sudden deaths: of a VM process, of the host manager, of the whole run.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: a panic is their way to fail"
+)]
 
 mod common;
 

@@ -1,4 +1,8 @@
 //! Where a swap file cannot grow the pages stay in memory, and it is said.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: a panic is their way to fail"
+)]
 
 mod common;
 

@@ -1,5 +1,9 @@
 //! The host manager's means against a guest that does not play along, and what reservation, limit
 //! and admission promise.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: a panic is their way to fail"
+)]
 
 mod common;
 
