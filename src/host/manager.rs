@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::accounts::{Figures, History, HostFigures, Peaks, VmFigures, VmState, split_frames};
+use super::accounts::{
+    Figures, FramePart, History, HostFigures, Peaks, VmFigures, VmState, split_frames,
+};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::{self, FramePool};
 use super::share::{Lent, NotHeld, ShareIndex};
@@ -146,8 +148,8 @@ pub struct Manager {
     next_request: u64,
     ended: Vec<VmFigures>,
     outgoing: Vec<Outgoing>,
-    /// Bytes of frames each VM answers for, as of a generation of the share index.
-    frame_parts: (u64, HashMap<VmId, u64>),
+    /// Each VM's part of the frames, as of a generation of the share index.
+    frame_parts: (u64, HashMap<VmId, FramePart>),
     decided: Duration,
     urgent: bool,
 }
@@ -297,6 +299,13 @@ impl Manager {
             }
             ToHost::CreditReturn { pages } => {
                 self.ledger.give_back(id, pages)?;
+                // What it gave up others may have in a moment: its last report says otherwise, and
+                // both would count. It uses no more than the credit that it keeps.
+                let credit = self.ledger.credit(id);
+                if let Some(report) = &mut vm.report {
+                    let over = report.own().saturating_sub(credit);
+                    report.private = report.private.saturating_sub(over);
+                }
                 self.serve(None);
             }
             ToHost::Report(report) => self.report(id, *report),
@@ -540,13 +549,13 @@ impl Manager {
         }
     }
 
-    fn frames_part_bytes(&self, id: VmId) -> u64 {
-        self.frame_parts.1.get(&id).copied().unwrap_or(0)
+    fn frame_part(&self, id: VmId) -> FramePart {
+        self.frame_parts.1.get(&id).copied().unwrap_or_default()
     }
 
     /// What a VM holds in the books: its credit and its part of the frames.
     fn held(&self, id: VmId) -> Pages {
-        self.ledger.charge(id) + Pages::in_bytes(self.frames_part_bytes(id))
+        self.ledger.charge(id) + Pages::in_bytes(self.frame_part(id).bytes)
     }
 
     /// What the grant rule gives a VM now.
@@ -623,7 +632,7 @@ impl Manager {
         self.count_frames();
         let vms = self.vms.iter().map(|(&id, vm)| {
             let report = vm.report.clone().unwrap_or_default();
-            let frames = Pages::in_bytes(self.frames_part_bytes(id));
+            let frames = Pages::in_bytes(self.frame_part(id).bytes);
             VmSnapshot {
                 id,
                 allocation: vm.allocation,
@@ -633,6 +642,7 @@ impl Manager {
                 ballooned: report.ballooned,
                 swapped: report.swapped + report.compressed,
                 swap_in_pages: report.swap_in_pages,
+                asked: vm.asked,
                 balloon_driver: report.balloon_driver,
                 active: report.active,
                 overhead: self.ledger.vm_overhead(id),
@@ -652,10 +662,11 @@ impl Manager {
         let report = vm.report.clone().unwrap_or_default();
         // The memory of an ended VM is back: only its counters are left.
         let held = |pages: Pages| if life == Life::Live { pages.bytes() } else { 0 };
-        let frames = if life == Life::Live {
-            self.frames_part_bytes(id)
-        } else {
-            0
+        // By our own index, which is what the frames are split by: a VM's report is a little older,
+        // and the figures would not add up.
+        let frames = match life {
+            Life::Live => self.frame_part(id),
+            Life::Ended => FramePart::default(),
         };
         VmFigures {
             name: vm.name.clone(),
@@ -672,10 +683,10 @@ impl Manager {
                 .as_ref()
                 .map(|plan| plan.why.clone())
                 .unwrap_or_default(),
-            consumed_bytes: held(report.own()) + frames,
-            private_bytes: held(report.private),
-            shared_bytes: held(report.shared),
-            saved_bytes: held(report.shared).saturating_sub(frames),
+            consumed_bytes: held(report.own()) + frames.bytes,
+            private_bytes: held(report.private + report.orphaned),
+            shared_bytes: frames.references.bytes(),
+            saved_bytes: frames.references.bytes() - frames.bytes,
             zero_bytes: held(report.zero),
             ballooned_bytes: held(report.ballooned),
             compressed_bytes: held(report.compressed),

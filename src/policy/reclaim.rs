@@ -3,7 +3,8 @@
 //! **How much.** When free memory is below the high threshold, `short = high - free` pages are
 //! wanted back. They are taken from the VMs above their target, from each in proportion to how far
 //! it is above, and never below its target: `take = ceil(short * excess / sum(excess))`. A VM above
-//! its *limit* gives that part back in any state.
+//! its *limit* gives that part back in any state; one that waits for pages at its limit makes room
+//! for them itself, by swapping, because a guest that waits for memory cannot serve its balloon.
 //!
 //! **By what.**
 //!
@@ -77,6 +78,9 @@ pub(super) struct Take {
     urgent: Pages,
     /// The part above the limit, due in any state.
     pub(super) over_limit: Pages,
+    /// The part of it that the guest itself waits for. Its balloon cannot make that room: the
+    /// driver waits, too.
+    stalled: Pages,
     /// What neighbours wait for and this VM should give: by swapping if its balloon refuses.
     awaited: Pages,
 }
@@ -197,11 +201,20 @@ fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Ve
         .zip(excess)
         .map(|(vm, excess)| {
             let limit = vm.allocation.limit.min(vm.allocation.size);
-            let over_limit = vm.consumed.saturating_sub(limit);
+            // Who may hold its whole size never has to make room for more.
+            let asked = if limit < vm.allocation.size {
+                vm.asked
+            } else {
+                Pages::ZERO
+            };
+            let over_limit = Pages(vm.consumed.0.saturating_add(asked.0))
+                .saturating_sub(limit)
+                .min(vm.consumed);
             Take {
                 all: part(short, excess, total).max(over_limit),
                 urgent: part(urgent, excess, total),
                 over_limit,
+                stalled: over_limit.min(asked),
                 awaited: Pages::ZERO,
             }
         })
@@ -243,11 +256,13 @@ fn plan_vm(
     let order = balloon_order(vm, ask, deflate, situation, record);
     let cannot = cannot_balloon(vm, ask.ceiling, record, situation.guards);
     let swap = match (situation.state, cannot) {
-        (MemState::High | MemState::Soft, None) => Pages::ZERO,
+        (MemState::High | MemState::Soft, None) => take.stalled,
         (MemState::High, Some(_)) => take.over_limit.max(take.awaited),
-        (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => take
-            .urgent
-            .max(cannot.map_or(Pages::ZERO, |_| take.over_limit.max(take.awaited))),
+        (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => {
+            let refused = take.over_limit.max(take.awaited);
+            take.urgent
+                .max(cannot.map_or(take.stalled, |_| refused))
+        }
     };
     let above = vm.consumed > target.pages;
     VmPlan {

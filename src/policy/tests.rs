@@ -36,6 +36,7 @@ fn vm(id: u32, consumed: u64, allocation: Allocation) -> VmSnapshot {
         ballooned: Pages::ZERO,
         swapped: Pages::ZERO,
         swap_in_pages: 0,
+        asked: Pages::ZERO,
         balloon_driver: true,
         active: None,
         overhead: Pages::ZERO,
@@ -160,6 +161,25 @@ fn a_guest_that_says_it_has_nothing_left_is_swapped_instead() {
     let plan = decide(&snapshot, &mut esx());
     assert_eq!(plan.vms[0].balloon_target, Pages::ZERO);
     assert!(plan.vms[0].private_max.is_some(), "{}", plan.vms[0].why);
+}
+
+#[test]
+fn who_waits_at_its_limit_is_swapped_at_once() {
+    let mut snapshot = two(50_000);
+    snapshot.vms[0].allocation.limit = Pages(30_000);
+    snapshot.vms[0].asked = Pages(64);
+    // The second may hold its whole size: there is nothing to make room for.
+    snapshot.vms[1].asked = Pages(80_000);
+    let plan = decide(&snapshot, &mut esx());
+    assert_eq!(plan.state, MemState::High);
+    assert_eq!(plan.vms[0].private_max, Some(Pages(30_000 - 64)));
+    assert_eq!(plan.vms[1].private_max, None);
+    // One that does not wait is ballooned first.
+    snapshot.vms[0].asked = Pages::ZERO;
+    snapshot.vms[0].allocation.limit = Pages(29_000);
+    let plan = decide(&snapshot, &mut esx());
+    assert_eq!(plan.vms[0].private_max, None);
+    assert!(plan.vms[0].balloon_target > Pages::ZERO);
 }
 
 #[test]

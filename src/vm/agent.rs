@@ -106,6 +106,8 @@ impl<'a> Agent<'a> {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
             signal_hook::low_level::pipe::register(signal, tell.try_clone()?)?;
         }
+        // A limit on the size of files is an error of the swap file, not the end of the VM.
+        signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
         let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
         let mappings = mappings.and_then(|text| text.trim().parse().ok());
         let now = Instant::now();

@@ -8,6 +8,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "test figures are small")]
 
 pub mod asm;
+pub mod fleet;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
