@@ -14,6 +14,7 @@ use super::types::*;
 use super::*;
 
 mod closed_loop;
+mod every_policy;
 
 fn allocation(size: u64, reservation: u64, limit: u64, shares: u64) -> Allocation {
     Allocation {
@@ -319,7 +320,10 @@ proptest! {
             prop_assert_eq!(plan.state, MemState::High);
             for (vm, plan) in host.vms.iter().zip(&plan.vms) {
                 prop_assert_eq!(plan.run, Run::Go);
-                if vm.consumed <= vm.allocation.limit {
+                let held_back = host.vms.iter().zip(targets(host)).any(|(vm, target)| {
+                    vm.consumed.0 < target && before.order(vm.id) > Pages::ZERO
+                });
+                if vm.consumed <= vm.allocation.limit && !held_back {
                     prop_assert_eq!(plan.private_max, None);
                     let order = before.balloons.get(&vm.id).map_or(Pages::ZERO, |r| r.order);
                     prop_assert!(plan.balloon_target <= order);

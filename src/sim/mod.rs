@@ -28,8 +28,6 @@ mod laws;
 mod outcome;
 mod plot;
 mod scenario;
-#[cfg(test)]
-mod tests;
 
 pub use file::{Mistake, parse};
 pub use outcome::{Outcome, VmOutcome};
