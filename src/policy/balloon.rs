@@ -52,6 +52,14 @@ pub struct BalloonRecord {
 }
 
 impl BalloonRecord {
+    /// A balloon that holds what it was asked to hold.
+    pub(super) fn resting(order: Pages) -> BalloonRecord {
+        BalloonRecord {
+            order,
+            ..BalloonRecord::default()
+        }
+    }
+
     /// How the balloon behaves.
     pub fn conduct(&self) -> Conduct {
         if self.uncooperative {

@@ -64,11 +64,9 @@ fn check_targets(host: &Snapshot, plan: &Plan, state: &PolicyState) -> Result<()
 fn check_growth(host: &Snapshot, plan: &Plan, before: &PolicyState) -> Result<(), TestCaseError> {
     let given = |(vm, plan): (&VmSnapshot, &VmPlan)| {
         let drives = vm.balloon_driver;
-        let order = if drives {
-            before.order(vm.id)
-        } else {
-            Pages::ZERO
-        };
+        let known = before.balloons.get(&vm.id);
+        let order = known.map_or(vm.ballooned, |known| known.order);
+        let order = if drives { order } else { Pages::ZERO };
         order.min(vm.ballooned).saturating_sub(plan.balloon_target)
     };
     let given: Pages = host.vms.iter().zip(&plan.vms).map(given).sum();
@@ -140,7 +138,7 @@ proptest! {
             prop_assert!(swapped <= vm.consumed.saturating_sub(plan.target));
             if vm.consumed <= plan.target {
                 prop_assert_eq!(plan.run, Run::Go);
-                prop_assert!(kind != PolicyKind::Esx || plan.balloon_target == Pages::ZERO);
+                prop_assert!(kind != PolicyKind::Esx || plan.balloon_target <= vm.ballooned);
             }
         }
     }
@@ -189,7 +187,7 @@ fn proportional_counts_down_to_reservations_when_minimums_do_not_fit() {
 
 #[test]
 fn self_goes_up_at_once_and_down_by_tenths() {
-    let mut host = two(90_000);
+    let mut host = two(20_000);
     host.vms.truncate(1);
     let mib = |mib: u64| Some(Pages::mib(mib).bytes());
     let vm = &mut host.vms[0];
@@ -251,8 +249,7 @@ fn pref_donors_pay_before_acceptors_and_refuse_what_they_do_not_have() {
     host.vms[0].guest.total_bytes = Some(Pages(80_000).bytes());
     host.vms[0].guest.available_bytes = Some(Pages(20_000).bytes());
     let settings = PolicySettings::default();
-    let targets = targets(&host, PolicyKind::Pref);
-    assert!(targets[0] >= Pages(60_000), "{targets:?}");
+    assert_eq!(targets(&host, PolicyKind::Pref), [Pages(47_000); 2]);
     // pref of the first is 78,000: above what it holds, so nobody has a surplus.
     let refusal = pref::ask_donors(&host, Pages(1000), &settings).expect_err("no donor");
     assert_eq!(refusal.surplus, Pages::ZERO);
