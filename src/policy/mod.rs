@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | state | [`state`] | how short is the host of memory: high, soft, hard, low? |
 //! | targets | one of the policies above, on [`fair`] | how much should each VM hold? |
-//! | reclaim | [`reclaim`], [`balloon`], [`deflate`] | which mechanism makes up the difference, and how fast? |
+//! | reclaim | [`reclaim`], [`balloon`], `deflate` | which mechanism makes up the difference, and how fast? |
 //!
 //! Only the second step differs between policies, and in one respect the third ([`Manner`]). Rules asked
 //! between decisions: [`grant`] (may this VM have more pages now?), [`admission`] (may this VM

@@ -12,7 +12,7 @@
 //! `wish`: who refuses to shrink must not gain by it.
 //!
 //! `used` of qmemman's meminfo-writer is `total - free - buffers - caches + swapped`; what stands for it
-//! is told by [`guest`](super::guest). Donors shrink before acceptors grow: [`deflate`](super::deflate).
+//! is told in `guest`. Donors shrink before acceptors grow: `deflate`.
 //! Small imbalances are left alone, and a start that the donors cannot pay for is refused
 //! ([`ask_donors`]).
 //!

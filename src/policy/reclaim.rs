@@ -33,7 +33,7 @@
 //! nothing left, and when the balloon is *stuck* (see [`balloon`](super::balloon)). A stuck guest
 //! keeps its order.
 //!
-//! **Giving back** never counts on a shrink that is merely ordered, see [`deflate`](super::deflate).
+//! **Giving back** never counts on a shrink that is merely ordered, see `deflate`.
 
 use std::time::Duration;
 
