@@ -25,6 +25,8 @@ pub(super) struct HostTable {
     pub(super) policy: Option<String>,
     pub(super) idle_tax: Option<Value>,
     pub(super) min_free: Option<String>,
+    pub(super) sample_pages: Option<Value>,
+    pub(super) sample_period: Option<String>,
     pub(super) swap_dir: Option<PathBuf>,
     pub(super) seed: Option<u64>,
 }

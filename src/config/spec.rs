@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::policy::PolicyKind;
+use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::Allocation;
 use crate::units::Pages;
@@ -26,6 +27,8 @@ pub struct HostSpec {
     pub policy: PolicyKind,
     /// And with which settings.
     pub settings: PolicySettings,
+    /// How the VMs' working sets are estimated.
+    pub sampling: Sampling,
     /// Folder of the swap files.
     pub swap_dir: PathBuf,
     /// Base of the seeds of built-in guests.
@@ -51,7 +54,7 @@ pub enum Boot {
 pub struct VmSpec {
     /// 1 to 64 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// Configured memory (static maximum): 1 MiB to 1 TiB.
+    /// Configured memory (static maximum): 1 MiB to 512 GiB.
     pub memory: Pages,
     /// Number of virtual CPUs, 1 to 64.
     pub cpus: u8,

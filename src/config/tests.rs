@@ -178,11 +178,11 @@ fn mistakes_in_a_vm() {
         ),
         (
             "guest = \"verify\"\nmemory = \"4K\"",
-            "memory = \"4K\" is out of range (allowed: 1M to 1T)",
+            "memory = \"4K\" is out of range (allowed: 1M to 512G)",
         ),
         (
             "guest = \"verify\"\nmemory = \"2T\"",
-            "memory = \"2T\" is out of range (allowed: 1M to 1T)",
+            "memory = \"2T\" is out of range (allowed: 1M to 512G)",
         ),
         (
             "guest = \"verify\"\ncpus = 0",
@@ -330,7 +330,7 @@ fn mistakes_in_the_syntax_name_line_and_key() {
         (
             "[host]\nmemroy = \"1G\"\n",
             "fleet.toml:2: memroy: unknown field `memroy`, expected one of \
-            `memory`, `policy`, `idle_tax`, `min_free`, `swap_dir`, `seed`",
+            `memory`, `policy`, `idle_tax`, `min_free`, `sample_pages`, `sample_period`, `swap_dir`, `seed`",
         ),
         (
             "[host]\nmemory = true\n",

@@ -24,6 +24,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Gfn, Pages};
 
 /// Pages of a sample (ESX).
@@ -38,6 +40,24 @@ const FAST_DIVISOR: u64 = 4;
 const ONE: u64 = 1_000_000;
 /// Standard deviations in the error bound: 95 %.
 const DEVIATIONS: u64 = 2;
+
+/// How a VM estimates its working set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Pages of a sample; zero: no sampling.
+    pub pages: u32,
+    /// Length of a period in the VM's own run time.
+    pub period: Duration,
+}
+
+impl Default for Sampling {
+    fn default() -> Sampling {
+        Sampling {
+            pages: SAMPLE_PAGES,
+            period: PERIOD,
+        }
+    }
+}
 
 /// The active memory of one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
