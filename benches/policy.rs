@@ -38,7 +38,7 @@ fn vm(id: u32, random: &mut fastrand::Rng) -> VmSnapshot {
             size,
             reservation: Pages(size.0 / 16),
             limit: size,
-            shares: size.bytes() * [5, 10, 20][random.usize(0..3)] >> 20,
+            shares: (size.bytes() >> 20) * [5, 10, 20][random.usize(0..3)],
             dynamic_min: Pages(size.0 / 8),
             dynamic_max: size,
         },

@@ -69,9 +69,12 @@ pub(super) struct Trace {
     conduct: BTreeMap<VmId, Conduct>,
     /// (time, free, state) of every step.
     host: Vec<(Duration, Pages, MemState)>,
-    /// (time, free, held by each VM) of every fifth.
-    pub(super) curves: Vec<(Duration, Pages, Vec<(VmId, Pages)>)>,
+    /// Of every fifth step.
+    pub(super) curves: Vec<CurvePoint>,
 }
+
+/// Time, free memory, and what each VM holds.
+pub(super) type CurvePoint = (Duration, Pages, Vec<(VmId, Pages)>);
 
 impl Trace {
     pub(super) fn note(&mut self, snapshot: &Snapshot, plan: &Plan) {
