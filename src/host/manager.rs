@@ -24,7 +24,6 @@ use crate::policy::admission::{self, HostBooks};
 use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
-use crate::policy::state::Thresholds;
 use crate::policy::types::{Allocation, Plan, Run, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::policy::{PolicyKind, PolicyState, decide};
 use crate::units::{Gfn, PAGE_SIZE, PAGES_MAX, Pages};
@@ -235,7 +234,7 @@ impl Manager {
         let overhead = overhead_estimate(allocation.size);
         let request = admission::Request {
             name: hello.name.clone(),
-            reservation: allocation.reservation,
+            reservation: self.policy.kind().entitlement(&allocation),
             overhead,
         };
         admission::admit(&self.books(None), &request).map_err(|refusal| refusal.to_string())?;
@@ -438,10 +437,11 @@ impl Manager {
             dynamic_max: change.dynamic_max.unwrap_or(old.dynamic_max),
         };
         check_allocation(&new)?;
-        if new.reservation > old.reservation {
+        let kind = self.policy.kind();
+        if kind.entitlement(&new) > kind.entitlement(&old) {
             let request = admission::Request {
                 name: vm.name.clone(),
-                reservation: new.reservation,
+                reservation: kind.entitlement(&new),
                 overhead: self.charged_overhead(id, vm),
             };
             admission::admit(&self.books(Some(id)), &request)
@@ -567,7 +567,7 @@ impl Manager {
             allocation: &vm.allocation,
             plan: vm.plan.as_ref(),
         };
-        let thresholds = Thresholds::of_budget(self.ledger.budget());
+        let thresholds = self.policy.thresholds(self.ledger.budget());
         grant(
             &request,
             self.ledger.free(),
@@ -608,7 +608,7 @@ impl Manager {
     /// A state threshold crossed downward does not wait for the tick.
     fn watch_thresholds(&mut self) {
         let state = self.policy.mem_state();
-        let thresholds = Thresholds::of_budget(self.ledger.budget());
+        let thresholds = self.policy.thresholds(self.ledger.budget());
         self.urgent |= thresholds.next(state, self.ledger.free()) > state;
     }
 
@@ -722,7 +722,9 @@ impl Manager {
                 .sum::<Pages>();
         HostBooks {
             budget: self.ledger.budget(),
-            reserved: others().map(|(_, vm)| vm.allocation.reservation).sum(),
+            reserved: others()
+                .map(|(_, vm)| self.policy.kind().entitlement(&vm.allocation))
+                .sum(),
             overhead: host
                 + others()
                     .map(|(&id, vm)| self.charged_overhead(id, vm))
