@@ -26,7 +26,14 @@ fn main() {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let workspace = root.join("guest-images");
     let out = PathBuf::from(variable("OUT_DIR"));
-    for part in ["Cargo.toml", "Cargo.lock", "protocol", "model", "runtime", "guests"] {
+    for part in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "protocol",
+        "model",
+        "runtime",
+        "guests",
+    ] {
         println!("cargo::rerun-if-changed={}", workspace.join(part).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
@@ -61,12 +68,25 @@ fn build(workspace: &Path, target_directory: &Path) -> PathBuf {
     cargo.env("CARGO_ENCODED_RUSTFLAGS", "");
     cargo
         .current_dir(workspace)
-        .args(["build", "--release", "--offline", "--locked", "--package", "tidemark-guests"])
+        .args([
+            "build",
+            "--release",
+            "--offline",
+            "--locked",
+            "--package",
+            "tidemark-guests",
+        ])
         .args(["--target", &host])
         .arg("--target-dir")
         .arg(target_directory);
-    let status = cargo.status().unwrap_or_else(|error| panic!("cannot start cargo: {error}"));
-    assert!(status.success(), "building the test guests in {}: {status}", workspace.display());
+    let status = cargo
+        .status()
+        .unwrap_or_else(|error| panic!("cannot start cargo: {error}"));
+    assert!(
+        status.success(),
+        "building the test guests in {}: {status}",
+        workspace.display()
+    );
     target_directory.join(host).join("release")
 }
 

@@ -7,7 +7,10 @@ mod table {
 /// The image of a built-in guest.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static [u8]> {
-    table::IMAGES.iter().find(|(known, _)| *known == name).map(|(_, image)| *image)
+    table::IMAGES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, image)| *image)
 }
 
 /// The names of the built-in guests, sorted.

@@ -40,7 +40,9 @@ impl Capability {
             Capability::Kvm => kvm_ioctls::Kvm::new()
                 .err()
                 .map(|error| format!("cannot open /dev/kvm: {error}")),
-            Capability::Uffd => tidemark::sys::uffd::probe().err().map(|error| error.to_string()),
+            Capability::Uffd => tidemark::sys::uffd::probe()
+                .err()
+                .map(|error| error.to_string()),
         }
     }
 }
@@ -73,7 +75,11 @@ pub fn require(capabilities: &[Capability]) -> Option<Host> {
 /// Says something on the raw standard error, which a passing test does not swallow.
 pub fn note(text: &str) {
     let thread = std::thread::current();
-    let _ = writeln!(std::io::stderr(), "NOTE {}: {text}", thread.name().unwrap_or("test"));
+    let _ = writeln!(
+        std::io::stderr(),
+        "NOTE {}: {text}",
+        thread.name().unwrap_or("test")
+    );
 }
 
 /// Seed of a randomised test: `TIDEMARK_SEED`, or a fixed one. Tests print it when they fail.
