@@ -15,7 +15,7 @@ use super::{Error, platform};
 use crate::boot::cpuid::{self, DeadlineTimer};
 use crate::boot::image::Image;
 use crate::boot::{Entry, StartState, acpi, bzimage, direct, elf, pvh};
-use crate::devices::bus::Bus;
+use crate::devices::bus::{Bus, BusDevice};
 use crate::devices::console::Console;
 use crate::devices::idle::IdlePort;
 use crate::devices::interrupt::{Interrupt, IrqFd, NoInterrupt};
@@ -23,7 +23,9 @@ use crate::devices::ports::{self, ExitPort, PORT_RESET, PowerPorts, ResetPort};
 use crate::devices::serial::{self, Serial};
 use crate::devices::sink::BalloonSink;
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::block::{self, Disk};
 use crate::devices::virtio::mmio::WINDOW_BYTES;
+use crate::devices::virtio::rng;
 use crate::link::message::{Exit, ExitReason};
 use crate::sys::kvm::{GuestVm, install_kick_handler};
 use crate::sys::ram::GuestRam;
@@ -47,6 +49,8 @@ pub struct MachineSpec {
     pub initrd: Option<Image>,
     /// The command line; a test guest's gets its devices appended.
     pub cmdline: String,
+    /// Its disks, in order: /dev/vda is the first.
+    pub disks: Vec<Disk>,
     /// Number of vCPUs. In a ring-3 guest only the first one runs.
     pub cpus: u8,
 }
@@ -82,7 +86,14 @@ impl Machine {
             let cpus = spec.cpus;
             return Err(Error::Cpus { cpus, allowed });
         }
-        let windows_used = 1;
+        // Balloon, entropy, disks.
+        let windows_used = u32::try_from(spec.disks.len()).map_or(u32::MAX, |disks| 2 + disks);
+        if windows_used > platform::VIRTIO_WINDOWS {
+            return Err(Error::Disks {
+                count: spec.disks.len(),
+                allowed: platform::VIRTIO_WINDOWS - 2,
+            });
+        }
         let (start, who) = load(&spec, &ram, windows_used)?;
         let vm = kvm.create_vm().map_err(failed("create a VM"))?;
         let wiring = match who {
@@ -96,13 +107,20 @@ impl Machine {
             gate: Gate::default(),
             idle: Arc::new(IdlePort::default()),
         });
-        let irq = wiring.line(&vm, platform::virtio_irq(0))?;
-        let balloon = Balloon::new(Arc::clone(&ram), sink, irq, Arc::clone(&ending.idle));
+        let irq = |window| wiring.line(&vm, platform::virtio_irq(window));
+        let idle = || Arc::clone(&ending.idle);
+        let balloon = Balloon::new(Arc::clone(&ram), sink, irq(0)?, idle());
+        let entropy = rng::bus_device(Arc::clone(&ram), irq(1)?, idle());
+        let mut devices = vec![balloon.bus_device(), entropy];
+        for (window, disk) in (2..).zip(spec.disks) {
+            let disk = block::bus_device(disk, Arc::clone(&ram), irq(window)?, idle());
+            devices.push(disk);
+        }
         let serial_irq = wiring.line(&vm, serial::IRQ)?;
         let serial = Arc::new(Serial::new(serial_irq, console.clone()));
         let shared = Shared {
             ports: port_bus(&ending, &serial)?,
-            memory: windows(&balloon)?,
+            memory: windows(devices)?,
             triple_fault: match who {
                 Guest::Program => TripleFault::Fault,
                 Guest::System => TripleFault::Reset,
@@ -324,13 +342,11 @@ fn port_bus(ending: &Arc<Ending>, serial: &Arc<Serial>) -> Result<Bus, Error> {
     Ok(bus)
 }
 
-fn windows(balloon: &Balloon) -> Result<Bus, Error> {
+fn windows(devices: Vec<Arc<dyn BusDevice>>) -> Result<Bus, Error> {
     let mut windows = Bus::default();
-    windows.insert(
-        platform::virtio_window(0),
-        WINDOW_BYTES,
-        balloon.bus_device(),
-    )?;
+    for (n, device) in (0..).zip(devices) {
+        windows.insert(platform::virtio_window(n), WINDOW_BYTES, device)?;
+    }
     Ok(windows)
 }
 

@@ -129,6 +129,7 @@ impl Rig {
             initrd: Some(Image::File(open(&plan.guest.join("initrd.gz"))?)),
             cmdline: format!("console=ttyS0 tidemark.commands {}", plan.cmdline),
             cpus: plan.cpus,
+            disks: Vec::new(),
         };
         let mut machine = Machine::new(spec, ram, Arc::new(PagerSink(pager.clone())), console)?;
         machine.start()?;
