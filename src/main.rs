@@ -1,3 +1,10 @@
 //! The `tidemark` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidemark::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    cli::main(Cli::parse())
+}

@@ -16,6 +16,9 @@ pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 /// Pages of one chunk: the unit in which first touches are resolved (2 MiB, a large page on x86).
 pub const CHUNK_PAGES: u32 = 512;
 
+/// Largest guest, frame pool and swap file in pages: 512 GiB, what an entry of the page map names.
+pub const PAGES_MAX: u64 = 1 << 27;
+
 /// A guest frame number: guest-physical address >> 12.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,

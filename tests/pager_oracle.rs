@@ -5,12 +5,13 @@
 //! page faults that the pager serves, and know what every page must hold. A second set of hands
 //! meanwhile scans, merges, swaps and counts in an order drawn from a printed seed.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -150,13 +151,17 @@ impl Rig {
         let (served, ended) = (pager.clone(), end.clone());
         let server = std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
-                let fd = served.space().as_fd();
+                let fds = served.space().uffd().poll_fds();
+                let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
                 let timeout = rustix::event::Timespec {
                     tv_sec: 0,
                     tv_nsec: 10_000_000,
                 };
-                poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap();
-                served.serve()?;
+                poll(&mut fds, Some(&timeout)).unwrap();
+                if let Err(error) = served.serve() {
+                    common::note(&format!("the fault thread gives up: {error}"));
+                    return Err(error);
+                }
             }
             Ok(())
         });

@@ -1,1 +1,151 @@
-//! (see ARCHITECTURE.md)
+//! The command line: text in, calls to the host manager or a VM, text out.
+
+pub mod check;
+mod control;
+mod folder;
+mod host;
+mod machine;
+mod run;
+mod table;
+mod vm;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::config::ConfigError;
+use crate::{host as manager, link};
+
+/// Runs more virtual machines than the host has memory for, and shows where every page went.
+#[derive(Debug, Parser)]
+#[command(name = "tidemark", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// Say more on standard error (-v: information, -vv: details)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a fleet of VMs and a host manager for them, in the foreground
+    Run(Box<run::RunArgs>),
+    /// Run a host manager alone; VMs join it with `tidemark vm --host`
+    Host(host::HostCommand),
+    /// Run one VM that joins a host manager
+    Vm(Box<vm::VmCommand>),
+    /// Show the VMs of a running host manager
+    Ps(control::PsArgs),
+    /// Change settings of a VM, or of the host (`set host memory=8G`)
+    Set(control::SetArgs),
+    /// End a VM
+    Stop(control::StopArgs),
+    /// Show what this machine offers and what will be used
+    Check(check::CheckArgs),
+}
+
+/// What can end a command early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The fleet file or a flag is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Flags that do not go together, or a value that is none.
+    #[error("{0}")]
+    Usage(String),
+    /// No host manager, or none that can be told apart.
+    #[error(transparent)]
+    Folder(#[from] folder::Error),
+    /// The host manager's answer was no.
+    #[error(transparent)]
+    Call(#[from] manager::control::CallError),
+    /// The host manager cannot run.
+    #[error(transparent)]
+    Host(#[from] manager::server::Error),
+    /// The link to the host manager.
+    #[error(transparent)]
+    Link(#[from] link::socket::Error),
+    /// A VM process.
+    #[error(transparent)]
+    Vm(#[from] crate::vm::process::Error),
+    /// The machine lacks something.
+    #[error("{0}")]
+    Missing(String),
+    /// A VM could not be started.
+    #[error("cannot {what}")]
+    Io {
+        /// What failed.
+        what: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Exit status: 2 when the user has to write something else, 1 otherwise.
+    fn status(&self) -> u8 {
+        match self {
+            Error::Config(_) | Error::Usage(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+    let what = what.into();
+    move |source| Error::Io { what, source }
+}
+
+/// Carries out a command line; the exit status of the process.
+pub fn main(cli: Cli) -> ExitCode {
+    start_log(cli.verbose);
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Host(args) => host::run(&args),
+        Command::Vm(args) => vm::run(*args),
+        Command::Ps(args) => control::ps(&args),
+        Command::Set(args) => control::set(&args),
+        Command::Stop(args) => control::stop(&args),
+        Command::Check(args) => check::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        complain(&error);
+        ExitCode::from(error.status())
+    })
+}
+
+/// The error and its causes on one line.
+fn complain(error: &dyn std::error::Error) {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let text = source.to_string();
+        // Transparent errors repeat their source's words.
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = source.source();
+    }
+    let line = line.trim_end().replace('\n', " ");
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(std::io::stderr(), "tidemark: {line}");
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        _ => log::LevelFilter::Debug,
+    };
+    env_logger::Builder::new()
+        .filter_level(level)
+        .format(|out, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            writeln!(out, "tidemark: {level}: {}", record.args())
+        })
+        .init();
+}

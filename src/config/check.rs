@@ -12,13 +12,14 @@ use super::error::ConfigError;
 use super::fleet::Machine;
 use super::size::{SIZE_FORMS, SizeError, parse_size};
 use super::spec::{Boot, VmSpec};
-use crate::units::Pages;
+use crate::units::{PAGES_MAX, Pages};
 
 /// Folder of swap files unless said otherwise: on disk on every distribution, unlike /tmp.
 pub(super) const SWAP_DIR: &str = "/var/tmp";
 const MEMORY_DEFAULT: Pages = Pages::mib(256);
 const MEMORY_MIN: Pages = Pages::mib(1);
-const MEMORY_MAX: Pages = Pages::mib(1 << 20);
+/// What the page map can name.
+const MEMORY_MAX: Pages = Pages(PAGES_MAX);
 const CPUS_MAX: u8 = 64;
 const SHARES_MAX: u64 = 1_000_000_000;
 const CMDLINE_BYTES_MAX: usize = 2048;
@@ -224,7 +225,7 @@ impl Draft {
         if (MEMORY_MIN..=MEMORY_MAX).contains(&memory.pages) {
             Ok(memory)
         } else {
-            Err(place.wrong("memory", memory.shown, "is out of range", "1M to 1T"))
+            Err(place.wrong("memory", memory.shown, "is out of range", "1M to 512G"))
         }
     }
 

@@ -48,7 +48,7 @@ pub enum Boot {
 pub struct VmSpec {
     /// 1 to 64 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// Configured memory (static maximum): 1 MiB to 1 TiB.
+    /// Configured memory (static maximum): 1 MiB to 512 GiB.
     pub memory: Pages,
     /// Number of virtual CPUs, 1 to 64.
     pub cpus: u8,

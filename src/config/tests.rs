@@ -173,11 +173,11 @@ fn mistakes_in_a_vm() {
         ),
         (
             "guest = \"verify\"\nmemory = \"4K\"",
-            "memory = \"4K\" is out of range (allowed: 1M to 1T)",
+            "memory = \"4K\" is out of range (allowed: 1M to 512G)",
         ),
         (
             "guest = \"verify\"\nmemory = \"2T\"",
-            "memory = \"2T\" is out of range (allowed: 1M to 1T)",
+            "memory = \"2T\" is out of range (allowed: 1M to 512G)",
         ),
         (
             "guest = \"verify\"\ncpus = 0",

@@ -187,6 +187,13 @@ pub struct Report {
     pub guest: Option<GuestReport>,
 }
 
+impl Report {
+    /// Memory that the VM holds out of its own credit: everything but its part of live frames.
+    pub fn own(&self) -> Pages {
+        self.private + self.compressed_store + self.orphaned
+    }
+}
+
 /// Figures of a built-in test guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestReport {

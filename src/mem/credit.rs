@@ -22,6 +22,15 @@ pub struct CreditBook {
     requested: Pages,
 }
 
+/// Whether the VM may keep credit for what comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// It may.
+    Free,
+    /// It is under orders to shrink.
+    Shrinking,
+}
+
 /// What the account asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CreditMove {
@@ -46,7 +55,7 @@ impl CreditBook {
 
     /// Without a host manager nobody limits the VM.
     pub fn unlimited() -> CreditBook {
-        CreditBook::new(Pages(u64::MAX >> 16), Pages::mib(4))
+        CreditBook::new(UNLIMITED, Pages::mib(4))
     }
 
     /// Credit in hand.
@@ -96,11 +105,20 @@ impl CreditBook {
         };
     }
 
+    /// The host manager is gone: whatever was granted before, the guest goes on.
+    pub fn unlimit(&mut self) {
+        self.restart(UNLIMITED, self.batch);
+    }
+
     /// What to tell the host manager now, recorded as told: ask when less than one batch is left
-    /// (so that a fault seldom waits), give back what exceeds two.
-    pub fn settle(&mut self) -> Option<CreditMove> {
+    /// (so that a fault seldom waits), give back what exceeds two. Under orders to shrink, a VM
+    /// asks only for what it uses already and keeps nothing to spare.
+    pub fn settle(&mut self, demand: Demand) -> Option<CreditMove> {
         let headroom = self.headroom();
         let over = self.used().saturating_sub(self.granted);
+        if demand == Demand::Shrinking {
+            return self.settle_shrinking(headroom, over);
+        }
         let wanted = over + self.batch;
         if headroom < self.batch && self.requested < wanted {
             let ask = wanted - self.requested;
@@ -114,7 +132,25 @@ impl CreditBook {
         }
         None
     }
+
+    fn settle_shrinking(&mut self, headroom: Pages, over: Pages) -> Option<CreditMove> {
+        if over > self.requested {
+            let ask = over - self.requested;
+            self.requested += ask;
+            return Some(CreditMove::Request(ask));
+        }
+        // In small steps this would be a message a page.
+        let spare = headroom.saturating_sub(Pages(self.batch.0 / 4));
+        if spare.0 >= (self.batch.0 / 4).max(1) {
+            self.granted -= spare;
+            return Some(CreditMove::Return(spare));
+        }
+        None
+    }
 }
+
+/// Far more than any guest can use, and far from overflow.
+const UNLIMITED: Pages = Pages(u64::MAX >> 16);
 
 #[cfg(test)]
 mod tests {
@@ -124,10 +160,13 @@ mod tests {
     fn asks_before_it_runs_dry_and_only_once() {
         let mut book = CreditBook::new(Pages(100), Pages(50));
         book.mapped(Pages(40));
-        assert_eq!(book.settle(), None);
+        assert_eq!(book.settle(Demand::Free), None);
         book.mapped(Pages(20));
-        assert_eq!(book.settle(), Some(CreditMove::Request(Pages(50))));
-        assert_eq!(book.settle(), None);
+        assert_eq!(
+            book.settle(Demand::Free),
+            Some(CreditMove::Request(Pages(50)))
+        );
+        assert_eq!(book.settle(Demand::Free), None);
         book.grant(Pages(50));
         assert_eq!(book.headroom(), Pages(90));
     }
@@ -136,9 +175,12 @@ mod tests {
     fn gives_back_what_it_does_not_need() {
         let mut book = CreditBook::new(Pages(1000), Pages(50));
         book.measured(Pages(300));
-        assert_eq!(book.settle(), Some(CreditMove::Return(Pages(600))));
+        assert_eq!(
+            book.settle(Demand::Free),
+            Some(CreditMove::Return(Pages(600)))
+        );
         assert_eq!(book.granted(), Pages(400));
-        assert_eq!(book.settle(), None);
+        assert_eq!(book.settle(Demand::Free), None);
     }
 
     #[test]
@@ -146,8 +188,28 @@ mod tests {
         let mut book = CreditBook::new(Pages(100), Pages(10));
         book.measured(Pages(130));
         assert!(book.is_over());
-        assert_eq!(book.settle(), Some(CreditMove::Request(Pages(40))));
+        assert_eq!(
+            book.settle(Demand::Free),
+            Some(CreditMove::Request(Pages(40)))
+        );
         book.grant(Pages(40));
         assert!(!book.is_over());
+    }
+
+    #[test]
+    fn a_shrinking_vm_keeps_nothing_to_spare() {
+        let mut book = CreditBook::new(Pages(400), Pages(40));
+        book.measured(Pages(300));
+        assert_eq!(
+            book.settle(Demand::Shrinking),
+            Some(CreditMove::Return(Pages(90)))
+        );
+        assert_eq!(book.settle(Demand::Shrinking), None);
+        book.mapped(Pages(30));
+        assert_eq!(
+            book.settle(Demand::Shrinking),
+            Some(CreditMove::Request(Pages(20)))
+        );
+        assert_eq!(book.settle(Demand::Shrinking), None);
     }
 }

@@ -253,11 +253,11 @@ impl Pager {
         }
         books.credit.mapped(Pages(u64::from(filled)));
         books.counters.fills += 1;
-        let gfn_filled = gfn.0 - range.start.0 < filled;
-        assert!(
-            gfn_filled,
-            "the books say that {gfn} is unbacked, the page tables do not"
-        );
+        let obstacle = Gfn(range.start.0 + filled);
+        if filled < range.count {
+            let backing = self.space.backing(GfnRange::one(obstacle))?[0];
+            panic!("the books say that {obstacle} is unbacked, the page tables say {backing:?}");
+        }
         Ok(())
     }
 

@@ -6,6 +6,8 @@
 //! and only then maps the frame. Frames are the host manager's; each candidate lends this VM one
 //! reference, which goes back when the page is not mapped.
 
+use serde_bytes::ByteBuf;
+
 use super::discard::runs;
 use super::pager::{Books, Error, Pager};
 use crate::link::message::Key;
@@ -128,6 +130,33 @@ fn discard_zeros(pager: &Pager, books: &mut Books, gfns: &[Gfn]) -> Result<u32, 
     Ok(dropped)
 }
 
+impl Pager {
+    /// Copies of those of `gfns` that take memory of their own, for the host manager to make frames
+    /// of. A copy may be torn where the guest writes it meanwhile: the merge will find out.
+    ///
+    /// # Errors
+    /// The VM cannot go on.
+    pub fn copies(&self, gfns: &[Gfn]) -> Result<Vec<(Gfn, ByteBuf)>, Error> {
+        let mut copies = Vec::new();
+        let mut page = PageBuf::ZERO;
+        for part in gfns.chunks(SLICE_PAGES as usize) {
+            let books = self.books();
+            for &gfn in part
+                .iter()
+                .filter(|gfn| self.ram().layout().contains_gfn(**gfn))
+            {
+                let state = books.pmap.state(gfn);
+                let own = matches!(state, PageState::Private | PageState::Broken(_));
+                if own && self.space.backing(GfnRange::one(gfn))?[0] == Backing::Anonymous {
+                    self.space.peek(gfn, &mut page);
+                    copies.push((gfn, ByteBuf::from(&page.0[..])));
+                }
+            }
+        }
+        Ok(copies)
+    }
+}
+
 /// Result of a merge.
 #[derive(Debug, Default)]
 pub struct Merged {
@@ -146,7 +175,7 @@ pub struct Merged {
 pub fn merge(
     pager: &Pager,
     pool: &PoolView,
-    candidates: &mut Vec<(Gfn, FrameId)>,
+    candidates: &mut [(Gfn, FrameId)],
     mappings_max: u64,
 ) -> Result<Merged, Error> {
     let mut merged = Merged::default();

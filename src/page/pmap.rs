@@ -1,18 +1,15 @@
 //! The table gfn -> page state of one VM, four bytes a page, with its counts.
 
-use crate::units::{FrameId, Gfn, GfnRange, Pages, SwapSlot};
+use crate::units::{FrameId, Gfn, GfnRange, PAGES_MAX, Pages, SwapSlot};
 
 use super::state::{PageEvent, PageState};
 
-/// Bits of an entry that hold a frame, slot or nothing: 2^27 pages are 512 GiB.
-const PAYLOAD_BITS: u32 = 27;
-const PAYLOAD_MASK: u32 = (1 << PAYLOAD_BITS) - 1;
+/// An entry's payload: a frame, slot or nothing.
+const PAYLOAD_MASK: u32 = (1 << 27) - 1;
+const _: () = assert!(PAYLOAD_MASK as u64 == PAGES_MAX - 1);
 const BALLOONED: u32 = 1 << 27;
 const ZERO: u32 = 1 << 28;
 const KIND_SHIFT: u32 = 29;
-
-/// Largest guest, frame pool or swap file that the table can name, in pages.
-pub const PAGES_MAX: u64 = 1 << PAYLOAD_BITS;
 
 /// How many pages are in each state, and under each flag.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

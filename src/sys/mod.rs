@@ -1,5 +1,7 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
+pub mod event;
+pub mod inherited;
 pub mod kvm;
 pub mod pagemap;
 pub mod pool_view;

@@ -9,7 +9,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
+use crate::units::{Gfn, GfnRange, PAGE_SIZE, PAGES_MAX, Pages};
 
 /// First guest-physical byte that is never RAM: devices live from here to 4 GiB.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
@@ -40,13 +40,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of a guest with `size` of memory (at least one page, at most 1 TiB).
+    /// The layout of a guest with `size` of memory (one page to [`PAGES_MAX`]).
     ///
     /// # Panics
     /// When `size` is outside those bounds; the configuration checks it.
     pub fn new(size: Pages) -> Layout {
         assert!(
-            size.0 >= 1 && size <= Pages::mib(1 << 20),
+            (1..=PAGES_MAX).contains(&size.0),
             "guest of {} pages",
             size.0
         );

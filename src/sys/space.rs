@@ -19,7 +19,6 @@
 // UNSAFETY: page-table system calls on mappings that this value owns, and raw copies out of memory
 // that a guest writes at the same time.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -28,7 +27,7 @@ use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 use super::pagemap::{Backing, PageTables};
 use super::pool_view::PoolView;
 use super::ram::GuestRam;
-use super::uffd::{self, Event, Stop, Uffd};
+use super::uffd::{self, Event, Stop, Transferred, Uffd};
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
 
 /// Stage slots for [`GuestSpace::take`]: `0 .. TAKE_SLOTS`.
@@ -111,7 +110,7 @@ pub enum Error {
     #[error("cannot read this process's page tables")]
     PageTables(#[source] std::io::Error),
     /// A page-table operation on guest memory failed.
-    #[error("cannot {what} {count} pages from {start}")]
+    #[error("cannot {what} {count} pages from {start}: {source}")]
     Guest {
         /// The operation, as a verb.
         what: &'static str,
@@ -269,8 +268,10 @@ impl GuestSpace {
     /// # Errors
     /// When the kernel refuses.
     pub fn zero_fill(&self, range: GfnRange) -> Result<u32, Error> {
-        let done = self.uffd.zeropage(self.hva(range), range.bytes());
-        transferred("zero-fill", range, done)
+        let hva = self.hva(range);
+        transferred("zero-fill", range, |at, len| {
+            self.uffd.zeropage(hva + at, len)
+        })
     }
 
     /// Puts `page` at `gfn`, which is missing, and wakes.
@@ -279,10 +280,11 @@ impl GuestSpace {
     /// When the kernel refuses; a page that is there already is an error too.
     pub fn install(&self, gfn: Gfn, page: &PageBuf) -> Result<(), Error> {
         let range = GfnRange::one(gfn);
-        let done = self
-            .uffd
-            .copy(self.hva(range), page.0.as_ptr() as usize, PAGE_SIZE);
-        complete("install", range, done)
+        let hva = self.hva(range);
+        let content = page.0.as_ptr() as usize;
+        complete("install", range, |at, len| {
+            self.uffd.copy(hva + at, content + at, len)
+        })
     }
 
     /// Takes the pages of `range`, all of them anonymous pages in armed memory, into the stage
@@ -294,12 +296,13 @@ impl GuestSpace {
         let hva = self.hva(range);
         let stage = self.stage_hva(slot, range.count);
         if self.path == TakePath::Move {
-            let done = self.uffd.relocate(stage, hva, range.bytes());
-            return transferred("take", range, done);
+            return transferred("take", range, |at, len| {
+                self.uffd.relocate(stage + at, hva + at, len)
+            });
         }
-        self.uffd
-            .protect(hva, range.bytes())
-            .map_err(|source| guest_error("write-protect", range, source))?;
+        complete("write-protect", range, |at, len| {
+            self.uffd.protect_part(hva + at, len)
+        })?;
         // SAFETY: both ranges lie in mappings that this value owns (checked above) and do not
         // overlap; the guest cannot write the source, it is write-protected.
         unsafe {
@@ -319,12 +322,11 @@ impl GuestSpace {
     pub fn give_back(&self, range: GfnRange, slot: StageSlot) -> Result<(), Error> {
         let hva = self.hva(range);
         let stage = self.stage_hva(slot, range.count);
-        let done = if self.is_moved(slot) {
-            self.uffd.relocate(hva, stage, range.bytes())
-        } else {
-            self.uffd.copy(hva, stage, range.bytes())
-        };
-        complete("give back", range, done)
+        let moved = self.is_moved(slot);
+        complete("give back", range, |at, len| match moved {
+            true => self.uffd.relocate(hva + at, stage + at, len),
+            false => self.uffd.copy(hva + at, stage + at, len),
+        })
     }
 
     /// Frees the memory of `count` stage slots.
@@ -538,17 +540,50 @@ fn guest_error(what: &'static str, range: GfnRange, source: Errno) -> Error {
     }
 }
 
+/// Runs `step(offset, len)` over a range. The kernel transfers within one of its mappings only, and
+/// it merges neighbours when it likes: a step that is refused is tried again in halves, so that
+/// only the page that really cannot be done stops it. Returns pages done and the obstacle.
+fn over_mappings(
+    first: u32,
+    count: u32,
+    step: &impl Fn(usize, usize) -> Transferred,
+) -> (u32, Option<Stop>) {
+    let transfer = step(first as usize * PAGE_SIZE, count as usize * PAGE_SIZE);
+    let done = u32::try_from(transfer.bytes / PAGE_SIZE).expect("at most the range");
+    let rest = count - done;
+    match transfer.stop {
+        Some(Stop::Missing | Stop::Refused(Errno::INVAL)) if rest > 1 => {
+            let half = rest / 2;
+            let (front, stop) = over_mappings(first + done, half, step);
+            if stop.is_some() {
+                return (done + front, stop);
+            }
+            let (back, stop) = over_mappings(first + done + half, rest - half, step);
+            (done + half + back, stop)
+        }
+        stop => (done, stop),
+    }
+}
+
 /// Pages done; an obstacle ends the transfer early, a refusal is an error.
-fn transferred(what: &'static str, range: GfnRange, done: uffd::Transferred) -> Result<u32, Error> {
-    match done.stop {
-        Some(Stop::Refused(source)) => Err(guest_error(what, range, source)),
-        _ => Ok(u32::try_from(done.bytes / PAGE_SIZE).expect("at most the range")),
+fn transferred(
+    what: &'static str,
+    range: GfnRange,
+    step: impl Fn(usize, usize) -> Transferred,
+) -> Result<u32, Error> {
+    match over_mappings(0, range.count, &step) {
+        (_, Some(Stop::Refused(source))) => Err(guest_error(what, range, source)),
+        (done, _) => Ok(done),
     }
 }
 
 /// All of it or an error.
-fn complete(what: &'static str, range: GfnRange, done: uffd::Transferred) -> Result<(), Error> {
-    let source = match done.stop {
+fn complete(
+    what: &'static str,
+    range: GfnRange,
+    step: impl Fn(usize, usize) -> Transferred,
+) -> Result<(), Error> {
+    let source = match over_mappings(0, range.count, &step).1 {
         None => return Ok(()),
         Some(Stop::Exists) => Errno::EXIST,
         Some(Stop::Missing) => Errno::NOENT,
@@ -592,10 +627,4 @@ fn read_page(hva: usize, page: &mut PageBuf) {
     // are aligned. A racing write makes the copy stale or torn, never unsound: the bytes are plain
     // data and are read once, through raw pointers.
     unsafe { std::ptr::copy_nonoverlapping(hva as *const u8, page.0.as_mut_ptr(), PAGE_SIZE) };
-}
-
-impl AsFd for GuestSpace {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.uffd.as_fd()
-    }
 }

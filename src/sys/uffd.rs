@@ -10,8 +10,10 @@
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::io::Errno;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Page faults caused by write protection are reported.
 pub const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
@@ -135,6 +137,9 @@ pub enum OpenError {
         /// Answer to the system call.
         syscall: Errno,
     },
+    /// No descriptor for the backlog.
+    #[error("cannot create an eventfd")]
+    Backlog(#[source] std::io::Error),
     /// The kernel lacks a feature.
     #[error("userfaultfd refuses features {wanted:#x}: {source}")]
     Features {
@@ -185,9 +190,17 @@ pub enum Event {
 }
 
 /// A userfaultfd of this process.
+///
+/// While a thread moves a registered mapping, every transfer answers EAGAIN until somebody has read
+/// the move's event; and whoever makes transfers may hold a lock that the fault thread waits for.
+/// So each thread that meets EAGAIN reads the events itself, and leaves them in the backlog for the
+/// fault thread.
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
+    backlog: Mutex<Vec<Event>>,
+    /// Readable while there is a backlog.
+    backlog_waits: EventFd,
 }
 
 fn ioctl<T>(fd: BorrowedFd<'_>, request: u64, argument: &mut T) -> Result<(), Errno> {
@@ -269,12 +282,41 @@ impl Uffd {
             wanted: features,
             source,
         })?;
-        Ok(Uffd { fd })
+        let backlog_waits = EventFd::new(libc::EFD_NONBLOCK).map_err(OpenError::Backlog)?;
+        Ok(Uffd {
+            fd,
+            backlog: Mutex::default(),
+            backlog_waits,
+        })
     }
 
-    /// The descriptor, readable when events wait.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
+    /// The descriptors to poll: when one is readable, [`Uffd::read_events`] has something.
+    pub fn poll_fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.fd.as_fd(), super::event::borrow(&self.backlog_waits)]
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Takes the waiting events off the descriptor, so that a moving mapping gets on.
+    fn unblock(&self) -> Result<(), Errno> {
+        let mut events = Vec::new();
+        self.read_descriptor(&mut events)?;
+        events.retain(|event| *event != Event::Remapped);
+        if events.is_empty() {
+            std::thread::yield_now();
+            return Ok(());
+        }
+        let mut backlog = self.backlog();
+        backlog.extend(events);
+        self.backlog_waits
+            .write(1)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.backlog.lock().expect("nothing panics under this lock")
     }
 
     /// Arms a range for missing and write-protection faults.
@@ -293,29 +335,29 @@ impl Uffd {
             mode,
             ioctls: 0,
         };
-        ioctl(self.as_fd(), UFFDIO_REGISTER, &mut register)
+        ioctl(self.fd(), UFFDIO_REGISTER, &mut register)
     }
 
     /// Disarms a range and wakes whoever waits in it.
     pub(super) fn unregister(&self, start: usize, len: usize) -> Result<(), Errno> {
-        ioctl(self.as_fd(), UFFDIO_UNREGISTER, &mut range(start, len))
+        ioctl(self.fd(), UFFDIO_UNREGISTER, &mut range(start, len))
     }
 
     /// Lets threads that wait in the range try again.
     pub(super) fn wake(&self, start: usize, len: usize) -> Result<(), Errno> {
-        ioctl(self.as_fd(), UFFDIO_WAKE, &mut range(start, len))
+        ioctl(self.fd(), UFFDIO_WAKE, &mut range(start, len))
     }
 
     /// Maps the zero page over missing pages and wakes.
     pub(super) fn zeropage(&self, start: usize, len: usize) -> Transferred {
-        transfer(len, |done| {
+        self.transfer(len, |done| {
             let range = range(start + done, len - done);
             let mut zero = UffdioZeropage {
                 range,
                 mode: 0,
                 done: 0,
             };
-            (ioctl(self.as_fd(), UFFDIO_ZEROPAGE, &mut zero), zero.done)
+            (ioctl(self.fd(), UFFDIO_ZEROPAGE, &mut zero), zero.done)
         })
     }
 
@@ -330,7 +372,7 @@ impl Uffd {
     }
 
     fn transfer_with(&self, request: u64, dst: usize, src: usize, len: usize) -> Transferred {
-        transfer(len, |done| {
+        self.transfer(len, |done| {
             let mut args = Transfer {
                 dst: (dst + done) as u64,
                 src: (src + done) as u64,
@@ -338,13 +380,31 @@ impl Uffd {
                 mode: 0,
                 done: 0,
             };
-            (ioctl(self.as_fd(), request, &mut args), args.done)
+            (ioctl(self.fd(), request, &mut args), args.done)
         })
     }
 
     /// Write-protects present pages of a range.
     pub(super) fn protect(&self, start: usize, len: usize) -> Result<(), Errno> {
         self.writeprotect(start, len, WRITEPROTECT_MODE_WP)
+    }
+
+    /// [`Uffd::protect`] as a transfer: all of the part or nothing.
+    pub(super) fn protect_part(&self, start: usize, len: usize) -> Transferred {
+        match self.protect(start, len) {
+            Ok(()) => Transferred {
+                bytes: len,
+                stop: None,
+            },
+            Err(Errno::NOENT) => Transferred {
+                bytes: 0,
+                stop: Some(Stop::Missing),
+            },
+            Err(errno) => Transferred {
+                bytes: 0,
+                stop: Some(Stop::Refused(errno)),
+            },
+        }
     }
 
     /// Lifts the protection and wakes.
@@ -358,12 +418,48 @@ impl Uffd {
                 range: range(start, len),
                 mode,
             };
-            match ioctl(self.as_fd(), UFFDIO_WRITEPROTECT, &mut args) {
-                Err(Errno::AGAIN) => std::thread::yield_now(),
+            match ioctl(self.fd(), UFFDIO_WRITEPROTECT, &mut args) {
+                Err(Errno::AGAIN) => self.unblock()?,
                 answer => return answer,
             }
         }
         Err(Errno::AGAIN)
+    }
+
+    /// Repeats a request over what is left until it is done or meets an obstacle.
+    fn transfer(
+        &self,
+        len: usize,
+        mut step: impl FnMut(usize) -> (Result<(), Errno>, i64),
+    ) -> Transferred {
+        let mut bytes = 0;
+        for _ in 0..RETRIES_MAX {
+            if bytes == len {
+                return Transferred { bytes, stop: None };
+            }
+            let (answer, done) = step(bytes);
+            bytes += usize::try_from(done).unwrap_or(0);
+            let stop = match answer {
+                Ok(()) => continue,
+                // A partial transfer answers EAGAIN too; progress is in `done`.
+                Err(Errno::AGAIN) => match self.unblock() {
+                    Ok(()) => continue,
+                    Err(errno) => Stop::Refused(errno),
+                },
+                Err(Errno::EXIST) => Stop::Exists,
+                Err(Errno::NOENT) => Stop::Missing,
+                Err(Errno::BUSY) => Stop::Busy,
+                Err(errno) => Stop::Refused(errno),
+            };
+            return Transferred {
+                bytes,
+                stop: Some(stop),
+            };
+        }
+        Transferred {
+            bytes,
+            stop: Some(Stop::Refused(Errno::AGAIN)),
+        }
     }
 
     /// Reads waiting events without blocking; appends them to `events`.
@@ -371,6 +467,17 @@ impl Uffd {
     /// # Errors
     /// When the descriptor fails; an empty queue is no error.
     pub fn read_events(&self, events: &mut Vec<Event>) -> Result<(), Errno> {
+        let mut backlog = self.backlog();
+        // Reset under the lock: what is added afterwards sets it again.
+        if !backlog.is_empty() {
+            let _was_set = self.backlog_waits.read();
+            events.append(&mut backlog);
+        }
+        drop(backlog);
+        self.read_descriptor(events)
+    }
+
+    fn read_descriptor(&self, events: &mut Vec<Event>) -> Result<(), Errno> {
         const AT_ONCE: usize = 16;
         let mut buffer = [0u8; AT_ONCE * size_of::<Message>()];
         let bytes = match rustix::io::read(&self.fd, &mut buffer) {
@@ -385,8 +492,8 @@ impl Uffd {
     }
 }
 
-/// An address range being moved by another thread answers EAGAIN until the move is done, some
-/// microseconds later; this many retries are seconds.
+/// Bound of the retries while another thread moves a mapping, which takes microseconds; this many
+/// are seconds.
 const RETRIES_MAX: u32 = 1_000_000;
 
 fn range(start: usize, len: usize) -> Range {
@@ -396,45 +503,13 @@ fn range(start: usize, len: usize) -> Range {
     }
 }
 
-/// Repeats a request over what is left until it is done or meets an obstacle.
-fn transfer(len: usize, mut step: impl FnMut(usize) -> (Result<(), Errno>, i64)) -> Transferred {
-    let mut bytes = 0;
-    for _ in 0..RETRIES_MAX {
-        if bytes == len {
-            return Transferred { bytes, stop: None };
-        }
-        let (answer, done) = step(bytes);
-        bytes += usize::try_from(done).unwrap_or(0);
-        let stop = match answer {
-            Ok(()) => continue,
-            // A partial transfer answers EAGAIN too; progress is in `done`.
-            Err(Errno::AGAIN) => {
-                std::thread::yield_now();
-                continue;
-            }
-            Err(Errno::EXIST) => Stop::Exists,
-            Err(Errno::NOENT) => Stop::Missing,
-            Err(Errno::BUSY) => Stop::Busy,
-            Err(errno) => Stop::Refused(errno),
-        };
-        return Transferred {
-            bytes,
-            stop: Some(stop),
-        };
-    }
-    Transferred {
-        bytes,
-        stop: Some(Stop::Refused(Errno::AGAIN)),
-    }
-}
-
 fn decode(message: &[u8]) -> Option<Event> {
     let word = |index: usize| {
         let bytes = message.get(index * 8..index * 8 + 8)?.try_into().ok()?;
         Some(u64::from_ne_bytes(bytes))
     };
-    match message.first()? {
-        &EVENT_PAGEFAULT => {
+    match *message.first()? {
+        EVENT_PAGEFAULT => {
             let hva = usize::try_from(word(2)?).ok()? & !(crate::units::PAGE_SIZE - 1);
             let protected = word(1)? & PAGEFAULT_FLAG_WP != 0;
             Some(if protected {
@@ -443,7 +518,7 @@ fn decode(message: &[u8]) -> Option<Event> {
                 Event::Missing { hva }
             })
         }
-        &EVENT_REMAP => Some(Event::Remapped),
+        EVENT_REMAP => Some(Event::Remapped),
         _ => None,
     }
 }

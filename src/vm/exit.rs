@@ -1,12 +1,13 @@
 //! How the machine ended: the first reason counts.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::link::message::{Exit, ExitReason};
+use crate::sys::event;
 
 /// Keeps the first exit and announces it.
 #[derive(Debug)]
@@ -61,10 +62,9 @@ impl ExitCell {
     }
 }
 
-impl AsRawFd for ExitCell {
-    /// Becomes readable, and stays so, once the machine has ended: for `poll`.
-    fn as_raw_fd(&self) -> RawFd {
-        self.event.as_raw_fd()
+impl AsFd for ExitCell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        event::borrow(&self.event)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Building, starting and ending one machine.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -221,10 +221,10 @@ impl Machine {
     }
 }
 
-impl AsRawFd for Machine {
+impl AsFd for Machine {
     /// Becomes readable, and stays so, once the guest has ended.
-    fn as_raw_fd(&self) -> RawFd {
-        self.shared.ending.exit.as_raw_fd()
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.ending.exit.as_fd()
     }
 }
 

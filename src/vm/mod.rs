@@ -3,10 +3,13 @@
 //! [`machine::Machine`] builds it and ends it, [`gate::Gate`] holds its vCPUs, [`exit::ExitCell`]
 //! keeps how it ended. Guest RAM and what happens to its pages belong to the caller.
 
+mod agent;
 pub mod exit;
 pub mod gate;
 pub mod machine;
 pub mod platform;
+pub mod process;
+pub mod sandbox;
 mod vcpu;
 
 use crate::devices::bus::WindowError;
@@ -59,6 +62,9 @@ pub enum Error {
         /// The reason.
         source: std::io::Error,
     },
+    /// The system call filter.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     /// A vCPU's thread.
     #[error("cannot start the thread of vCPU {vcpu}")]
     Thread {

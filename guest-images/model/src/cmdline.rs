@@ -96,7 +96,7 @@ impl<'a> Options<'a> {
             .map(|token| token.split_once('=').unwrap_or((token, "1")))
             .filter(|(name, _)| *name == key)
             .map(|(_, value)| value)
-            .last()
+            .next_back()
     }
 
     /// A whole number of at most `max`.
@@ -162,7 +162,7 @@ fn parse_percent(value: &str) -> Option<u32> {
     digits.parse().ok().filter(|percent| *percent <= 100)
 }
 
-/// A size with one of the suffixes K, M, G (with or without `iB`), or in bytes.
+/// A size of at least a page, with one of the suffixes K, M, G (with or without `iB`) or in bytes.
 fn parse_size(value: &str) -> Option<u64> {
     let value = value.strip_suffix("iB").unwrap_or(value);
     let (digits, shift) = match value.as_bytes().last()? {
@@ -171,7 +171,9 @@ fn parse_size(value: &str) -> Option<u64> {
         b'G' | b'g' => (&value[..value.len() - 1], 30),
         _ => (value, 0),
     };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    // Less than a page is rather a percentage that is too high.
+    (bytes >= 4096).then_some(bytes)
 }
 
 fn parse_number(value: &str) -> Option<u64> {

@@ -57,10 +57,6 @@ impl Layout {
     }
 
     /// The kind of the next page.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "it never ends, so it is no Iterator"
-    )]
     pub const fn next(&mut self) -> Kind {
         if self.left == 0 {
             self.kind = self.draw_kind();

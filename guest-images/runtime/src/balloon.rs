@@ -15,10 +15,14 @@ use crate::mmio::{Device, DeviceError};
 use crate::page::Frame;
 use crate::queue::{Access, Queue, Segment};
 
-const DEVICE_ID: u32 = 5;
-const FEATURE_STATS: u64 = 1 << 1;
-const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
-const FEATURE_REPORTING: u64 = 1 << 5;
+/// Virtio's number for a balloon.
+pub const DEVICE_ID: u32 = 5;
+/// Feature: the statistics queue.
+pub const FEATURE_STATS: u64 = 1 << 1;
+/// Feature: the driver may take memory back when the guest has none.
+pub const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
+/// Feature: the free page reporting queue.
+pub const FEATURE_REPORTING: u64 = 1 << 5;
 /// Configuration: pages the device wants in the balloon.
 const CONFIG_NUM_PAGES: u64 = 0;
 /// Configuration: pages the driver has put there.

@@ -12,8 +12,6 @@
 //! | in the balloon | `ballooned`, or the deflate queue on its way back |
 //! | a page's | that page |
 
-use core::mem::MaybeUninit;
-
 use tidemark_guest_model::content::Kind;
 use tidemark_guest_model::frames::{FrameSet, Run};
 use tidemark_guest_model::layout::{Layout, Mix};
@@ -103,14 +101,13 @@ impl Arena {
             self.next <= self.end,
             "{count} objects do not fit into memory"
         );
-        // SAFETY: memory after the image that nothing else uses: `next` only grows. It is aligned,
-        // and no initialised value is claimed.
-        let slice = unsafe { core::slice::from_raw_parts_mut(start as *mut MaybeUninit<T>, count) };
-        slice.iter_mut().for_each(|object| {
-            object.write(value);
-        });
-        // SAFETY: every object was written just above.
-        unsafe { slice.assume_init_mut() }
+        let first = start as *mut T;
+        for index in 0..count {
+            // SAFETY: aligned memory after the image that nothing else uses: `next` only grows.
+            unsafe { first.add(index).write(value) };
+        }
+        // SAFETY: as above, and every object was written just now.
+        unsafe { core::slice::from_raw_parts_mut(first, count) }
     }
 
     /// A frame of zeros of its own.
@@ -235,11 +232,19 @@ impl Memory {
         frame.number() - self.first
     }
 
-    /// Gives an absent page a frame, whose content is then anything. `None` if no frame is free.
+    /// Gives an absent page a frame, whose content is then anything: a free one, or for a page that
+    /// is not cache itself a cache page's. `None` if there is none.
     ///
     /// **Panics** if the page is present: its frame would be lost.
     pub fn populate(&mut self, index: u32) -> Option<Frame> {
-        let frame = self.fresh.take_up().or_else(|| self.reported.take_up())?;
+        let frame = self
+            .fresh
+            .take_up()
+            .or_else(|| self.reported.take_up())
+            .or_else(|| {
+                let is_data = self.pages[index as usize].kind != Kind::Cache;
+                is_data.then(|| self.drop_cache()).flatten()
+            })?;
         let page = &mut self.pages[index as usize];
         assert_eq!(page.frame, ABSENT, "page {index} is present");
         page.frame = frame;

@@ -52,12 +52,14 @@ impl Device {
         let device = Self { base };
         let found = base.is_multiple_of(4)
             && (0x8000_0000..0xffff_f000).contains(&base)
-            && device.read(register::MAGIC) == MAGIC
-            && device.read(register::DEVICE_ID) == device_id;
+            && device.register(register::MAGIC) == MAGIC
+            && device.register(register::DEVICE_ID) == device_id;
         found.then_some(device)
     }
 
-    fn read(self, offset: u64) -> u32 {
+    /// Reads a register as it is.
+    #[must_use]
+    pub fn register(self, offset: u64) -> u32 {
         let value;
         // SAFETY: an address between memory and 4 GiB, mapped, where only devices are; a plain
         // move, which every instruction emulator knows. The device may change memory.
@@ -67,7 +69,8 @@ impl Device {
         value
     }
 
-    fn write(self, offset: u64, value: u32) {
+    /// Writes a register as it is.
+    pub fn set_register(self, offset: u64, value: u32) {
         // SAFETY: as for reads.
         unsafe {
             asm!("mov [{1}], {0:e}", in(reg) value, in(reg) self.base + offset, options(nostack));
@@ -76,27 +79,27 @@ impl Device {
 
     /// Resets the device and agrees on features: all of `wanted` that it offers.
     pub fn negotiate(self, wanted: u64) -> Result<u64, DeviceError> {
-        if self.read(register::VERSION) != 2 {
+        if self.register(register::VERSION) != 2 {
             return Err(DeviceError::NotModern);
         }
-        self.write(register::STATUS, 0);
-        self.write(register::STATUS, STATUS_ACKNOWLEDGE);
-        self.write(register::STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
+        self.set_register(register::STATUS, 0);
+        self.set_register(register::STATUS, STATUS_ACKNOWLEDGE);
+        self.set_register(register::STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
         let offered = [0, 1].map(|half| {
-            self.write(register::DEVICE_FEATURES_SELECT, half);
-            u64::from(self.read(register::DEVICE_FEATURES)) << (32 * half)
+            self.set_register(register::DEVICE_FEATURES_SELECT, half);
+            u64::from(self.register(register::DEVICE_FEATURES)) << (32 * half)
         });
         let features = (offered[0] | offered[1]) & (wanted | FEATURE_VERSION_1);
         if features & FEATURE_VERSION_1 == 0 {
             return Err(DeviceError::NotModern);
         }
         for half in [0, 1] {
-            self.write(register::DRIVER_FEATURES_SELECT, half);
-            self.write(register::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+            self.set_register(register::DRIVER_FEATURES_SELECT, half);
+            self.set_register(register::DRIVER_FEATURES, (features >> (32 * half)) as u32);
         }
         let status = STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK;
-        self.write(register::STATUS, status);
-        if self.read(register::STATUS) & STATUS_FEATURES_OK == 0 {
+        self.set_register(register::STATUS, status);
+        if self.register(register::STATUS) & STATUS_FEATURES_OK == 0 {
             return Err(DeviceError::FeaturesRefused);
         }
         Ok(features)
@@ -104,51 +107,51 @@ impl Device {
 
     /// Tells the device that its driver is ready.
     pub fn start(self) {
-        let status = self.read(register::STATUS);
-        self.write(register::STATUS, status | STATUS_DRIVER_OK);
+        let status = self.register(register::STATUS);
+        self.set_register(register::STATUS, status | STATUS_DRIVER_OK);
     }
 
     /// The device's status register.
     #[must_use]
     pub fn status(self) -> u32 {
-        self.read(register::STATUS)
+        self.register(register::STATUS)
     }
 
     /// The most descriptors a queue may have; 0 if there is no such queue.
     #[must_use]
     pub fn queue_size_max(self, queue: u16) -> u32 {
-        self.write(register::QUEUE_SELECT, u32::from(queue));
-        self.read(register::QUEUE_SIZE_MAX)
+        self.set_register(register::QUEUE_SELECT, u32::from(queue));
+        self.register(register::QUEUE_SIZE_MAX)
     }
 
     /// Tells the device where a queue lies.
     pub fn set_queue(self, queue: u16, size: u16, descriptors: u64, available: u64, used: u64) {
-        self.write(register::QUEUE_SELECT, u32::from(queue));
-        self.write(register::QUEUE_SIZE, u32::from(size));
+        self.set_register(register::QUEUE_SELECT, u32::from(queue));
+        self.set_register(register::QUEUE_SIZE, u32::from(size));
         for (offset, address) in [
             (register::QUEUE_DESCRIPTORS, descriptors),
             (register::QUEUE_AVAILABLE, available),
             (register::QUEUE_USED, used),
         ] {
-            self.write(offset, address as u32);
-            self.write(offset + 4, (address >> 32) as u32);
+            self.set_register(offset, address as u32);
+            self.set_register(offset + 4, (address >> 32) as u32);
         }
-        self.write(register::QUEUE_READY, 1);
+        self.set_register(register::QUEUE_READY, 1);
     }
 
     /// Tells the device that a queue has something new.
     pub fn notify(self, queue: u16) {
-        self.write(register::QUEUE_NOTIFY, u32::from(queue));
+        self.set_register(register::QUEUE_NOTIFY, u32::from(queue));
     }
 
     /// Reads a 32-bit field of the device's own configuration.
     #[must_use]
     pub fn config(self, offset: u64) -> u32 {
-        self.read(register::CONFIG + offset)
+        self.register(register::CONFIG + offset)
     }
 
     /// Writes a 32-bit field of the device's own configuration.
     pub fn set_config(self, offset: u64, value: u32) {
-        self.write(register::CONFIG + offset, value);
+        self.set_register(register::CONFIG + offset, value);
     }
 }

@@ -1,0 +1,315 @@
+//! `tidemark check`: what this machine offers, what will be used, what is missing and the command
+//! that grants it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::fs::{Mode, OFlags};
+use serde::Serialize;
+
+use super::machine::meminfo;
+use super::{Error, table};
+use crate::sys::space::TakePath;
+use crate::sys::uffd;
+
+/// Mappings that a VM with many scattered shared pages may need; the kernel's default is 65530.
+const MAP_COUNT_WANTED: u64 = 65530;
+
+/// Flags of `tidemark check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Folder of the swap files
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    swap_dir: PathBuf,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Findings {
+    kernel: String,
+    kvm: Kvm,
+    userfaultfd: Uffd,
+    /// How pages are taken out of a guest: `move` (UFFDIO_MOVE), `copy` (write-protect and copy), or
+    /// unknown.
+    take_path: &'static str,
+    max_map_count: u64,
+    memory_cgroup: Option<String>,
+    memory_cgroup_max_bytes: Option<u64>,
+    memory_available_bytes: u64,
+    swap_dir: SwapDir,
+    /// What must be mended before a VM can run, each with the command that does.
+    missing: Vec<String>,
+    /// What would make it run better.
+    advice: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Kvm {
+    usable: bool,
+    /// `vmx`, `svm`, `pvm`, or `none`.
+    kind: &'static str,
+    api_version: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Uffd {
+    usable: bool,
+    features: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SwapDir {
+    path: PathBuf,
+    unlinked_files: bool,
+    direct_io: bool,
+}
+
+/// Prints the findings; status 1 when something is missing.
+pub fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
+    let findings = look(&args.swap_dir);
+    if args.json {
+        let json = serde_json::to_string(&findings);
+        println!("{}", json.expect("findings have string keys only"));
+    } else {
+        print(&findings);
+    }
+    Ok(match findings.missing.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// Checks that a VM can run here at all.
+///
+/// # Errors
+/// What is missing and the command that grants it.
+pub fn require() -> Result<(), Error> {
+    let (kvm, uffd) = (look_kvm(), look_uffd().0);
+    let missing = missing(&kvm, &uffd);
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Missing(missing.join("; "))),
+    }
+}
+
+fn look(swap_dir: &Path) -> Findings {
+    let kvm = look_kvm();
+    let (uffd, bits) = look_uffd();
+    let missing = missing(&kvm, &uffd);
+    let max_map_count = number("/proc/sys/vm/max_map_count").unwrap_or(0);
+    let swap_dir = look_swap_dir(swap_dir);
+    let mut advice = Vec::new();
+    if max_map_count < MAP_COUNT_WANTED {
+        advice.push(format!(
+            "vm.max_map_count is {max_map_count}: scattered pages cannot all be shared; `sudo \
+             sysctl -w vm.max_map_count=262144`"
+        ));
+    }
+    if !swap_dir.unlinked_files {
+        advice.push(format!(
+            "{} takes no unlinked files (O_TMPFILE): choose a folder on ext4, xfs, btrfs or tmpfs \
+             with swap_dir",
+            swap_dir.path.display()
+        ));
+    }
+    let cgroup = memory_cgroup();
+    Findings {
+        kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        kvm,
+        take_path: bits.map_or("unknown", |bits| take_path(bits, &mut advice)),
+        userfaultfd: uffd,
+        max_map_count,
+        memory_cgroup_max_bytes: cgroup
+            .as_ref()
+            .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
+        memory_cgroup: cgroup,
+        memory_available_bytes: meminfo("MemAvailable:").bytes(),
+        swap_dir,
+        missing,
+        advice,
+    }
+}
+
+/// What a VM process started in this environment will use.
+fn take_path(features: u64, advice: &mut Vec<String>) -> &'static str {
+    let forced = std::env::var(TakePath::VARIABLE).ok();
+    match TakePath::choose(features, forced.as_deref()) {
+        Ok(path) => path.name(),
+        Err(wrong) => {
+            advice.push(wrong);
+            "unknown"
+        }
+    }
+}
+
+fn missing(kvm: &Kvm, uffd: &Uffd) -> Vec<String> {
+    [&kvm.problem, &uffd.problem]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect()
+}
+
+fn look_kvm() -> Kvm {
+    let kind = kvm_kind();
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    let problem = match &opened {
+        Ok(_) => None,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Some(
+            "/dev/kvm: permission denied; `sudo usermod -aG kvm $USER` and log in again".to_owned(),
+        ),
+        Err(error) if error.kind() == ErrorKind::NotFound => Some(match kind {
+            "vmx" => "/dev/kvm is missing; `sudo modprobe kvm_intel`".to_owned(),
+            "svm" => "/dev/kvm is missing; `sudo modprobe kvm_amd`".to_owned(),
+            _ => "/dev/kvm is missing: this CPU offers no virtualization (enable it in the \
+                  firmware, or nested virtualization in the outer hypervisor)"
+                .to_owned(),
+        }),
+        Err(error) => Some(format!("/dev/kvm: {error}; `ls -l /dev/kvm`")),
+    };
+    drop(opened);
+    let api_version = match problem {
+        None => kvm_ioctls::Kvm::new().ok().map(|kvm| kvm.get_api_version()),
+        Some(_) => None,
+    };
+    Kvm {
+        usable: problem.is_none(),
+        kind,
+        api_version,
+        problem,
+    }
+}
+
+/// What is behind /dev/kvm. The software KVM shows no CPU flag but its module.
+fn kvm_kind() -> &'static str {
+    if Path::new("/sys/module/kvm_pvm").exists() {
+        return "pvm";
+    }
+    let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
+    let has = |flag| flags.is_some_and(|flags| flags.split_whitespace().any(|word| word == flag));
+    match (has("vmx"), has("svm")) {
+        (true, _) => "vmx",
+        (_, true) => "svm",
+        _ => "none",
+    }
+}
+
+/// And its feature bits.
+fn look_uffd() -> (Uffd, Option<u64>) {
+    let grant = "`sudo sysctl -w vm.unprivileged_userfaultfd=1`, or access to /dev/userfaultfd \
+                 (`sudo setfacl -m u:$USER:rw /dev/userfaultfd`)";
+    match uffd::probe() {
+        Ok(bits) => {
+            let names = uffd::FEATURE_NAMES.iter();
+            let set = names.filter(|(bit, _)| bits & bit != 0);
+            let found = Uffd {
+                usable: true,
+                features: set.map(|(_, name)| *name).collect(),
+                problem: None,
+            };
+            (found, Some(bits))
+        }
+        Err(error) => {
+            let found = Uffd {
+                usable: false,
+                features: Vec::new(),
+                problem: Some(format!("{error}; {grant}")),
+            };
+            (found, None)
+        }
+    }
+}
+
+fn look_swap_dir(path: &Path) -> SwapDir {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let open = |more| rustix::fs::open(path, OFlags::TMPFILE | OFlags::RDWR | more, mode).is_ok();
+    SwapDir {
+        path: path.to_owned(),
+        unlinked_files: open(OFlags::CLOEXEC),
+        direct_io: open(OFlags::CLOEXEC | OFlags::DIRECT),
+    }
+}
+
+/// Our cgroup in the unified hierarchy, when it accounts for memory.
+fn memory_cgroup() -> Option<String> {
+    let groups = read("/proc/self/cgroup")?;
+    let path = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?
+        .to_owned();
+    let controllers = read(&format!("/sys/fs/cgroup{path}/cgroup.controllers"))?;
+    let has_memory = controllers.split_whitespace().any(|word| word == "memory");
+    has_memory.then_some(path)
+}
+
+fn read(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+fn number(path: &str) -> Option<u64> {
+    read(path)?.parse().ok()
+}
+
+fn print(findings: &Findings) {
+    let yes_no = |yes| if yes { "yes" } else { "no" };
+    let Findings {
+        kvm, userfaultfd, ..
+    } = findings;
+    println!("kernel         {}", findings.kernel);
+    let api = kvm
+        .api_version
+        .map_or_else(String::new, |version| format!(", API version {version}"));
+    println!(
+        "KVM            {} ({}{api})",
+        if kvm.usable { "usable" } else { "not usable" },
+        kvm.kind
+    );
+    println!(
+        "userfaultfd    {} {}",
+        if userfaultfd.usable {
+            "usable"
+        } else {
+            "not usable"
+        },
+        userfaultfd.features.join(" ")
+    );
+    println!("take path      {}", findings.take_path);
+    println!("max_map_count  {}", findings.max_map_count);
+    println!(
+        "cgroup         {}, limit {}",
+        findings.memory_cgroup.as_deref().unwrap_or("none"),
+        findings
+            .memory_cgroup_max_bytes
+            .map_or_else(|| "none".to_owned(), table::mib_of),
+    );
+    println!(
+        "memory         {} available",
+        table::mib_of(findings.memory_available_bytes)
+    );
+    println!(
+        "swap folder    {} (unlinked files: {}, direct I/O: {})",
+        findings.swap_dir.path.display(),
+        yes_no(findings.swap_dir.unlinked_files),
+        yes_no(findings.swap_dir.direct_io)
+    );
+    for line in &findings.missing {
+        println!("MISSING        {line}");
+    }
+    for line in &findings.advice {
+        println!("advice         {line}");
+    }
+}

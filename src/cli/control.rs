@@ -1,0 +1,100 @@
+//! `tidemark ps`, `set` and `stop`: requests to a running host manager.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Error, folder, table};
+use crate::host::accounts::Figures;
+use crate::host::control::{CallError, Request, call};
+
+/// Which host manager.
+#[derive(Debug, Args)]
+struct Target {
+    /// Socket of the host manager [default: $TIDEMARK_SOCKET, or the only one that listens]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Target {
+    fn call(&self, request: &Request) -> Result<serde_json::Value, Error> {
+        let path = folder::find(self.socket.as_deref())?;
+        Ok(call(&path, request)?)
+    }
+}
+
+/// Flags of `tidemark ps`.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Print the figures as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Flags of `tidemark set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// Name of the VM, or host
+    vm: String,
+    /// VM: shares, reservation, limit, dynamic_min, dynamic_max; host: memory, policy
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Flags of `tidemark stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Name of the VM
+    vm: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Shows the VMs.
+pub fn ps(args: &PsArgs) -> Result<ExitCode, Error> {
+    let value = args.target.call(&Request::Ps)?;
+    if args.json {
+        println!("{value}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let figures: Figures = serde_json::from_value(value).map_err(|error| {
+        Error::Call(CallError::Refused(format!(
+            "the host manager is of another version: {error}"
+        )))
+    })?;
+    for line in table::lines(&figures) {
+        println!("{line}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Changes settings.
+pub fn set(args: &SetArgs) -> Result<ExitCode, Error> {
+    let mut changes = BTreeMap::new();
+    for change in &args.changes {
+        let (key, value) = change.split_once('=').ok_or_else(|| {
+            Error::Usage(format!(
+                "{change:?}: KEY=VALUE is expected, as in limit=64M"
+            ))
+        })?;
+        if changes.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(Error::Usage(format!("{key} is set twice")));
+        }
+    }
+    let vm = args.vm.clone();
+    args.target.call(&Request::Set { vm, changes })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends a VM.
+pub fn stop(args: &StopArgs) -> Result<ExitCode, Error> {
+    let vm = args.vm.clone();
+    args.target.call(&Request::Stop { vm })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,88 @@
+//! `tidemark host`: the host manager alone.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::{Error, folder, io, machine};
+use crate::config::HostArgs;
+use crate::host::manager::Settings;
+use crate::host::server::{Event, Server};
+
+/// Number under which the signal pipe is watched.
+const SIGNALS: u64 = 0;
+
+/// Flags of `tidemark host`.
+#[derive(Debug, Args)]
+pub struct HostCommand {
+    /// Memory for all guests and their overheads, or auto
+    #[arg(long, value_name = "SIZE", default_value = "auto")]
+    memory: String,
+    /// Which policy sets the targets [default: esx]
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
+    /// Where to listen [default: host.sock in $XDG_RUNTIME_DIR/tidemark or /run/tidemark]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Seed of the run, for the record
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+/// Serves until a signal comes. The VMs go on without it.
+pub fn run(args: &HostCommand) -> Result<ExitCode, Error> {
+    let flags = HostArgs {
+        memory: Some(args.memory.clone()),
+        policy: args.policy.clone(),
+    };
+    let spec = machine::with(|machine| flags.to_spec(None, machine))?;
+    let settings = Settings {
+        budget: spec.memory,
+        policy: spec.policy,
+        seed: args.seed.unwrap_or(spec.seed),
+    };
+    let path = args.socket.clone().unwrap_or_else(folder::host_socket);
+    let mut server = Server::new(settings)?;
+    server.listen(&path)?;
+    let mut signals = signal_pipe()?;
+    server.watch(&signals, SIGNALS)?;
+    eprintln!(
+        "tidemark: host manager listens at {}, budget {}, seed {}",
+        path.display(),
+        settings.budget,
+        settings.seed
+    );
+    loop {
+        for event in server.turn(Duration::from_secs(1))? {
+            if event == Event::Ready(SIGNALS) {
+                drain(&mut signals);
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+/// A socket that can be read after SIGINT or SIGTERM.
+pub fn signal_pipe() -> Result<UnixStream, Error> {
+    let (reader, writer) = UnixStream::pair().map_err(io("create the signal pipe"))?;
+    reader
+        .set_nonblocking(true)
+        .map_err(io("set up the signal pipe"))?;
+    for signal in [SIGINT, SIGTERM] {
+        let writer = writer.try_clone().map_err(io("copy the signal pipe"))?;
+        signal_hook::low_level::pipe::register(signal, writer)
+            .map_err(io("register a signal handler"))?;
+    }
+    Ok(reader)
+}
+
+/// How many signals came.
+pub fn drain(signals: &mut UnixStream) -> usize {
+    let mut bytes = [0; 64];
+    signals.read(&mut bytes).unwrap_or(0)
+}

@@ -1,0 +1,313 @@
+//! `tidemark run`: a fleet of VM processes and a host manager, in the foreground.
+//!
+//! The host manager runs in this process's only thread; each VM is a child of its own. Ctrl-C,
+//! SIGTERM and `--for` ask all VMs to stop and kill those that have not after [`GRACE`]; a second
+//! Ctrl-C kills at once.
+
+mod child;
+mod screen;
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use self::child::Child;
+use self::screen::Screen;
+use super::host::{drain, signal_pipe};
+use super::{Error, check, folder, machine, table};
+use crate::config::size::parse_duration;
+use crate::config::{FleetSpec, HostArgs, VmArgs};
+use crate::host::accounts::{Figures, VmState};
+use crate::host::manager::{Settings, TICK};
+use crate::host::server::{Event, Server};
+use crate::link::message::{Exit, ExitReason};
+
+/// How long VMs may take to stop before they are killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// Time between lines or redrawings.
+const REDRAW: Duration = Duration::from_secs(1);
+/// Number under which the signal pipe is watched; children have the numbers behind it.
+const SIGNALS: u64 = 0;
+
+/// Flags of `tidemark run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Fleet file; or describe the VMs with flags
+    fleet: Option<PathBuf>,
+    #[command(flatten)]
+    vm: VmArgs,
+    /// Number of VMs of this description [default: 1]
+    #[arg(long, value_name = "N")]
+    count: Option<String>,
+    #[command(flatten)]
+    host: HostArgs,
+    /// Stop all VMs after this time
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    time: Option<Duration>,
+    /// Print one JSON object on standard output at the end
+    #[arg(long)]
+    json: bool,
+    /// Where to listen for `ps`, `set` and `stop` [default: run-<pid>.sock in the runtime folder]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl RunArgs {
+    fn spec(&self) -> Result<FleetSpec, Error> {
+        let count = self.count.as_deref();
+        match &self.fleet {
+            Some(_) if self.vm != VmArgs::default() || count.is_some() => Err(Error::Usage(
+                "a fleet file and flags that describe a VM do not go together".to_owned(),
+            )),
+            Some(_) if self.host != HostArgs::default() => Err(Error::Usage(
+                "with a fleet file, memory and policy stand in its [host] table".to_owned(),
+            )),
+            Some(path) => machine::with(|machine| Ok(FleetSpec::load(path, machine)?)),
+            None if !self.vm.names_boot() => Err(Error::Usage(
+                "nothing to run: name a fleet file, --kernel FILE or --guest NAME".to_owned(),
+            )),
+            None => machine::with(|machine| {
+                Ok(FleetSpec::from_args(&self.host, &self.vm, count, machine)?)
+            }),
+        }
+    }
+}
+
+/// Runs the fleet; status 0 when every VM ended as it should.
+pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
+    let started = Instant::now();
+    let spec = args.spec()?;
+    check::require()?;
+    let settings = Settings {
+        budget: spec.host.memory,
+        policy: spec.host.policy,
+        seed: spec.host.seed,
+    };
+    let mut server = Server::new(settings)?;
+    listen(&mut server, args.socket.as_ref())?;
+    let signals = signal_pipe()?;
+    server.watch(&signals, SIGNALS)?;
+    log::info!("budget {}, seed {}", settings.budget, settings.seed);
+    let mut fleet = Fleet {
+        server,
+        signals,
+        children: Vec::new(),
+        screen: Screen::new(args.json),
+        deadline: args.time.map(|time| started + time),
+        kill_at: None,
+        last: None,
+    };
+    let result = fleet.start(&spec).and_then(|()| fleet.serve());
+    if result.is_err() {
+        fleet.kill_all();
+    }
+    result?;
+    let figures = fleet.close();
+    print(&figures, args.json)?;
+    Ok(
+        match figures.vms.iter().all(|vm| is_good(vm.exit.as_ref())) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
+    )
+}
+
+/// The control socket is a convenience: without a folder for it the fleet runs all the same.
+fn listen(server: &mut Server, given: Option<&PathBuf>) -> Result<(), Error> {
+    match given {
+        Some(path) => Ok(server.listen(path)?),
+        None => {
+            if let Err(error) = server.listen(&folder::run_socket()) {
+                log::warn!("{error}: `ps`, `set` and `stop` will not find this run");
+            }
+            Ok(())
+        }
+    }
+}
+
+fn is_good(exit: Option<&Exit>) -> bool {
+    exit.is_some_and(|exit| match exit.reason {
+        ExitReason::GuestExit => exit.code == 0,
+        ExitReason::Shutdown | ExitReason::Reset | ExitReason::Stopped => true,
+        ExitReason::Killed | ExitReason::Error => false,
+    })
+}
+
+fn print(figures: &Figures, json: bool) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    let mut text = match json {
+        true => serde_json::to_string(figures).expect("figures have string keys only"),
+        false => table::closing(figures).join("\n"),
+    };
+    for vm in figures.vms.iter().filter(|_| !json) {
+        if let Some(message) = vm.exit.as_ref().and_then(|exit| exit.message.as_ref()) {
+            text.push_str(&format!("\n{}: {message}", vm.name));
+        }
+    }
+    writeln!(out, "{text}").map_err(super::io("write to standard output"))
+}
+
+/// A running fleet.
+struct Fleet {
+    server: Server,
+    signals: UnixStream,
+    children: Vec<Child>,
+    screen: Screen,
+    /// When `--for` is over.
+    deadline: Option<Instant>,
+    /// When what has not stopped is killed; set once stopping has begun.
+    kill_at: Option<Instant>,
+    /// The figures before the fleet stopped: those of the closing table.
+    last: Option<Figures>,
+}
+
+impl Fleet {
+    fn start(&mut self, spec: &FleetSpec) -> Result<(), Error> {
+        for (n, vm) in (0..).zip(&spec.vms) {
+            let seed = spec.host.seed.wrapping_add(n);
+            let child = Child::start(vm, seed, SIGNALS + 1 + 2 * n, &mut self.server)?;
+            self.children.push(child);
+        }
+        Ok(())
+    }
+
+    /// Serves until every child is gone.
+    fn serve(&mut self) -> Result<(), Error> {
+        let mut redraw = Instant::now();
+        let mut sample = redraw;
+        while self.children.iter().any(|child| !child.is_gone()) {
+            for event in self.server.turn(Duration::from_millis(100))? {
+                self.event(event);
+            }
+            let now = Instant::now();
+            if self.deadline.is_some_and(|deadline| now >= deadline) {
+                self.stop();
+            }
+            if now < sample {
+                continue;
+            }
+            sample = now + TICK;
+            let figures = self.server.manager().figures();
+            self.mind_stragglers(&figures, now);
+            if now >= redraw {
+                redraw = now + REDRAW;
+                self.screen.draw(&figures);
+            }
+            self.remember(figures);
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Ready(SIGNALS) => {
+                for _ in 0..drain(&mut self.signals) {
+                    match self.kill_at {
+                        None => self.stop(),
+                        Some(_) => self.kill_all(),
+                    }
+                }
+            }
+            Event::Ready(number) => {
+                let place = usize::try_from((number - SIGNALS - 1) / 2).unwrap_or(usize::MAX);
+                if let Some(child) = self.children.get_mut(place) {
+                    child.ready(number, &self.server, &mut self.screen);
+                }
+            }
+            Event::Refused(name, reason) => {
+                if let Some(child) = self.children.iter_mut().find(|child| child.name() == name) {
+                    child.refused(reason);
+                }
+            }
+            Event::Joined(_) | Event::Ended(_) => {}
+        }
+    }
+
+    /// Keeps the figures for the closing table, until the fleet begins to stop.
+    fn remember(&mut self, figures: Figures) {
+        if self.kill_at.is_none() && self.server.manager().live() > 0 {
+            self.last = Some(figures);
+        }
+    }
+
+    /// Asks every VM to stop. Those that have not joined yet cannot be asked.
+    fn stop(&mut self) {
+        self.deadline = None;
+        if self.kill_at.is_some() {
+            return;
+        }
+        let figures = self.server.manager().figures();
+        self.remember(figures);
+        self.kill_at = Some(Instant::now() + GRACE);
+        for child in &mut self.children {
+            match self.server.manager().find(child.name()) {
+                Some(id) => self.server.manager().stop(id),
+                None => child.kill_unjoined(),
+            }
+        }
+    }
+
+    /// Kills what does not stop in time, whoever asked it to.
+    fn mind_stragglers(&mut self, figures: &Figures, now: Instant) {
+        if self.kill_at.is_some_and(|kill_at| now >= kill_at) {
+            self.kill_all();
+        }
+        let stopping = figures
+            .vms
+            .iter()
+            .filter(|vm| vm.state == VmState::Stopping);
+        for vm in stopping {
+            if let Some(child) = self
+                .children
+                .iter_mut()
+                .find(|child| child.name() == vm.name)
+            {
+                child.kill_after(GRACE, now);
+            }
+        }
+    }
+
+    fn kill_all(&mut self) {
+        for child in &mut self.children {
+            child.kill();
+        }
+    }
+
+    /// The closing figures: memory as it was before the fleet stopped, counters and exits as they
+    /// are now.
+    fn close(mut self) -> Figures {
+        self.screen.clear();
+        let end = self.server.manager().figures();
+        let mut figures = self.last.take().unwrap_or_else(|| end.clone());
+        figures.host.consumed_bytes_peak = end.host.consumed_bytes_peak;
+        figures.host.state_seconds = end.host.state_seconds;
+        let mut vms = Vec::with_capacity(self.children.len());
+        for child in &self.children {
+            let of_child = |figures: &Figures| {
+                let found = figures.vms.iter().find(|vm| vm.name == child.name());
+                found.cloned()
+            };
+            let last = of_child(&figures);
+            let end = of_child(&end);
+            let mut vm = last.or(end.clone()).unwrap_or_else(|| child.blank());
+            if let Some(end) = end {
+                vm.state = end.state;
+                vm.exit = end.exit;
+                vm.peak = end.peak;
+                vm.swap_in_pages = end.swap_in_pages;
+                vm.swap_out_pages = end.swap_out_pages;
+                vm.cow_breaks = end.cow_breaks;
+                vm.swap_errors = end.swap_errors;
+                vm.guest = end.guest.or(vm.guest);
+            }
+            child.complete(&mut vm);
+            vms.push(vm);
+        }
+        figures.vms = vms;
+        figures
+    }
+}

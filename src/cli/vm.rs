@@ -1,0 +1,53 @@
+//! `tidemark vm`: one VM process.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Error, folder, machine};
+use crate::config::VmArgs;
+use crate::link::message::ExitReason;
+use crate::link::socket::Link;
+use crate::sys::inherited;
+
+/// Flags of `tidemark vm`.
+#[derive(Debug, Args)]
+pub struct VmCommand {
+    #[command(flatten)]
+    vm: VmArgs,
+    /// Socket of the host manager to join [default: the only one that listens]
+    #[arg(long, value_name = "PATH", conflicts_with = "link_fd")]
+    host: Option<PathBuf>,
+    /// Descriptor of a connected link that the parent process left open
+    #[arg(long, value_name = "N", hide = true)]
+    link_fd: Option<RawFd>,
+}
+
+/// Runs the VM until it ends.
+pub fn run(args: VmCommand) -> Result<ExitCode, Error> {
+    // First of all: nothing else may have opened the descriptor's number.
+    let inherited = match args.link_fd {
+        Some(number) => Some(inherited::take(number).map_err(|errno| {
+            Error::Usage(format!(
+                "--link-fd {number}: {errno}; `tidemark run` passes it"
+            ))
+        })?),
+        None => None,
+    };
+    let spec = machine::with(|machine| args.vm.to_spec(machine))?;
+    let link = match inherited {
+        Some(fd) => Link::new(fd)?,
+        None => Link::connect(&folder::find(args.host.as_deref())?)?,
+    };
+    let exit = crate::vm::process::run(&spec, link)?;
+    if let Some(message) = &exit.message {
+        return Err(Error::Missing(format!("{}: {message}", spec.name)));
+    }
+    Ok(match (exit.reason, exit.code) {
+        (ExitReason::GuestExit, code) if code != 0 => ExitCode::FAILURE,
+        (ExitReason::Error | ExitReason::Killed, _) => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}

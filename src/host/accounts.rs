@@ -1,0 +1,284 @@
+//! Figures for people and programs: who consumes how much, exact to the byte.
+//!
+//! ```text
+//! consumed(VM)   = private + compressed store + orphaned + its part of the frames
+//! consumed(host) = sum over the VMs + overhead
+//! ```
+//!
+//! Each frame is split evenly among its references, so that the parts of all VMs add up to the
+//! frames. What does not divide evenly goes byte by byte to the holders in turn.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::message::{Exit, GuestReport};
+use crate::policy::types::{MemState, VmId};
+use crate::units::{FrameId, PAGE_SIZE};
+
+/// The object that `tidemark run --json` and `tidemark ps --json` print.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// The host.
+    pub host: HostFigures,
+    /// Its VMs.
+    pub vms: Vec<VmFigures>,
+}
+
+/// The host's part of [`Figures`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostFigures {
+    /// The budget.
+    pub memory_bytes: u64,
+    /// What all VMs consume, and the overhead.
+    pub consumed_bytes: u64,
+    /// The most that was ever consumed.
+    pub consumed_bytes_peak: u64,
+    /// Memory of the host manager and the VM processes beside guest RAM.
+    pub overhead_bytes: u64,
+    /// Memory that nobody holds: also less what VMs may take without asking.
+    pub free_bytes: u64,
+    /// Memory state.
+    pub state: MemState,
+    /// Time spent in each state.
+    pub state_seconds: StateSeconds,
+    /// Frames in use.
+    pub frames_shared: u64,
+    /// References to them.
+    pub pages_sharing: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Which policy sets the targets.
+    pub policy: String,
+}
+
+/// Seconds in each memory state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct StateSeconds {
+    /// In high.
+    pub high: f64,
+    /// In soft.
+    pub soft: f64,
+    /// In hard.
+    pub hard: f64,
+    /// In low.
+    pub low: f64,
+}
+
+/// What a VM is doing, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// Joined, and has not reported yet.
+    Starting,
+    /// Runs.
+    Running,
+    /// Its vCPUs wait for memory.
+    Blocked,
+    /// Was told to stop.
+    Stopping,
+    /// Has ended.
+    Ended,
+}
+
+impl VmState {
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            VmState::Starting => "starting",
+            VmState::Running => "running",
+            VmState::Blocked => "blocked",
+            VmState::Stopping => "stopping",
+            VmState::Ended => "ended",
+        }
+    }
+}
+
+/// One VM's part of [`Figures`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmFigures {
+    /// Name.
+    pub name: String,
+    /// What it is doing.
+    pub state: VmState,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exit: Option<Exit>,
+    /// Configured memory.
+    pub memory_bytes: u64,
+    /// What it should consume at most when memory is short.
+    pub target_bytes: u64,
+    /// Why.
+    pub target_why: String,
+    /// Host memory behind its RAM, its part of shared frames included.
+    pub consumed_bytes: u64,
+    /// Private pages.
+    pub private_bytes: u64,
+    /// Guest pages that map a frame.
+    pub shared_bytes: u64,
+    /// What sharing saves: `shared_bytes` less its part of the frames.
+    pub saved_bytes: u64,
+    /// Zero pages discarded.
+    pub zero_bytes: u64,
+    /// In its balloon.
+    pub ballooned_bytes: u64,
+    /// Guest pages in the compressed store.
+    pub compressed_bytes: u64,
+    /// Guest pages in the swap file.
+    pub swapped_bytes: u64,
+    /// Estimated working set; zero while it is not sampled.
+    pub active_bytes: u64,
+    /// Memory of its process beside the guest's RAM.
+    pub overhead_bytes: u64,
+    /// Private pages it may hold.
+    pub credit_bytes: u64,
+    /// Pages read or decompressed back.
+    pub swap_in_pages: u64,
+    /// Pages written out or compressed.
+    pub swap_out_pages: u64,
+    /// Shared pages that the guest wrote.
+    pub cow_breaks: u64,
+    /// Swap writes that failed.
+    pub swap_errors: u64,
+    /// The most of each that was reported.
+    pub peak: Peaks,
+    /// Milliseconds from the start of its process to the first byte on its console, where that
+    /// could be seen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub boot_ms: Option<f64>,
+    /// What a built-in test guest reported.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub guest: Option<GuestReport>,
+}
+
+/// The highest figures that a VM ever had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peaks {
+    /// Of `consumed_bytes`.
+    pub consumed_bytes: u64,
+    /// Of `saved_bytes`.
+    pub saved_bytes: u64,
+    /// Of `ballooned_bytes`.
+    pub ballooned_bytes: u64,
+    /// Of `swapped_bytes` and `compressed_bytes` together.
+    pub swapped_bytes: u64,
+}
+
+impl Peaks {
+    /// Raises each peak that `figures` exceed.
+    pub fn observe(&mut self, figures: &VmFigures) {
+        let raise = |peak: &mut u64, now: u64| *peak = now.max(*peak);
+        raise(&mut self.consumed_bytes, figures.consumed_bytes);
+        raise(&mut self.saved_bytes, figures.saved_bytes);
+        raise(&mut self.ballooned_bytes, figures.ballooned_bytes);
+        let out = figures.swapped_bytes + figures.compressed_bytes;
+        raise(&mut self.swapped_bytes, out);
+    }
+}
+
+/// What is remembered of the host's past.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    seen: Duration,
+    state: MemState,
+    seconds: StateSeconds,
+    peak_bytes: u64,
+}
+
+impl History {
+    /// Notes what the host consumes at `now`.
+    pub fn consumes(&mut self, consumed_bytes: u64) {
+        self.peak_bytes = self.peak_bytes.max(consumed_bytes);
+    }
+
+    /// Notes that the host is in `state` from `now` on.
+    pub fn enters(&mut self, state: MemState, now: Duration) {
+        let past = now.saturating_sub(self.seen).as_secs_f64();
+        match self.state {
+            MemState::High => self.seconds.high += past,
+            MemState::Soft => self.seconds.soft += past,
+            MemState::Hard => self.seconds.hard += past,
+            MemState::Low => self.seconds.low += past,
+        }
+        self.seen = self.seen.max(now);
+        self.state = state;
+    }
+
+    /// The most that was consumed.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak_bytes
+    }
+
+    /// Time in each state.
+    pub fn state_seconds(&self) -> StateSeconds {
+        self.seconds
+    }
+}
+
+/// Splits each frame among its references: bytes of frames that each VM answers for.
+pub fn split_frames<'a>(
+    frames: impl Iterator<Item = (FrameId, &'a [(VmId, u32)])>,
+) -> HashMap<VmId, u64> {
+    let mut parts: HashMap<VmId, u64> = HashMap::new();
+    for (frame, holders) in frames {
+        let references: u64 = holders.iter().map(|&(_, count)| u64::from(count)).sum();
+        let mut left = PAGE_SIZE as u64;
+        for &(vm, count) in holders {
+            let part = PAGE_SIZE as u64 * u64::from(count) / references;
+            *parts.entry(vm).or_default() += part;
+            left -= part;
+        }
+        // Fewer bytes than holders are left. Who gets them changes from frame to frame, lest one
+        // VM answer for all of them.
+        for &(vm, _) in holders.iter().cycle().skip(frame.index() % holders.len()) {
+            if left == 0 {
+                break;
+            }
+            *parts.entry(vm).or_default() += 1;
+            left -= 1;
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_parts_add_up_to_the_frames(
+            frames in prop::collection::vec(prop::collection::btree_map(0..9_u32, 1..5_u32, 1..9), 0..40)
+        ) {
+            let frames: Vec<Vec<(VmId, u32)>> = frames
+                .into_iter()
+                .map(|holders| holders.into_iter().map(|(vm, n)| (VmId(vm), n)).collect())
+                .collect();
+            let numbered = frames
+                .iter()
+                .enumerate()
+                .map(|(n, holders)| (FrameId(u32::try_from(n).unwrap()), holders.as_slice()));
+            let parts = split_frames(numbered);
+            prop_assert_eq!(parts.values().sum::<u64>(), (frames.len() * PAGE_SIZE) as u64);
+        }
+    }
+
+    #[test]
+    fn references_weigh_alike() {
+        let holders = [(VmId(1), 3), (VmId(2), 1)];
+        let parts = split_frames([(FrameId(0), holders.as_slice())].into_iter());
+        assert_eq!((parts[&VmId(1)], parts[&VmId(2)]), (3072, 1024));
+    }
+
+    #[test]
+    fn time_is_booked_on_the_state_that_passes() {
+        let mut history = History::default();
+        history.enters(MemState::Soft, Duration::from_secs(2));
+        history.enters(MemState::High, Duration::from_secs(5));
+        history.enters(MemState::High, Duration::from_secs(6));
+        let seconds = history.state_seconds();
+        assert_eq!((seconds.high, seconds.soft, seconds.hard), (3.0, 3.0, 0.0));
+    }
+}

@@ -1,0 +1,334 @@
+//! The host's books: who holds how much of the budget. Plain data, no I/O.
+//!
+//! ```text
+//! budget = charges of the VMs + frames in use + overheads + free
+//! ```
+//!
+//! A VM's charge is its credit, the private pages it may hold; should it report that it holds more
+//! (it breaks the protocol, or joined again after the host manager was restarted), it is charged
+//! what it holds. Credit and frames are only handed out of free memory, so that they never exceed
+//! the budget; measured overheads are facts and can push `free` to zero and the books into deficit,
+//! which the policy then works off.
+
+use std::collections::BTreeMap;
+
+use crate::policy::types::VmId;
+use crate::units::Pages;
+
+/// A VM gave back more credit than it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("returned {} pages of credit and has {}", returned.0, credit.0)]
+pub struct Overdrawn {
+    /// Pages it wanted to return.
+    pub returned: Pages,
+    /// Pages it has.
+    pub credit: Pages,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Account {
+    credit: Pages,
+    /// What the VM reported to hold out of its credit.
+    held: Pages,
+    overhead: Pages,
+}
+
+impl Account {
+    fn charge(&self) -> Pages {
+        self.credit.max(self.held)
+    }
+}
+
+/// The books.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    budget: Pages,
+    frames: Pages,
+    host_overhead: Pages,
+    vms: BTreeMap<VmId, Account>,
+    /// Sums over `vms`, kept up to date because `free` is asked for at every message.
+    charged: Pages,
+    vm_overhead: Pages,
+}
+
+impl Ledger {
+    /// Empty books over `budget`.
+    pub fn new(budget: Pages) -> Ledger {
+        Ledger {
+            budget,
+            frames: Pages::ZERO,
+            host_overhead: Pages::ZERO,
+            vms: BTreeMap::new(),
+            charged: Pages::ZERO,
+            vm_overhead: Pages::ZERO,
+        }
+    }
+
+    /// Memory that may be handed out altogether.
+    pub fn budget(&self) -> Pages {
+        self.budget
+    }
+
+    /// Changes the budget; with less than is in use the books are in deficit until reclaimed.
+    pub fn set_budget(&mut self, budget: Pages) {
+        self.budget = budget;
+    }
+
+    /// Memory that nobody holds; zero when in deficit.
+    pub fn free(&self) -> Pages {
+        self.budget.saturating_sub(self.in_use())
+    }
+
+    /// Charges, frames and overheads together.
+    pub fn in_use(&self) -> Pages {
+        self.charged + self.frames + self.overhead()
+    }
+
+    /// Overhead of the host manager and all VM processes.
+    pub fn overhead(&self) -> Pages {
+        self.host_overhead + self.vm_overhead
+    }
+
+    /// Frames in use.
+    pub fn frames(&self) -> Pages {
+        self.frames
+    }
+
+    /// What a VM is charged: its credit or what it holds, whichever is more.
+    pub fn charge(&self, vm: VmId) -> Pages {
+        self.vms.get(&vm).map_or(Pages::ZERO, Account::charge)
+    }
+
+    /// Overhead a VM is charged.
+    pub fn vm_overhead(&self, vm: VmId) -> Pages {
+        self.vms
+            .get(&vm)
+            .map_or(Pages::ZERO, |account| account.overhead)
+    }
+
+    /// Opens an account for a VM that holds `held` already (zero for a new VM).
+    ///
+    /// # Panics
+    /// When the VM has one.
+    pub fn open(&mut self, vm: VmId, held: Pages, overhead: Pages) {
+        let account = Account {
+            credit: held,
+            held,
+            overhead,
+        };
+        let before = self.vms.insert(vm, account);
+        assert!(before.is_none(), "{vm:?} has an account");
+        self.charged += held;
+        self.vm_overhead += overhead;
+    }
+
+    /// Closes a VM's account: all it held is free again.
+    pub fn close(&mut self, vm: VmId) {
+        if let Some(account) = self.vms.remove(&vm) {
+            self.charged -= account.charge();
+            self.vm_overhead -= account.overhead;
+        }
+    }
+
+    /// Hands out credit.
+    ///
+    /// # Panics
+    /// When `pages` exceeds what is free, or the VM has no account.
+    pub fn grant(&mut self, vm: VmId, pages: Pages) {
+        assert!(
+            pages <= self.free(),
+            "{} of {} free",
+            pages.0,
+            self.free().0
+        );
+        self.change(vm, |account| account.credit += pages);
+    }
+
+    /// Takes credit back.
+    ///
+    /// # Errors
+    /// When the VM has less; the books are unchanged.
+    pub fn give_back(&mut self, vm: VmId, pages: Pages) -> Result<(), Overdrawn> {
+        let credit = self
+            .vms
+            .get(&vm)
+            .map_or(Pages::ZERO, |account| account.credit);
+        if pages > credit {
+            return Err(Overdrawn {
+                returned: pages,
+                credit,
+            });
+        }
+        self.change(vm, |account| {
+            account.credit -= pages;
+            // A return says that the pages are given up already.
+            account.held = account.held.saturating_sub(pages);
+        });
+        Ok(())
+    }
+
+    /// Notes what a VM reports to hold out of its credit.
+    pub fn set_held(&mut self, vm: VmId, held: Pages) {
+        self.change(vm, |account| account.held = held);
+    }
+
+    /// Notes the measured overhead of a VM process.
+    pub fn set_vm_overhead(&mut self, vm: VmId, overhead: Pages) {
+        self.change(vm, |account| account.overhead = overhead);
+    }
+
+    /// Notes the measured overhead of the host manager.
+    pub fn set_host_overhead(&mut self, overhead: Pages) {
+        self.host_overhead = overhead;
+    }
+
+    /// Counts frames that were taken into use.
+    ///
+    /// # Panics
+    /// When they exceed what is free.
+    pub fn add_frames(&mut self, frames: Pages) {
+        assert!(
+            frames <= self.free(),
+            "{} of {} free",
+            frames.0,
+            self.free().0
+        );
+        self.frames += frames;
+    }
+
+    /// Counts frames that went back to the host.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn drop_frames(&mut self, frames: Pages) {
+        assert!(frames <= self.frames, "{} of {}", frames.0, self.frames.0);
+        self.frames -= frames;
+    }
+
+    fn change(&mut self, vm: VmId, change: impl FnOnce(&mut Account)) {
+        let account = self
+            .vms
+            .get_mut(&vm)
+            .expect("every admitted VM has an account");
+        self.charged -= account.charge();
+        self.vm_overhead -= account.overhead;
+        change(account);
+        self.charged += account.charge();
+        self.vm_overhead += account.overhead;
+    }
+
+    /// Checks the sums against the accounts.
+    ///
+    /// # Panics
+    /// When they differ: a bug.
+    pub fn audit(&self) {
+        let charged = self.vms.values().map(Account::charge).sum::<Pages>();
+        assert_eq!(self.charged, charged, "sum of the charges");
+        let overhead = self
+            .vms
+            .values()
+            .map(|account| account.overhead)
+            .sum::<Pages>();
+        assert_eq!(self.vm_overhead, overhead, "sum of the overheads");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Open(u32),
+        Close(u32),
+        Grant(u32, u64),
+        GiveBack(u32, u64),
+        AddFrames(u64),
+        DropFrames(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let vm = 0..6_u32;
+        let pages = 0..400_u64;
+        prop_oneof![
+            vm.clone().prop_map(Step::Open),
+            vm.clone().prop_map(Step::Close),
+            (vm.clone(), pages.clone()).prop_map(|(vm, n)| Step::Grant(vm, n)),
+            (vm, pages.clone()).prop_map(|(vm, n)| Step::GiveBack(vm, n)),
+            pages.clone().prop_map(Step::AddFrames),
+            pages.prop_map(Step::DropFrames),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain map: credits and frames never exceed the budget, a death returns all.
+        #[test]
+        fn the_books_balance(steps in prop::collection::vec(step(), 0..200)) {
+            let budget = Pages(1000);
+            let mut ledger = Ledger::new(budget);
+            let mut credit: HashMap<u32, u64> = HashMap::new();
+            let mut frames = 0;
+            for step in steps {
+                let free = ledger.free().0;
+                match step {
+                    Step::Open(vm) if !credit.contains_key(&vm) => {
+                        ledger.open(VmId(vm), Pages::ZERO, Pages::ZERO);
+                        credit.insert(vm, 0);
+                    }
+                    Step::Close(vm) => {
+                        ledger.close(VmId(vm));
+                        let returned = credit.remove(&vm).unwrap_or(0);
+                        prop_assert_eq!(ledger.free().0, free + returned);
+                    }
+                    Step::Grant(vm, n) => {
+                        if let Some(credit) = credit.get_mut(&vm) {
+                            let n = n.min(free);
+                            ledger.grant(VmId(vm), Pages(n));
+                            *credit += n;
+                        }
+                    }
+                    Step::GiveBack(vm, n) => {
+                        if let Some(credit) = credit.get_mut(&vm) {
+                            let answer = ledger.give_back(VmId(vm), Pages(n));
+                            prop_assert_eq!(answer.is_ok(), n <= *credit);
+                            *credit -= if answer.is_ok() { n } else { 0 };
+                        }
+                    }
+                    Step::AddFrames(n) => {
+                        let n = n.min(free);
+                        ledger.add_frames(Pages(n));
+                        frames += n;
+                    }
+                    Step::DropFrames(n) => {
+                        let n = n.min(frames);
+                        ledger.drop_frames(Pages(n));
+                        frames -= n;
+                    }
+                    Step::Open(_) => {}
+                }
+                ledger.audit();
+                let used = credit.values().sum::<u64>() + frames;
+                prop_assert!(used <= budget.0);
+                prop_assert_eq!(ledger.free().0, budget.0 - used);
+            }
+        }
+    }
+
+    #[test]
+    fn who_holds_more_than_its_credit_is_charged_for_it() {
+        let mut ledger = Ledger::new(Pages(100));
+        ledger.open(VmId(1), Pages::ZERO, Pages(5));
+        ledger.grant(VmId(1), Pages(20));
+        ledger.set_held(VmId(1), Pages(30));
+        assert_eq!(ledger.free(), Pages(65));
+        ledger.set_held(VmId(1), Pages(10));
+        assert_eq!(ledger.free(), Pages(75));
+        ledger.set_host_overhead(Pages(500));
+        assert_eq!(ledger.free(), Pages(0));
+        ledger.set_host_overhead(Pages(0));
+        ledger.close(VmId(1));
+        assert_eq!(ledger.free(), Pages(100));
+    }
+}

@@ -1,0 +1,297 @@
+use serde_bytes::ByteBuf;
+
+use super::*;
+use crate::page::key::key_of;
+use crate::units::FrameId;
+
+const BUDGET: Pages = Pages::mib(64);
+
+fn manager() -> Manager {
+    Manager::new(Settings {
+        budget: BUDGET,
+        policy: PolicyKind::Esx,
+        seed: 1,
+    })
+    .unwrap()
+}
+
+fn hello(name: &str, mib: u64) -> Hello {
+    Hello {
+        name: name.to_owned(),
+        size: Pages::mib(mib),
+        reservation: Pages::ZERO,
+        limit: Pages::mib(mib),
+        shares: 1000,
+        dynamic_min: Pages::ZERO,
+        dynamic_max: Pages::mib(mib),
+        share_group: Some("g".to_owned()),
+        held: Pages::ZERO,
+    }
+}
+
+fn welcome(manager: &mut Manager, id: VmId) -> Welcome {
+    manager
+        .take_outgoing()
+        .into_iter()
+        .find_map(|out| match out {
+            Outgoing::Welcome(vm, welcome) if vm == id => Some(welcome),
+            _ => None,
+        })
+        .unwrap()
+}
+
+fn at(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// Asks until nothing more comes; what was granted.
+fn take_all(manager: &mut Manager, id: VmId) -> Pages {
+    let ask = ToHost::CreditRequest {
+        pages: Pages::mib(1024),
+    };
+    manager.message(id, ask, at(0)).unwrap();
+    granted(manager, id)
+}
+
+fn granted(manager: &mut Manager, id: VmId) -> Pages {
+    let outgoing = manager.take_outgoing();
+    let credits = outgoing.iter().map(|out| match out {
+        Outgoing::Send(vm, ToVm::Credit { pages }) if *vm == id => *pages,
+        _ => Pages::ZERO,
+    });
+    credits.sum()
+}
+
+fn report(private: u64) -> ToHost {
+    ToHost::Report(Box::new(Report {
+        private: Pages(private),
+        overhead: Pages(100),
+        ..Report::default()
+    }))
+}
+
+#[test]
+fn credit_never_exceeds_the_budget_and_death_returns_it() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 64)).unwrap();
+    let first = welcome(&mut manager, a).credit;
+    assert_eq!(first, credit_batch(BUDGET));
+    let b = manager.join(hello("b", 64)).unwrap();
+    let free = manager.ledger().free();
+    let got = take_all(&mut manager, a);
+    assert!(got > Pages::mib(32) && got < free, "{got} of {free}");
+    manager.audit();
+    // What b asks for beyond the last percent waits until a dies.
+    take_all(&mut manager, b);
+    assert!(manager.urgent);
+    let before = manager.ledger().free();
+    manager.gone(a);
+    let second = granted(&mut manager, b);
+    assert!(second > Pages::mib(32), "{second}");
+    assert!(manager.ledger().free() + second > before + got);
+    manager.gone(b);
+    assert_eq!(manager.ledger().free(), BUDGET);
+    manager.audit();
+}
+
+#[test]
+fn a_return_wakes_those_who_wait() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 64)).unwrap();
+    let b = manager.join(hello("b", 64)).unwrap();
+    take_all(&mut manager, a);
+    let got = take_all(&mut manager, b);
+    let back = ToHost::CreditReturn {
+        pages: Pages::mib(8),
+    };
+    manager.message(a, back, at(1)).unwrap();
+    let outgoing = manager.ledger().free();
+    assert!(got < Pages::mib(8), "{got}, {outgoing} free");
+    manager.tick(at(200));
+    manager.audit();
+}
+
+#[test]
+fn refusals_carry_the_arithmetic() {
+    let mut manager = manager();
+    let mut big = hello("big", 128);
+    big.reservation = Pages::mib(100);
+    let reason = manager.join(big.clone()).unwrap_err();
+    assert!(
+        reason.contains("100.0 MiB") && reason.contains("64.0 MiB"),
+        "{reason}"
+    );
+    big.reservation = Pages::mib(200);
+    assert!(manager.join(big).unwrap_err().contains("exceeds the limit"));
+    manager.join(hello("a", 8)).unwrap();
+    assert!(manager.join(hello("a", 8)).unwrap_err().contains("already"));
+    assert!(
+        manager
+            .join(hello("a/b", 8))
+            .unwrap_err()
+            .contains("A-Za-z")
+    );
+    assert_eq!(manager.live(), 1);
+}
+
+#[test]
+fn orders_are_sent_only_when_they_change() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 32)).unwrap();
+    manager.message(a, report(10), at(0)).unwrap();
+    manager.take_outgoing();
+    manager.tick(at(100));
+    let orders = |out: &Outgoing| matches!(out, Outgoing::Send(_, ToVm::Orders(_)));
+    assert_eq!(
+        manager
+            .take_outgoing()
+            .iter()
+            .filter(|out| orders(out))
+            .count(),
+        1
+    );
+    manager.tick(at(200));
+    assert!(!manager.take_outgoing().iter().any(orders));
+}
+
+#[test]
+fn sharing_goes_through_the_books() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 16)).unwrap();
+    let b = manager.join(hello("b", 16)).unwrap();
+    let seed = welcome(&mut manager, b).key_seed;
+    let content = [5; PAGE_SIZE];
+    let offer = |gfn| ToHost::Offer {
+        pages: vec![(Gfn(gfn), key_of(&content, seed))],
+    };
+    manager.message(a, offer(1), at(0)).unwrap();
+    manager.message(b, offer(2), at(0)).unwrap();
+    let wanted = ToVm::Want { gfns: vec![Gfn(2)] };
+    assert_eq!(manager.take_outgoing(), [Outgoing::Send(b, wanted)]);
+    let free = manager.ledger().free();
+    let pages = vec![(Gfn(2), ByteBuf::from(content))];
+    manager
+        .message(b, ToHost::Content { pages }, at(0))
+        .unwrap();
+    assert_eq!(manager.ledger().free(), free - Pages(1));
+    let lent = manager.take_outgoing();
+    let frame = match &lent[..] {
+        [Outgoing::Send(_, ToVm::Candidates { pages }), _] => pages[0].1,
+        other => panic!("{other:?}"),
+    };
+    let figures = manager.figures();
+    let parts: Vec<u64> = figures.vms.iter().map(|vm| vm.consumed_bytes).collect();
+    assert_eq!(parts, [2048, 2048]);
+    let overhead = figures.host.overhead_bytes;
+    assert_eq!(figures.host.consumed_bytes, 4096 + overhead);
+    manager.audit();
+    let release = |frame| ToHost::Release {
+        frames: vec![frame],
+    };
+    manager.message(a, release(frame), at(1)).unwrap();
+    assert!(manager.message(a, release(frame), at(1)).is_err());
+    manager.gone(a);
+    manager.gone(b);
+    manager.audit();
+    assert_eq!(manager.ledger().free(), BUDGET);
+}
+
+#[test]
+fn violations_are_errors_and_leave_the_books_whole() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 16)).unwrap();
+    let wrong = [
+        ToHost::Hello(hello("a", 16)),
+        ToHost::CreditReturn {
+            pages: Pages(u64::MAX),
+        },
+        ToHost::Release {
+            frames: vec![FrameId(u32::MAX)],
+        },
+    ];
+    for message in wrong {
+        assert!(
+            manager.message(a, message.clone(), at(0)).is_err(),
+            "{message:?}"
+        );
+        manager.audit();
+    }
+    // A flood of asking and impossible figures harm nobody.
+    for _ in 0..3 {
+        let ask = ToHost::CreditRequest {
+            pages: Pages(u64::MAX),
+        };
+        manager.message(a, ask, at(0)).unwrap();
+    }
+    let mut absurd = Report {
+        private: Pages(u64::MAX),
+        overhead: Pages(u64::MAX),
+        ..Report::default()
+    };
+    absurd.swapped = Pages(u64::MAX);
+    manager
+        .message(a, ToHost::Report(Box::new(absurd)), at(0))
+        .unwrap();
+    manager.tick(at(100));
+    manager.audit();
+    manager.gone(a);
+    assert_eq!(manager.ledger().free(), BUDGET);
+}
+
+#[test]
+fn an_ended_vm_keeps_its_counters_and_how_it_ended() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 16)).unwrap();
+    let b = manager.join(hello("b", 16)).unwrap();
+    manager.message(a, report(500), at(0)).unwrap();
+    manager.tick(at(100));
+    let exit = Exit {
+        reason: ExitReason::GuestExit,
+        code: 3,
+        message: None,
+    };
+    manager
+        .message(a, ToHost::Exited(exit.clone()), at(110))
+        .unwrap();
+    assert!(manager.message(a, report(1), at(111)).is_err());
+    manager.gone(a);
+    manager.gone(b);
+    let figures = manager.figures();
+    assert_eq!(figures.vms[0].exit, Some(exit));
+    assert_eq!(figures.vms[0].peak.consumed_bytes, Pages(500).bytes());
+    assert_eq!(figures.vms[0].consumed_bytes, 0);
+    assert_eq!(
+        figures.vms[1].exit.as_ref().unwrap().reason,
+        ExitReason::Killed
+    );
+}
+
+#[test]
+fn settings_are_checked_before_they_hold() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 32)).unwrap();
+    let change = |reservation| Change {
+        reservation: Some(Pages::mib(reservation)),
+        ..Change::default()
+    };
+    manager.set(a, change(20)).unwrap();
+    assert!(
+        manager
+            .set(a, change(33))
+            .unwrap_err()
+            .contains("exceeds the limit")
+    );
+    assert!(
+        manager
+            .set_budget(Pages::mib(10))
+            .unwrap_err()
+            .contains("20.0 MiB")
+    );
+    manager.set_budget(Pages::mib(40)).unwrap();
+    assert!(manager.set(a, change(32)).is_ok());
+    let limit = Change {
+        limit: Some(Pages::mib(16)),
+        ..Change::default()
+    };
+    assert!(manager.set(a, limit).is_err());
+}

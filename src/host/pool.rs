@@ -1,0 +1,280 @@
+//! The frame pool: one memory file whose pages VM processes map copy-on-write.
+//!
+//! Owned by the host manager, which alone writes it, with `pwrite` into frames that nobody maps yet.
+//! VM processes get a descriptor that was opened read-only. The file's mode is 0400, so a VM process
+//! of another uid cannot open it for writing through `/proc`; for one of the same uid, or root, the
+//! VM process's own sandbox closes that hole. (Sealing with F_SEAL_FUTURE_WRITE would be simpler,
+//! but also forbids the hole punching by which freed frames return to the host.)
+//!
+//! **Runs.** Each frame that is mapped alone costs the VM a mapping, a run of frames only one. So a
+//! frame's place follows from the gfn it was first seen at: a 2 MiB chunk of a VM's pages gets a
+//! window of 512 frames, and each gfn the frame at its own offset therein, whatever the order in
+//! which the contents arrive. When no window is left, any free frame will do.
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::policy::types::VmId;
+use crate::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, PAGES_MAX, Pages};
+
+/// The pool cannot do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} the frame pool")]
+pub struct Error {
+    /// What failed.
+    pub operation: &'static str,
+    /// The kernel's answer.
+    pub source: Errno,
+}
+
+fn error(operation: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |source| Error { operation, source }
+}
+
+/// A part of a VM's memory that has a window: (VM, first gfn of the chunk).
+type Chunk = (VmId, Gfn);
+
+/// The pool and which of its frames are in use.
+#[derive(Debug)]
+pub struct FramePool {
+    file: OwnedFd,
+    reader: OwnedFd,
+    used: Vec<bool>,
+    /// For each window of [`CHUNK_PAGES`] frames: frames in use, and the chunk it was given to.
+    windows: Vec<(u32, Option<Chunk>)>,
+    window_of: HashMap<Chunk, u32>,
+    in_use: u32,
+    /// Where the search for any free frame goes on.
+    next: u32,
+}
+
+impl FramePool {
+    /// A pool of as many frames as the budget has pages (whole windows of 2 MiB), at most
+    /// [`PAGES_MAX`].
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory file.
+    pub fn new(budget: Pages) -> Result<FramePool, Error> {
+        let pages = budget.0.clamp(1, PAGES_MAX);
+        let windows = u32::try_from(pages.div_ceil(u64::from(CHUNK_PAGES)))
+            .expect("the bound fits a frame number");
+        let frames = windows * CHUNK_PAGES;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
+        let file = match rustix::fs::memfd_create("tidemark-frames", flags) {
+            // Linux before 6.3 does not know NOEXEC_SEAL.
+            Err(Errno::INVAL) => rustix::fs::memfd_create("tidemark-frames", MemfdFlags::CLOEXEC),
+            other => other,
+        }
+        .map_err(error("create"))?;
+        rustix::fs::ftruncate(&file, FrameId(frames).offset()).map_err(error("size"))?;
+        rustix::fs::fchmod(&file, Mode::RUSR).map_err(error("protect"))?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let reader = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(error("reopen"))?;
+        Ok(FramePool {
+            file,
+            reader,
+            used: vec![false; frames as usize],
+            windows: vec![(0, None); windows as usize],
+            window_of: HashMap::new(),
+            in_use: 0,
+            next: 0,
+        })
+    }
+
+    /// Length in frames.
+    pub fn frames(&self) -> u32 {
+        u32::try_from(self.used.len()).expect("the length was a u32")
+    }
+
+    /// Frames in use.
+    pub fn in_use(&self) -> u32 {
+        self.in_use
+    }
+
+    /// A read-only descriptor for a VM process.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn reader(&self) -> Result<OwnedFd, Error> {
+        rustix::io::fcntl_dupfd_cloexec(&self.reader, 0).map_err(error("duplicate"))
+    }
+
+    /// Copies a page into a free frame, near those of the page's neighbours. `None` when all are in
+    /// use.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for it.
+    pub fn store(
+        &mut self,
+        owner: VmId,
+        gfn: Gfn,
+        content: &[u8; PAGE_SIZE],
+    ) -> Result<Option<FrameId>, Error> {
+        let Some(frame) = self.place(owner, gfn) else {
+            return Ok(None);
+        };
+        if let Err(source) = self.write(frame, content) {
+            self.forget_if_empty(window(frame));
+            return Err(error("write to")(source));
+        }
+        self.used[frame.index()] = true;
+        self.windows[window(frame)].0 += 1;
+        self.in_use += 1;
+        Ok(Some(frame))
+    }
+
+    /// Gives frames back to the host. Nobody may map them any more.
+    ///
+    /// # Panics
+    /// When one is not in use: a page could still be mapped somewhere.
+    pub fn free(&mut self, mut frames: Vec<FrameId>) {
+        frames.sort_unstable();
+        for run in frames.chunk_by(|a, b| a.0 + 1 == b.0) {
+            for &frame in run {
+                assert!(self.used[frame.index()], "{frame:?} is not in use");
+                self.used[frame.index()] = false;
+                self.in_use -= 1;
+                self.windows[window(frame)].0 -= 1;
+                self.forget_if_empty(window(frame));
+            }
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let bytes = (run.len() * PAGE_SIZE) as u64;
+            if let Err(errno) = rustix::fs::fallocate(&self.file, flags, run[0].offset(), bytes) {
+                // The memory is reused with the frames; until then the host holds it.
+                log::warn!("cannot punch {bytes} bytes out of the frame pool: {errno}");
+            }
+        }
+    }
+
+    fn write(&self, frame: FrameId, content: &[u8; PAGE_SIZE]) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < PAGE_SIZE {
+            match rustix::io::pwrite(&self.file, &content[done..], frame.offset() + done as u64) {
+                Ok(0) => return Err(Errno::NOSPC),
+                Ok(bytes) => done += bytes,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// A window without frames can be given to another chunk.
+    fn forget_if_empty(&mut self, window: usize) {
+        let (count, chunk) = &mut self.windows[window];
+        if *count == 0
+            && let Some(chunk) = chunk.take()
+        {
+            self.window_of.remove(&chunk);
+        }
+    }
+
+    fn place(&mut self, owner: VmId, gfn: Gfn) -> Option<FrameId> {
+        let chunk = (owner, gfn.chunk_start());
+        let window = self.window_of.get(&chunk).copied().or_else(|| {
+            let free = self
+                .windows
+                .iter()
+                .position(|(count, chunk)| *count == 0 && chunk.is_none());
+            let window = u32::try_from(free?).expect("windows are counted in u32");
+            self.windows[window as usize].1 = Some(chunk);
+            self.window_of.insert(chunk, window);
+            Some(window)
+        });
+        let own = window.map(|window| FrameId(window * CHUNK_PAGES + (gfn.0 - chunk.1.0)));
+        own.filter(|frame| !self.used[frame.index()])
+            .or_else(|| self.any_free())
+    }
+
+    fn any_free(&mut self) -> Option<FrameId> {
+        let frames = self.frames();
+        if self.in_use == frames {
+            return None;
+        }
+        let found = (self.next..frames)
+            .chain(0..self.next)
+            .find(|&frame| !self.used[frame as usize])?;
+        self.next = (found + 1) % frames;
+        Some(FrameId(found))
+    }
+}
+
+fn window(frame: FrameId) -> usize {
+    (frame.0 / CHUNK_PAGES) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    fn page(fill: u8) -> [u8; PAGE_SIZE] {
+        [fill; PAGE_SIZE]
+    }
+
+    fn pool(mib: u64) -> FramePool {
+        FramePool::new(Pages::mib(mib)).unwrap()
+    }
+
+    #[test]
+    fn neighbours_get_neighbouring_frames_in_any_order() {
+        let mut pool = pool(8);
+        let at = |pool: &mut FramePool, vm, gfn| {
+            pool.store(VmId(vm), Gfn(gfn), &page(1)).unwrap().unwrap().0
+        };
+        let c = at(&mut pool, 1, 1002);
+        let other = at(&mut pool, 2, 1001);
+        let a = at(&mut pool, 1, 1000);
+        let b = at(&mut pool, 1, 1001);
+        assert_eq!((b, c), (a + 1, a + 2));
+        assert_ne!(other / CHUNK_PAGES, a / CHUNK_PAGES);
+        // A second frame for the same page goes elsewhere.
+        assert_ne!(at(&mut pool, 1, 1001), b);
+    }
+
+    #[test]
+    fn every_frame_is_used_before_the_pool_is_full_and_freed_ones_come_back() {
+        let mut pool = pool(4);
+        let mut frames = Vec::new();
+        for gfn in 0..pool.frames() {
+            // One page a chunk: windows run out at once.
+            let stored = pool
+                .store(VmId(1), Gfn(gfn * CHUNK_PAGES), &page(2))
+                .unwrap();
+            frames.push(stored.unwrap());
+        }
+        frames.sort_unstable();
+        frames.dedup();
+        assert_eq!(frames.len(), pool.frames() as usize);
+        assert!(pool.store(VmId(1), Gfn(3), &page(2)).unwrap().is_none());
+        let blocks = |pool: &FramePool| rustix::fs::fstat(&pool.file).unwrap().st_blocks;
+        assert!(blocks(&pool) > 0);
+        pool.free(frames);
+        assert_eq!((pool.in_use(), blocks(&pool)), (0, 0));
+        assert!(pool.store(VmId(1), Gfn(3), &page(2)).unwrap().is_some());
+    }
+
+    #[test]
+    fn readers_read_and_cannot_write() {
+        let mut pool = pool(2);
+        let frame = pool.store(VmId(1), Gfn(7), &page(9)).unwrap().unwrap();
+        let reader = std::fs::File::from(pool.reader().unwrap());
+        let mut seen = [0; PAGE_SIZE];
+        reader.read_exact_at(&mut seen, frame.offset()).unwrap();
+        assert_eq!(seen, page(9));
+        assert!(reader.write_at(&[1], frame.offset()).is_err());
+        assert!(reader.set_len(1).is_err());
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert!(rustix::fs::fallocate(&reader, punch, 0, 4096).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "not in use")]
+    fn freeing_a_free_frame_is_a_bug() {
+        pool(2).free(vec![FrameId(1)]);
+    }
+}

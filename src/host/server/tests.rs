@@ -1,0 +1,378 @@
+//! The host manager against fake VM processes that speak the link, without KVM.
+
+use std::os::unix::fs::FileExt;
+
+use serde_bytes::ByteBuf;
+
+use super::*;
+use crate::link::message::*;
+use crate::link::socket::{Link, Received};
+use crate::page::key::key_of;
+use crate::policy::PolicyKind;
+use crate::units::{FrameId, Gfn, PAGE_SIZE};
+
+const BUDGET: Pages = Pages::mib(256);
+
+fn server() -> Server {
+    let settings = Settings {
+        budget: BUDGET,
+        policy: PolicyKind::Esx,
+        seed: 1,
+    };
+    Server::new(settings).unwrap()
+}
+
+fn hello(name: &str) -> ToHost {
+    ToHost::Hello(Hello {
+        name: name.to_owned(),
+        size: Pages::mib(64),
+        reservation: Pages::mib(1),
+        limit: Pages::mib(64),
+        shares: 10,
+        dynamic_min: Pages::ZERO,
+        dynamic_max: Pages::mib(64),
+        share_group: Some("demo".to_owned()),
+        held: Pages::ZERO,
+    })
+}
+
+/// A VM process without a VM.
+struct Fake {
+    link: Link,
+}
+
+impl Fake {
+    fn connect(server: &mut Server) -> Fake {
+        let (host, vm) = socket::pair().unwrap();
+        server.adopt(host, None).unwrap();
+        Fake {
+            link: Link::new(vm).unwrap(),
+        }
+    }
+
+    /// Connects, says hello; the terms and the pool.
+    fn join(server: &mut Server, name: &str) -> (Fake, Welcome, fs::File) {
+        let fake = Fake::connect(server);
+        fake.link.send(&hello(name)).unwrap();
+        pump(server);
+        match fake.link.recv(Some(Duration::ZERO)).unwrap() {
+            Received::Message(ToVm::Welcome(welcome), Some(pool)) => {
+                (fake, welcome, fs::File::from(pool))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends, lets the host work; what came back, orders left out.
+    fn say(&self, server: &mut Server, message: &ToHost) -> Vec<ToVm> {
+        self.link.send(message).unwrap();
+        pump(server);
+        self.hear().0
+    }
+
+    /// What came, orders left out, and whether the link is still up.
+    fn hear(&self) -> (Vec<ToVm>, bool) {
+        let mut heard = Vec::new();
+        loop {
+            match self.link.recv(Some(Duration::ZERO)) {
+                Ok(Received::Message(ToVm::Orders(_), _)) => {}
+                Ok(Received::Message(message, _)) => heard.push(message),
+                Ok(Received::TimedOut) => return (heard, true),
+                Ok(Received::Closed) => return (heard, false),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// Lets the host manager do all there is to do.
+fn pump(server: &mut Server) -> Vec<Event> {
+    let mut events = Vec::new();
+    for _ in 0..8 {
+        events.extend(server.turn(Duration::ZERO).unwrap());
+    }
+    server.manager().audit();
+    events
+}
+
+fn page(fill: u8) -> [u8; PAGE_SIZE] {
+    [fill; PAGE_SIZE]
+}
+
+#[test]
+fn a_vm_joins_takes_credit_and_returns_all_by_dying() {
+    let mut server = server();
+    let (a, welcome, pool) = Fake::join(&mut server, "a");
+    assert_eq!(
+        pool.metadata().unwrap().len(),
+        u64::from(welcome.pool_frames) << 12
+    );
+    assert_eq!(welcome.credit, welcome.credit_batch);
+    let pages = Pages(512);
+    let heard = a.say(&mut server, &ToHost::CreditRequest { pages });
+    assert_eq!(heard, [ToVm::Credit { pages }]);
+    let held = server.manager().ledger().in_use();
+    drop(a);
+    let events = pump(&mut server);
+    assert_eq!(events, [Event::Ended("a".to_owned())]);
+    let after = server.manager().ledger().in_use();
+    assert!(after + pages + welcome.credit <= held, "{after} of {held}");
+    let figures = server.manager().figures();
+    assert_eq!(
+        figures.vms[0].exit.as_ref().unwrap().reason,
+        ExitReason::Killed
+    );
+}
+
+#[test]
+fn pages_are_shared_through_the_pool_in_runs() {
+    let mut server = server();
+    let (a, welcome, _) = Fake::join(&mut server, "a");
+    let (b, other, pool) = Fake::join(&mut server, "b");
+    assert_eq!(welcome.key_seed, other.key_seed);
+    let offer = |base: u32| ToHost::Offer {
+        pages: (0..8)
+            .map(|n| (Gfn(base + u32::from(n)), key_of(&page(n), welcome.key_seed)))
+            .collect(),
+    };
+    assert_eq!(a.say(&mut server, &offer(100)), []);
+    let gfns: Vec<Gfn> = (200..208).map(Gfn).collect();
+    assert_eq!(b.say(&mut server, &offer(200)), [ToVm::Want { gfns }]);
+    // The answer may come in any order and in pieces.
+    let content = |n: u8| ToHost::Content {
+        pages: vec![(Gfn(200 + u32::from(n)), ByteBuf::from(page(n)))],
+    };
+    let mut lent = Vec::new();
+    for n in [3, 0, 1, 2, 7, 6, 5, 4] {
+        for message in b.say(&mut server, &content(n)) {
+            let ToVm::Candidates { pages } = message else {
+                panic!("{message:?}");
+            };
+            lent.extend(pages);
+        }
+    }
+    lent.sort_unstable();
+    assert_eq!(lent.len(), 8);
+    for (n, &(gfn, frame)) in (0_u8..).zip(&lent) {
+        assert_eq!(gfn, Gfn(200 + u32::from(n)));
+        assert_eq!(frame.0, lent[0].1.0 + u32::from(n), "one run of frames");
+        let mut seen = page(0xff);
+        pool.read_exact_at(&mut seen, frame.offset()).unwrap();
+        assert_eq!(seen, page(n));
+    }
+    // The owner of the hints was lent its references too.
+    let (heard, _) = a.hear();
+    assert_eq!(heard.len(), 8);
+    // A third VM finds the frames at once.
+    let (c, ..) = Fake::join(&mut server, "c");
+    let heard = c.say(&mut server, &offer(300));
+    let frames: Vec<FrameId> = lent.iter().map(|&(_, frame)| frame).collect();
+    let pages = (300..).map(Gfn).zip(frames.clone()).collect();
+    assert_eq!(heard, [ToVm::Candidates { pages }]);
+    assert_eq!(server.manager().ledger().frames(), Pages(8));
+    // Frames outlive everyone but the last who holds them.
+    drop(a);
+    drop(b);
+    pump(&mut server);
+    assert_eq!(server.manager().ledger().frames(), Pages(8));
+    c.say(&mut server, &ToHost::Release { frames });
+    assert_eq!(server.manager().ledger().frames(), Pages(0));
+}
+
+#[test]
+fn whoever_breaks_the_protocol_loses_the_link_and_nobody_else() {
+    let mut server = server();
+    let (good, welcome, _) = Fake::join(&mut server, "good");
+    let raw: [&[u8]; 4] = [b"\x01\xff\xff\xff", b"\x02hello", b"{}", b"rubbish"];
+    for bytes in raw {
+        let (bad, ..) = Fake::join(&mut server, "bad");
+        socket::send_datagram(&bad.link, bytes, None).unwrap();
+        pump(&mut server);
+        assert!(!bad.hear().1, "{bytes:?}");
+    }
+    let messages = [
+        hello("again"),
+        ToHost::CreditReturn {
+            pages: Pages(1 << 40),
+        },
+        ToHost::Release {
+            frames: vec![FrameId(7)],
+        },
+    ];
+    for message in messages {
+        let (bad, ..) = Fake::join(&mut server, "bad");
+        bad.say(&mut server, &message);
+        assert!(!bad.hear().1, "{message:?}");
+    }
+    // Content that nobody asked for is ignored.
+    let pages = vec![(Gfn(1), ByteBuf::from(page(1)))];
+    assert_eq!(good.say(&mut server, &ToHost::Content { pages }), []);
+    // First words that are none of ours.
+    for bytes in raw {
+        let stranger = Fake::connect(&mut server);
+        socket::send_datagram(&stranger.link, bytes, None).unwrap();
+        pump(&mut server);
+    }
+    assert_eq!(server.manager().live(), 1);
+    assert!(good.hear().1);
+    let pages = welcome.credit_batch;
+    assert_eq!(
+        good.say(&mut server, &ToHost::CreditRequest { pages }),
+        [ToVm::Credit { pages }]
+    );
+}
+
+#[test]
+fn a_vm_that_floods_without_reading_is_dropped_and_harms_nobody() {
+    let mut server = server();
+    let (good, welcome, _) = Fake::join(&mut server, "good");
+    let (bad, ..) = Fake::join(&mut server, "bad");
+    let ask = ToHost::CreditRequest { pages: Pages(1) };
+    let back = ToHost::CreditReturn { pages: Pages(1) };
+    let mut rounds = 0;
+    while bad
+        .link
+        .send(&ask)
+        .and_then(|()| bad.link.send(&back))
+        .is_ok()
+    {
+        pump(&mut server);
+        rounds += 1;
+        assert!(rounds < 100_000, "the queue has a bound");
+    }
+    assert_eq!(server.manager().live(), 1);
+    let pages = welcome.credit_batch;
+    assert_eq!(
+        good.say(&mut server, &ToHost::CreditRequest { pages }),
+        [ToVm::Credit { pages }]
+    );
+}
+
+#[test]
+fn refusals_reach_the_vm() {
+    let mut server = server();
+    let (_a, ..) = Fake::join(&mut server, "a");
+    let twin = Fake::connect(&mut server);
+    let heard = twin.say(&mut server, &hello("a"));
+    assert!(matches!(&heard[..], [ToVm::Refused { reason }] if reason.contains("already")));
+    // A link that was made for one VM admits no other.
+    let (host, vm) = socket::pair().unwrap();
+    server.adopt(host, Some("b".to_owned())).unwrap();
+    let link = Link::new(vm).unwrap();
+    let heard = Fake { link }.say(&mut server, &hello("x"));
+    assert!(matches!(&heard[..], [ToVm::Refused { .. }]), "{heard:?}");
+}
+
+#[test]
+fn how_a_vm_ended_is_known_though_it_left_mail_unread() {
+    let mut server = server();
+    let (a, ..) = Fake::join(&mut server, "a");
+    let id = server.manager().find("a").unwrap();
+    server.manager().stop(id);
+    let exit = Exit {
+        reason: ExitReason::Stopped,
+        code: 0,
+        message: None,
+    };
+    a.link.send(&ToHost::Exited(exit.clone())).unwrap();
+    drop(a);
+    pump(&mut server);
+    assert_eq!(server.manager().figures().vms[0].exit, Some(exit));
+}
+
+/// Serves until `done`, at most ten seconds.
+fn serve_while<T: Send + 'static>(
+    server: &mut Server,
+    client: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let client = std::thread::spawn(client);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !client.is_finished() && Instant::now() < deadline {
+        server.turn(Duration::from_millis(5)).unwrap();
+    }
+    client.join().unwrap()
+}
+
+#[test]
+fn control_requests_are_answered_over_the_same_socket() {
+    use control::{CallError, Request, call};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sub/host.sock");
+    let mut server = server();
+    server.listen(&path).unwrap();
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let (a, ..) = Fake::join(&mut server, "a");
+    let ask = |server: &mut Server, request: Request| {
+        let path = path.clone();
+        serve_while(server, move || call(&path, &request))
+    };
+    let figures = ask(&mut server, Request::Ps).unwrap();
+    assert_eq!(figures["vms"][0]["name"], "a");
+    assert_eq!(figures["host"]["memory_bytes"], BUDGET.bytes());
+    let version = ask(&mut server, Request::Version).unwrap();
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    let set = |vm: &str, key: &str, value: &str| Request::Set {
+        vm: vm.to_owned(),
+        changes: [(key.to_owned(), value.to_owned())].into(),
+    };
+    ask(&mut server, set("a", "limit", "32M")).unwrap();
+    ask(&mut server, set("host", "memory", "128M")).unwrap();
+    let refused = |result: Result<_, CallError>| result.unwrap_err().to_string();
+    assert!(
+        refused(ask(&mut server, set("a", "reservation", "48M"))).contains("exceeds the limit")
+    );
+    assert!(refused(ask(&mut server, set("b", "limit", "1M"))).contains("there are a"));
+    assert!(refused(ask(&mut server, set("host", "policy", "magic"))).contains("esx"));
+    ask(&mut server, Request::Stop { vm: "a".to_owned() }).unwrap();
+    assert_eq!(a.hear().0, [ToVm::Stop]);
+    assert_eq!(server.manager().ledger().budget(), Pages::mib(128));
+    drop(server);
+    assert!(!path.exists(), "the socket file goes with its host manager");
+}
+
+#[test]
+fn a_vm_can_join_by_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.sock");
+    let mut server = server();
+    server.listen(&path).unwrap();
+    let received = serve_while(&mut server, move || {
+        let link = Link::new(socket::connect(&path).unwrap()).unwrap();
+        link.send(&hello("a")).unwrap();
+        link.recv(Some(Duration::from_secs(5))).unwrap()
+    });
+    assert!(matches!(
+        received,
+        Received::Message(ToVm::Welcome(_), Some(_))
+    ));
+}
+
+#[test]
+fn only_dead_sockets_are_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.sock");
+    let mut first = server();
+    first.listen(&path).unwrap();
+    assert!(matches!(server().listen(&path), Err(Error::InUse { .. })));
+    // As a host manager that was killed leaves it.
+    let file = fs::File::create(folder.path().join("other")).unwrap();
+    let stale = folder.path().join("stale.sock");
+    let fd = net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    net::bind(fd.unwrap(), &SocketAddrUnix::new(&stale).unwrap()).unwrap();
+    server().listen(&stale).unwrap();
+    // Anything else is left alone.
+    drop(file);
+    assert!(matches!(
+        server().listen(&folder.path().join("other")),
+        Err(Error::Listen { .. })
+    ));
+    assert!(folder.path().join("other").exists());
+}

@@ -1,0 +1,239 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const A: VmId = VmId(1);
+const B: VmId = VmId(2);
+const C: VmId = VmId(3);
+const ROOM: Pages = Pages(100);
+const T0: Duration = Duration::ZERO;
+
+struct Fixture {
+    index: ShareIndex,
+    pool: FramePool,
+    seed: u64,
+}
+
+fn page(fill: u8) -> [u8; PAGE_SIZE] {
+    [fill; PAGE_SIZE]
+}
+
+impl Fixture {
+    /// A, B and C in one group.
+    fn new() -> Fixture {
+        let mut index = ShareIndex::default();
+        let pool = FramePool::new(Pages::mib(2)).unwrap();
+        let seed = index.join(A, Pages(64), Some("g")).unwrap();
+        assert_eq!(index.join(B, Pages(64), Some("g")).unwrap(), seed);
+        index.join(C, Pages(64), Some("g")).unwrap();
+        Fixture { index, pool, seed }
+    }
+
+    fn key(&self, fill: u8) -> Key {
+        key_of(&page(fill), self.seed)
+    }
+
+    fn offer(&mut self, vm: VmId, gfn: u32, fill: u8) -> OfferAnswer {
+        let key = self.key(fill);
+        self.index.offer(vm, &[(Gfn(gfn), key)], T0)
+    }
+
+    fn content(&mut self, vm: VmId, gfn: u32, fill: u8) -> ContentAnswer {
+        let (answer, failed) =
+            self.index
+                .content(vm, [(Gfn(gfn), &page(fill))], ROOM, &mut self.pool);
+        assert!(failed.is_none());
+        self.index.audit(&self.pool);
+        answer
+    }
+
+    fn release(&mut self, vm: VmId, frames: &[FrameId]) -> (Pages, Result<(), NotHeld>) {
+        self.index.release(vm, frames, &mut self.pool)
+    }
+
+    /// Two pages with one content, shared: the frame.
+    fn shared(&mut self) -> FrameId {
+        self.offer(A, 10, 7);
+        assert_eq!(self.offer(B, 20, 7).wants, [Gfn(20)]);
+        let lent = self.content(B, 20, 7).lent;
+        assert_eq!(lent.len(), 2);
+        lent[0].frame
+    }
+}
+
+#[test]
+fn two_pages_with_one_content_become_one_frame() {
+    let mut f = Fixture::new();
+    assert_eq!(f.offer(A, 10, 7), OfferAnswer::default());
+    // Offering the same page again changes nothing.
+    assert_eq!(f.offer(A, 10, 7), OfferAnswer::default());
+    assert_eq!(f.offer(B, 20, 7).wants, [Gfn(20)]);
+    // A third one waits with them instead of being asked as well.
+    assert_eq!(f.offer(C, 30, 7), OfferAnswer::default());
+    let answer = f.content(B, 20, 7);
+    let frame = answer.lent[0].frame;
+    let lent = |vm, gfn| Lent {
+        vm,
+        gfn: Gfn(gfn),
+        frame,
+    };
+    assert_eq!(answer.lent, [lent(B, 20), lent(A, 10), lent(C, 30)]);
+    assert_eq!(f.offer(C, 31, 7).candidates, [(Gfn(31), frame)]);
+    assert_eq!((f.index.frames(), f.index.references()), (1, 4));
+}
+
+#[test]
+fn pages_of_one_vm_share_among_themselves() {
+    let mut f = Fixture::new();
+    f.offer(A, 10, 7);
+    assert_eq!(f.offer(A, 11, 7).wants, [Gfn(11)]);
+    assert_eq!(f.content(A, 11, 7).lent.len(), 2);
+}
+
+#[test]
+fn a_frame_lives_until_its_last_reference_ends() {
+    let mut f = Fixture::new();
+    let frame = f.shared();
+    assert_eq!(f.release(A, &[frame]), (Pages(0), Ok(())));
+    assert_eq!(f.release(A, &[frame]), (Pages(0), Err(NotHeld { frame })));
+    assert_eq!(f.release(B, &[frame]), (Pages(1), Ok(())));
+    assert_eq!(f.pool.in_use(), 0);
+    f.index.audit(&f.pool);
+    // Its key is forgotten with it.
+    assert_eq!(f.offer(C, 1, 7), OfferAnswer::default());
+}
+
+#[test]
+fn death_returns_everything() {
+    let mut f = Fixture::new();
+    f.shared();
+    f.offer(A, 11, 8);
+    f.offer(B, 21, 8);
+    assert_eq!(f.index.leave(B, &mut f.pool), Pages(0));
+    f.index.audit(&f.pool);
+    // B was asked for content 8; A, who waited for it, is the hint again.
+    assert_eq!(f.offer(C, 31, 8).wants, [Gfn(31)]);
+    assert_eq!(f.index.leave(A, &mut f.pool), Pages(1));
+    assert_eq!(f.index.leave(C, &mut f.pool), Pages(0));
+    f.index.audit(&f.pool);
+    assert!(f.index.groups.is_empty() && f.index.members.is_empty());
+}
+
+#[test]
+fn keys_are_never_believed() {
+    let mut f = Fixture::new();
+    f.offer(A, 10, 7);
+    f.offer(B, 20, 7);
+    // The content is another one than the key said.
+    let answer = f.content(B, 20, 8);
+    assert_eq!((answer.made, f.pool.in_use()), (0, 0));
+    // A's page is still there to be shared with.
+    assert_eq!(f.offer(C, 30, 7).wants, [Gfn(30)]);
+    // Nobody asked for this.
+    assert_eq!(f.content(B, 20, 7).unsolicited, 1);
+}
+
+#[test]
+fn nothing_crosses_groups() {
+    let mut f = Fixture::new();
+    let frame = f.shared();
+    let alone = VmId(9);
+    let seed = f.index.join(alone, Pages(64), None).unwrap();
+    assert_ne!(seed, f.seed);
+    for key in [f.key(7), key_of(&page(7), seed)] {
+        assert_eq!(
+            f.index.offer(alone, &[(Gfn(1), key)], T0),
+            OfferAnswer::default()
+        );
+    }
+    assert!(f.release(alone, &[frame]).1.is_err());
+    let other = f.index.join(VmId(10), Pages(64), None).unwrap();
+    assert_ne!(other, seed);
+}
+
+#[test]
+fn a_want_expires_and_its_late_answer_is_ignored() {
+    let mut f = Fixture::new();
+    f.offer(A, 10, 7);
+    f.offer(B, 20, 7);
+    f.index.expire(WANT_EXPIRY);
+    f.index.audit(&f.pool);
+    assert_eq!(f.content(B, 20, 7).unsolicited, 1);
+    assert_eq!(f.offer(B, 20, 7).wants, [Gfn(20)]);
+}
+
+#[test]
+fn without_room_no_frame_is_made() {
+    let mut f = Fixture::new();
+    f.offer(A, 10, 7);
+    f.offer(B, 20, 7);
+    let content = page(7);
+    let (answer, _) = f
+        .index
+        .content(B, [(Gfn(20), &content)], Pages::ZERO, &mut f.pool);
+    assert_eq!(answer, ContentAnswer::default());
+    assert_eq!(f.offer(B, 20, 7).wants, [Gfn(20)]);
+}
+
+#[test]
+fn a_vm_cannot_fill_the_index() {
+    let mut f = Fixture::new();
+    for n in 0..10_000_u32 {
+        f.index.offer(A, &[(Gfn(n), Key(u64::from(n)))], T0);
+        f.index.offer(B, &[(Gfn(n), Key(u64::from(n)))], T0);
+    }
+    f.index.audit(&f.pool);
+    let b = &f.index.members[&B];
+    assert!(b.hints.len() <= 64 && b.wants.len() <= WANTS_MAX);
+    assert!(f.index.members[&A].hints.len() <= 64);
+}
+
+proptest! {
+    /// Random offers, contents, releases, deaths: the books always balance, and a frame's content
+    /// never changes while somebody holds it.
+    #[test]
+    fn the_index_balances(steps in prop::collection::vec((0..6_u8, 1..4_u32, 0..12_u32, 0..5_u8), 0..300)) {
+        let mut f = Fixture::new();
+        let mut wanted: BTreeMap<(VmId, Gfn), u8> = BTreeMap::new();
+        let mut held: Vec<(VmId, FrameId, u8)> = Vec::new();
+        for (kind, vm, gfn, fill) in steps {
+            let vm = VmId(vm);
+            match kind {
+                0..=2 => {
+                    let answer = f.offer(vm, gfn, fill);
+                    for gfn in answer.wants {
+                        wanted.insert((vm, gfn), fill);
+                    }
+                    held.extend(answer.candidates.iter().map(|&(_, frame)| (vm, frame, fill)));
+                }
+                3 => {
+                    let fill = wanted.remove(&(vm, Gfn(gfn))).unwrap_or(fill);
+                    let answer = f.content(vm, gfn, fill);
+                    held.extend(answer.lent.iter().map(|lent| (lent.vm, lent.frame, fill)));
+                }
+                4 => {
+                    if let Some(place) = held.iter().position(|&(holder, ..)| holder == vm) {
+                        let (_, frame, _) = held.swap_remove(place);
+                        prop_assert!(f.release(vm, &[frame]).1.is_ok());
+                    }
+                }
+                _ => {
+                    f.index.leave(vm, &mut f.pool);
+                    held.retain(|&(holder, ..)| holder != vm);
+                    wanted.retain(|&(holder, _), _| holder != vm);
+                    f.seed = f.index.join(vm, Pages(64), Some("g")).unwrap();
+                }
+            }
+            f.index.audit(&f.pool);
+            prop_assert_eq!(f.index.references(), held.len() as u64);
+        }
+        let reader = File::from(f.pool.reader().unwrap());
+        for (_, frame, fill) in held {
+            let mut seen = page(!fill);
+            std::os::unix::fs::FileExt::read_exact_at(&reader, &mut seen, frame.offset()).unwrap();
+            prop_assert_eq!(seen, page(fill));
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! The socket under the link: SOCK_SEQPACKET, one message a datagram, at most one descriptor with it.
+//!
+//! A VM process may wait for the host manager; the host manager waits for nobody: what a VM does
+//! not read is queued up to [`OUT_MESSAGES_MAX`], and then the link is dropped.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    UCred,
+};
+
+use super::codec;
+use super::message::{MESSAGE_BYTES_MAX, ToHost, ToVm};
+
+/// Messages that wait for a VM that does not read, at most; then the link is dropped. A VM that
+/// reads is sent a few a tick, so this is minutes of silence or a flood of its own asking.
+pub const OUT_MESSAGES_MAX: usize = 4096;
+/// How long [`Link::send`] waits for the host manager to read before it gives up.
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What can go wrong on a link.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error("cannot {operation} the link")]
+    Os {
+        /// Which.
+        operation: &'static str,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// Nobody could be reached at a path.
+    #[error("cannot connect to {}", path.display())]
+    Connect {
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// The descriptor is no SOCK_SEQPACKET socket.
+    #[error("descriptor is not a SOCK_SEQPACKET socket")]
+    NotALink,
+    /// A datagram is no message, or a message cannot be sent.
+    #[error(transparent)]
+    Codec(#[from] codec::Error),
+    /// The peer does not read.
+    #[error("peer left {messages} messages unread")]
+    Backlog {
+        /// How many wait.
+        messages: usize,
+    },
+    /// The peer did not read in time.
+    #[error("peer did not read for {} s", SEND_TIMEOUT.as_secs())]
+    SendTimeout,
+    /// The peer closed the link.
+    #[error("peer closed the link")]
+    Closed,
+}
+
+fn os(operation: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |source| Error::Os { operation, source }
+}
+
+/// Two connected ends, closed on exec.
+///
+/// # Errors
+/// When the kernel has no descriptors left.
+pub fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
+    net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(os("create"))
+}
+
+/// A connection to the host manager that listens at `path`.
+///
+/// # Errors
+/// When nobody listens there, or the path is too long for a socket address.
+pub fn connect(path: &Path) -> Result<OwnedFd, Error> {
+    let connect = || {
+        let fd = net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+        Ok(fd)
+    };
+    connect().map_err(|source| Error::Connect {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Who is at the other end, as the kernel saw when it connected.
+///
+/// # Errors
+/// When `fd` is no Unix socket.
+pub fn peer(fd: impl AsFd) -> Result<UCred, Error> {
+    net::sockopt::socket_peercred(fd).map_err(os("identify the peer of"))
+}
+
+/// Sends one datagram without waiting; `Errno::AGAIN` when the peer's queue is full.
+pub(crate) fn send_datagram(
+    socket: impl AsFd,
+    bytes: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.as_slice();
+    if !fds.is_empty() {
+        let fits = control.push(SendAncillaryMessage::ScmRights(fds));
+        assert!(fits, "the buffer is sized for one descriptor");
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags).map(|_| ())
+}
+
+/// One received datagram.
+pub(crate) struct Datagram {
+    /// Its length in the buffer; zero when the peer has closed.
+    pub bytes: usize,
+    /// The descriptor that came with it.
+    pub fd: Option<OwnedFd>,
+}
+
+/// Which descriptors a receiver takes; the kernel closes those that it does not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TakeFd {
+    One,
+    Never,
+}
+
+/// Receives one datagram without waiting; `Errno::AGAIN` when there is none, `Errno::MSGSIZE` when
+/// it did not fit.
+pub(crate) fn recv_datagram(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    take: TakeFd,
+) -> Result<Datagram, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = match take {
+        TakeFd::One => RecvAncillaryBuffer::new(&mut space),
+        TakeFd::Never => RecvAncillaryBuffer::new(&mut []),
+    };
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+    let mut fd = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            fd = fds.last();
+        }
+    }
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(Errno::MSGSIZE);
+    }
+    Ok(Datagram {
+        bytes: received.bytes,
+        fd,
+    })
+}
+
+/// Waits until `fd` is ready for `flags` or `deadline` has passed (`None`: for ever).
+fn wait(fd: impl AsFd, flags: PollFlags, deadline: Option<Instant>) -> Result<Ready, Error> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec::try_from(left).expect("a wait of less than ages"));
+        match poll(&mut [PollFd::new(&fd, flags)], timeout.as_ref()) {
+            Ok(0) => return Ok(Ready::TimedOut),
+            Ok(_) => return Ok(Ready::Now),
+            Err(Errno::INTR) => {}
+            Err(source) => return Err(os("wait for")(source)),
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Ready {
+    Now,
+    TimedOut,
+}
+
+/// What [`Link::recv`] found.
+#[derive(Debug)]
+pub enum Received {
+    /// A message and the descriptor that came with it.
+    Message(ToVm, Option<OwnedFd>),
+    /// The host manager closed the link or died.
+    Closed,
+    /// Nothing came in time.
+    TimedOut,
+}
+
+/// The VM process's end. One thread may send while another receives.
+#[derive(Debug)]
+pub struct Link {
+    fd: OwnedFd,
+    buffer: Mutex<Vec<u8>>,
+    home: Option<PathBuf>,
+}
+
+impl Link {
+    /// Takes over one end of a [`pair`] or a [`connect`]ed socket.
+    ///
+    /// # Errors
+    /// When `fd` is something else.
+    pub fn new(fd: OwnedFd) -> Result<Link, Error> {
+        match net::sockopt::socket_type(&fd) {
+            Ok(SocketType::SEQPACKET) => Ok(Link {
+                fd,
+                buffer: Mutex::new(vec![0; MESSAGE_BYTES_MAX + 1]),
+                home: None,
+            }),
+            _ => Err(Error::NotALink),
+        }
+    }
+
+    /// A link to the host manager that listens at `path`.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(path: &Path) -> Result<Link, Error> {
+        let mut link = Link::new(connect(path)?)?;
+        link.home = Some(path.to_owned());
+        Ok(link)
+    }
+
+    /// Where a new link can be had when this one has ended; `None` when it was inherited.
+    pub fn home(&self) -> Option<&Path> {
+        self.home.as_deref()
+    }
+
+    /// Sends one message; waits up to [`SEND_TIMEOUT`] while the host manager is behind.
+    ///
+    /// # Errors
+    /// When the message breaks a bound, the host manager is gone or does not read.
+    pub fn send(&self, message: &ToHost) -> Result<(), Error> {
+        let bytes = codec::encode(message)?;
+        let deadline = Instant::now() + SEND_TIMEOUT;
+        loop {
+            match send_datagram(&self.fd, &bytes, None) {
+                Ok(()) => return Ok(()),
+                Err(Errno::AGAIN) => {
+                    if wait(&self.fd, PollFlags::OUT, Some(deadline))? == Ready::TimedOut {
+                        return Err(Error::SendTimeout);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED | Errno::NOTCONN) => {
+                    return Err(Error::Closed);
+                }
+                Err(source) => return Err(os("send on")(source)),
+            }
+        }
+    }
+
+    /// Waits for one message, at most `timeout` (`None`: for ever; zero: only looks).
+    ///
+    /// # Errors
+    /// When a datagram is no message: the link is of no use any more.
+    pub fn recv(&self, timeout: Option<Duration>) -> Result<Received, Error> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            if wait(&self.fd, PollFlags::IN, deadline)? == Ready::TimedOut {
+                return Ok(Received::TimedOut);
+            }
+            let mut buffer = self.buffer.lock().expect("no holder of the buffer panics");
+            match recv_datagram(&self.fd, &mut buffer, TakeFd::One) {
+                Ok(Datagram { bytes: 0, .. }) => return Ok(Received::Closed),
+                Ok(Datagram { bytes, fd }) => {
+                    return Ok(Received::Message(codec::decode(&buffer[..bytes])?, fd));
+                }
+                // A reset is said once, before what the peer had sent; the end comes behind it.
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => {}
+                Err(source) => return Err(os("receive from")(source)),
+            }
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The host manager's end: never waits.
+#[derive(Debug)]
+pub struct HostLink {
+    fd: OwnedFd,
+    /// Encoded datagrams that the peer has no room for yet, oldest first.
+    queue: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+}
+
+impl HostLink {
+    /// Takes over one end of a [`pair`] or an accepted connection.
+    pub fn new(fd: OwnedFd) -> HostLink {
+        HostLink {
+            fd,
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// Sends `message`, or queues it while the peer is behind.
+    ///
+    /// # Errors
+    /// When the queue is full: drop the link.
+    pub fn send(&mut self, message: &ToVm, fd: Option<OwnedFd>) -> Result<(), Error> {
+        if self.queue.len() >= OUT_MESSAGES_MAX {
+            return Err(Error::Backlog {
+                messages: self.queue.len(),
+            });
+        }
+        self.queue.push_back((codec::encode(message)?, fd));
+        self.flush()
+    }
+
+    /// Sends what is queued, as far as the peer has room. That the peer is gone is no error here:
+    /// what it said last may still be there to be read, and [`HostLink::recv`] finds the end behind
+    /// it.
+    ///
+    /// # Errors
+    /// When the socket fails otherwise.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        while let Some((bytes, fd)) = self.queue.front() {
+            match send_datagram(&self.fd, bytes, fd.as_ref().map(AsFd::as_fd)) {
+                Ok(()) => drop(self.queue.pop_front()),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED | Errno::NOTCONN) => {
+                    self.queue.clear();
+                }
+                Err(source) => return Err(os("send on")(source)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether messages wait for the peer to read.
+    pub fn is_behind(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Takes one message that is there; `None` when there is none. `buffer` is scratch space of
+    /// [`MESSAGE_BYTES_MAX`] bytes. Descriptors that a VM sends are closed by the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] at the end; anything else means that the peer breaks the protocol.
+    pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<ToHost>, Error> {
+        let mut received = recv_datagram(&self.fd, buffer, TakeFd::Never);
+        if matches!(received, Err(Errno::CONNRESET)) {
+            // The peer left without reading everything. The kernel says so once, before it hands
+            // out what the peer had sent, which may be how the VM ended.
+            received = recv_datagram(&self.fd, buffer, TakeFd::Never);
+        }
+        match received {
+            Ok(Datagram { bytes: 0, .. }) => Err(Error::Closed),
+            Ok(Datagram { bytes, .. }) => Ok(Some(codec::decode(&buffer[..bytes])?)),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(Errno::MSGSIZE) => Err(codec::Error::Oversized {
+                bytes: buffer.len() + 1,
+            }
+            .into()),
+            Err(source) => Err(os("receive from")(source)),
+        }
+    }
+}
+
+impl AsFd for HostLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Pages;
+
+    fn ends() -> (HostLink, Link) {
+        let (host, vm) = pair().unwrap();
+        (HostLink::new(host), Link::new(vm).unwrap())
+    }
+
+    #[test]
+    fn a_descriptor_travels_with_a_message() {
+        let (mut host, vm) = ends();
+        let memfd = rustix::fs::memfd_create("t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&memfd, 4096).unwrap();
+        host.send(&ToVm::Stop, Some(memfd)).unwrap();
+        match vm.recv(Some(Duration::from_secs(5))).unwrap() {
+            Received::Message(ToVm::Stop, Some(fd)) => {
+                assert_eq!(rustix::fs::fstat(&fd).unwrap().st_size, 4096);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn both_sides_see_the_other_leave() {
+        let (mut host, vm) = ends();
+        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+        assert!(matches!(host.recv(&mut buffer), Ok(None)));
+        vm.send(&ToHost::CreditRequest { pages: Pages(3) }).unwrap();
+        assert_eq!(
+            host.recv(&mut buffer).unwrap(),
+            Some(ToHost::CreditRequest { pages: Pages(3) })
+        );
+        let wait = Some(Duration::from_millis(1));
+        assert!(matches!(vm.recv(wait), Ok(Received::TimedOut)));
+        drop(host);
+        assert!(matches!(vm.recv(None), Ok(Received::Closed)));
+        let gone = vm.send(&ToHost::CreditReturn { pages: Pages(1) });
+        assert!(matches!(gone, Err(Error::Closed)), "{gone:?}");
+    }
+
+    #[test]
+    fn a_vm_that_does_not_read_is_given_up() {
+        let (mut host, vm) = ends();
+        let mut sent = 0;
+        let error = loop {
+            match host.send(&ToVm::Stop, None) {
+                Ok(()) => sent += 1,
+                Err(error) => break error,
+            }
+            assert!(sent < 2 * OUT_MESSAGES_MAX, "the queue has a bound");
+        };
+        assert!(matches!(error, Error::Backlog { .. }), "{error}");
+        assert!(matches!(vm.recv(None), Ok(Received::Message(..))));
+    }
+
+    #[test]
+    fn last_words_are_heard_though_the_peer_left_mail_unread() {
+        let (mut host, vm) = ends();
+        host.send(&ToVm::Stop, None).unwrap();
+        let last = ToHost::CreditReturn { pages: Pages(5) };
+        vm.send(&last).unwrap();
+        drop(vm);
+        host.send(&ToVm::Stop, None).unwrap();
+        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+        assert_eq!(host.recv(&mut buffer).unwrap(), Some(last));
+        assert!(matches!(host.recv(&mut buffer), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn an_oversized_datagram_breaks_the_link() {
+        let (mut host, vm) = ends();
+        send_datagram(&vm, &vec![1; MESSAGE_BYTES_MAX + 1], None).unwrap();
+        let error = host.recv(&mut vec![0; MESSAGE_BYTES_MAX]).unwrap_err();
+        assert!(matches!(
+            error,
+            Error::Codec(codec::Error::Oversized { .. })
+        ));
+    }
+
+    #[test]
+    fn connecting_to_nobody_names_the_path() {
+        let error = connect(Path::new("/nonexistent/host.sock")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/host.sock"));
+    }
+}

@@ -1,0 +1,516 @@
+//! The VM's own hand in its memory: carries out the host manager's orders, keeps the credit
+//! account, scans, merges, swaps, measures, reports.
+//!
+//! One loop on the process's main thread. It decides nothing about how much the VM may hold; it
+//! only keeps to it. Everything is level-triggered: a lost or late message delays, and never
+//! confuses. When the host manager goes away the guest goes on without limits and the agent tries
+//! to join again; under `tidemark run`, whose end nobody else would notice, the VM ends with it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::gate::Hold;
+use super::machine::Machine;
+use super::process::{Building, Failure, exit, join, wait};
+use super::sandbox;
+use crate::config::VmSpec;
+use crate::link::message::{
+    CONTENT_PAGES_MAX, Exit, ExitReason, LIST_MAX, OFFER_PAGES_MAX, Orders, ToHost, ToVm, Welcome,
+};
+use crate::link::socket::{Link, Received};
+use crate::mem::credit::{CreditMove, Demand};
+use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
+use crate::mem::share::{Scanner, merge};
+use crate::mem::{self, Pager};
+use crate::policy::types::{MemState, Run};
+use crate::sys::pool_view::PoolView;
+use crate::units::{FrameId, Gfn, Pages};
+
+/// Time between measurements while the VM grows or the host is short. Chosen: in this time one
+/// vCPU can fill about 4 MiB unseen.
+const MEASURE_BUSY: Duration = Duration::from_millis(10);
+/// Time between measurements of a VM that does not grow, at most.
+const MEASURE_QUIET: Duration = Duration::from_millis(100);
+/// Time between reports.
+const REPORT: Duration = Duration::from_millis(100);
+/// Time between censuses, at least.
+const CENSUS: Duration = Duration::from_secs(1);
+/// A census may take at most this part of the time: one in fifty.
+const CENSUS_PART: u32 = 50;
+/// Batches swapped in one turn of the loop, so that messages are heard in between.
+const BATCHES_A_TURN: usize = 16;
+/// Pages merged in one turn.
+const MERGES_A_TURN: usize = 256;
+/// Pages scanned in one turn, at most.
+const SCAN_A_TURN: u32 = 1024;
+/// Pause after the swap file failed.
+const SWAP_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between attempts to join a host manager again.
+const REJOIN: Duration = Duration::from_secs(1);
+/// Mappings that the process needs beside its guest's RAM.
+const MAPPINGS_OWN: u64 = 2000;
+/// The kernel's default limit of mappings, where it cannot be read.
+const MAPPINGS_DEFAULT: u64 = 65530;
+
+/// When things are due.
+struct Due {
+    measure: Instant,
+    quiet: Duration,
+    report: Instant,
+    census: Instant,
+    scan: Instant,
+    swap: Instant,
+    rejoin: Instant,
+}
+
+/// See the module documentation.
+pub(super) struct Agent<'a> {
+    spec: &'a VmSpec,
+    link: Link,
+    joined: bool,
+    pool: PoolView,
+    pager: Arc<Pager>,
+    failure: Arc<Failure>,
+    signals: UnixStream,
+    scanner: Scanner,
+    reclaimer: Reclaimer,
+    orders: Orders,
+    candidates: VecDeque<(Gfn, FrameId)>,
+    mappings_max: u64,
+    due: Due,
+    stopping: bool,
+    held: bool,
+}
+
+impl<'a> Agent<'a> {
+    pub fn new(
+        spec: &'a VmSpec,
+        link: Link,
+        welcome: Welcome,
+        pool: PoolView,
+        pager: Arc<Pager>,
+        failure: Arc<Failure>,
+        seed: u64,
+    ) -> io::Result<Agent<'a>> {
+        let (signals, tell) = UnixStream::pair()?;
+        signals.set_nonblocking(true)?;
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            signal_hook::low_level::pipe::register(signal, tell.try_clone()?)?;
+        }
+        let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+        let mappings = mappings.and_then(|text| text.trim().parse().ok());
+        let now = Instant::now();
+        Ok(Agent {
+            spec,
+            link,
+            joined: true,
+            pool,
+            pager,
+            failure,
+            signals,
+            scanner: Scanner::new(welcome.key_seed),
+            reclaimer: Reclaimer::new(seed),
+            orders: no_orders(),
+            candidates: VecDeque::new(),
+            mappings_max: mappings
+                .unwrap_or(MAPPINGS_DEFAULT)
+                .saturating_sub(MAPPINGS_OWN),
+            due: Due {
+                measure: now,
+                quiet: MEASURE_BUSY,
+                report: now + REPORT,
+                census: now + CENSUS,
+                scan: now,
+                swap: now,
+                rejoin: now,
+            },
+            stopping: false,
+            held: false,
+        })
+    }
+
+    /// Waits for the machine to be built, starts it, and serves it until it ends.
+    pub fn run(mut self, building: Building) -> Exit {
+        let mut machine: Option<Machine> = None;
+        let ended = loop {
+            if let Some(message) = self.failure.get() {
+                break exit(ExitReason::Error, Some(message));
+            }
+            if let Some(exit) = machine.as_ref().and_then(Machine::exit) {
+                break exit;
+            }
+            if machine.is_none() {
+                match building.take().map(|built| built.and_then(start)) {
+                    Some(Ok(built)) => {
+                        // Orders may have come before there was a balloon.
+                        built.balloon().set_target(self.orders.balloon_target);
+                        machine = Some(built);
+                    }
+                    Some(Err(error)) => self.failure.set(&error),
+                    None if self.stopping => break exit(ExitReason::Stopped, None),
+                    None => {}
+                }
+            }
+            if let Err(error) = self.turn(machine.as_ref()) {
+                self.failure.set(&error);
+                continue;
+            }
+            self.wait(machine.as_ref(), &building);
+        };
+        self.end(machine, ended)
+    }
+
+    fn wait(&self, machine: Option<&Machine>, building: &Building) {
+        let now = Instant::now();
+        let mut next = self.due.measure.min(self.due.report).min(self.due.census);
+        if !self.candidates.is_empty() {
+            next = now;
+        }
+        if self.orders.scan_pages_per_second > 0 {
+            next = next.min(self.due.scan);
+        }
+        if self.joined && self.excess() > Pages::ZERO {
+            next = next.min(self.due.swap);
+        }
+        let built = machine.is_none().then(|| building.as_fd());
+        let fds: Vec<BorrowedFd<'_>> = [
+            Some(self.failure.event()),
+            Some(self.signals.as_fd()),
+            self.joined.then(|| self.link.as_fd()),
+            machine.map(AsFd::as_fd),
+            built,
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        wait(&fds, next.saturating_duration_since(now));
+    }
+
+    /// One round of everything that is due.
+    fn turn(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
+        self.hear_signals(machine);
+        self.hear_host(machine)?;
+        let now = Instant::now();
+        if !self.joined && now >= self.due.rejoin {
+            self.rejoin(now);
+        }
+        if now >= self.due.census {
+            let census = self.pager.census()?;
+            self.due.census = now + CENSUS.max(census.took * CENSUS_PART);
+        }
+        self.reclaim(now)?;
+        if now >= self.due.measure {
+            self.measure(now)?;
+        }
+        self.settle();
+        self.hold(machine);
+        if self.joined {
+            self.share()?;
+            self.scan(now)?;
+        }
+        if now >= self.due.report {
+            self.report(machine)?;
+            self.due.report = now + REPORT;
+        }
+        self.release();
+        Ok(())
+    }
+
+    fn hear_signals(&mut self, machine: Option<&Machine>) {
+        let mut bytes = [0; 16];
+        if io::Read::read(&mut &self.signals, &mut bytes).is_ok_and(|count| count > 0) {
+            self.stop(machine);
+        }
+    }
+
+    fn stop(&mut self, machine: Option<&Machine>) {
+        self.stopping = true;
+        if let Some(machine) = machine {
+            machine.stop();
+        }
+    }
+
+    fn hear_host(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
+        while self.joined {
+            match self.link.recv(Some(Duration::ZERO)) {
+                Ok(Received::TimedOut) => break,
+                Ok(Received::Message(message, _)) => self.obey(message, machine)?,
+                Ok(Received::Closed) => self.lose_host("closed the link", machine),
+                Err(error) => self.lose_host(&error.to_string(), machine),
+            }
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, message: ToVm, machine: Option<&Machine>) -> Result<(), mem::Error> {
+        match message {
+            ToVm::Credit { pages } => {
+                self.pager.with_credit(|credit| credit.grant(pages));
+                self.pager.retry_held()?;
+            }
+            ToVm::Orders(orders) => {
+                if let Some(machine) = machine {
+                    machine.balloon().set_target(orders.balloon_target);
+                }
+                if orders.state > MemState::High {
+                    self.due.quiet = MEASURE_BUSY;
+                }
+                self.orders = orders;
+            }
+            ToVm::Candidates { pages } => self.candidates.extend(pages),
+            ToVm::Want { gfns } => {
+                let contents = self.pager.copies(&gfns)?;
+                for part in contents.chunks(CONTENT_PAGES_MAX) {
+                    self.send(&ToHost::Content {
+                        pages: part.to_vec(),
+                    });
+                }
+            }
+            ToVm::Stop => self.stop(machine),
+            ToVm::Welcome(_) | ToVm::Refused { .. } => {
+                log::warn!("{}: the host manager answers a hello again", self.spec.name);
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: &ToHost) {
+        if self.joined
+            && let Err(error) = self.link.send(message)
+        {
+            log::warn!("{}: cannot reach the host manager: {error}", self.spec.name);
+            self.joined = false;
+            self.without_host();
+        }
+    }
+
+    fn lose_host(&mut self, why: &str, machine: Option<&Machine>) {
+        self.joined = false;
+        if self.link.home().is_none() {
+            log::error!(
+                "{}: the host manager {why}; the VM ends with it",
+                self.spec.name
+            );
+            self.stop(machine);
+        } else {
+            log::warn!(
+                "{}: the host manager {why}; the guest goes on",
+                self.spec.name
+            );
+        }
+        self.without_host();
+    }
+
+    /// Nobody limits the VM, and nobody would unblock it.
+    fn without_host(&mut self) {
+        self.orders = Orders {
+            balloon_target: self.orders.balloon_target,
+            ..no_orders()
+        };
+        self.candidates.clear();
+        self.pager.with_credit(|credit| credit.unlimit());
+        if let Err(error) = self.pager.retry_held() {
+            self.failure.set(&error);
+        }
+    }
+
+    fn rejoin(&mut self, now: Instant) {
+        self.due.rejoin = now + REJOIN;
+        let Some(path) = self.link.home().map(ToOwned::to_owned) else {
+            return;
+        };
+        let used = self.pager.with_credit(|credit| credit.used());
+        let joined = Link::connect(&path)
+            .map_err(Into::into)
+            .and_then(|link| join(&link, self.spec, used).map(|welcome| (link, welcome)));
+        match joined {
+            Ok((link, (welcome, pool))) => {
+                self.pager.orphan_frames();
+                let (credit, batch) = (welcome.credit, welcome.credit_batch);
+                self.pager
+                    .with_credit(|account| account.restart(credit, batch));
+                self.scanner = Scanner::new(welcome.key_seed);
+                self.pool = pool;
+                self.link = link;
+                self.joined = true;
+                log::warn!("{}: joined a new host manager", self.spec.name);
+            }
+            Err(error) => log::debug!("{}: cannot join again: {error}", self.spec.name),
+        }
+    }
+
+    /// Pages that the orders want out of memory.
+    fn excess(&self) -> Pages {
+        let used = self.pager.with_credit(|credit| credit.used());
+        self.orders
+            .private_max
+            .map_or(Pages::ZERO, |max| used.saturating_sub(max))
+    }
+
+    fn reclaim(&mut self, now: Instant) -> Result<(), mem::Error> {
+        if now < self.due.swap {
+            return Ok(());
+        }
+        for _ in 0..BATCHES_A_TURN {
+            let excess = self.excess();
+            if excess == Pages::ZERO {
+                break;
+            }
+            let wanted = usize::try_from(excess.0)
+                .unwrap_or(usize::MAX)
+                .min(BATCH_PAGES);
+            let done = self.reclaimer.step(&self.pager, wanted)?;
+            self.pager.measure()?;
+            if let Some(error) = done.failure {
+                log::error!(
+                    "{}: pages stay in memory: swap file: {error}",
+                    self.spec.name
+                );
+                self.due.swap = now + SWAP_PAUSE;
+                break;
+            }
+            if done.pages == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn measure(&mut self, now: Instant) -> Result<(), mem::Error> {
+        let before = self.pager.with_credit(|credit| credit.used());
+        self.pager.measure()?;
+        let used = self.pager.with_credit(|credit| credit.used());
+        let quiet = used <= before && self.orders.state == MemState::High;
+        self.due.quiet = if quiet {
+            (self.due.quiet * 2).min(MEASURE_QUIET)
+        } else {
+            MEASURE_BUSY
+        };
+        self.due.measure = now + self.due.quiet;
+        // Pages that were filled and not written are free again: they may serve a held fault.
+        self.pager.retry_held()
+    }
+
+    /// Tells the host manager what the credit account wants. Under orders to shrink no spare
+    /// credit is kept.
+    fn settle(&mut self) {
+        if !self.joined {
+            return;
+        }
+        let shrinking = self.orders.private_max.is_some();
+        let demand = if shrinking {
+            Demand::Shrinking
+        } else {
+            Demand::Free
+        };
+        while let Some(step) = self.pager.with_credit(|credit| credit.settle(demand)) {
+            match step {
+                CreditMove::Request(pages) => self.send(&ToHost::CreditRequest { pages }),
+                CreditMove::Return(pages) => self.send(&ToHost::CreditReturn { pages }),
+            }
+        }
+    }
+
+    /// Holds the vCPUs while the host manager says so, or while the guest is over its credit.
+    fn hold(&mut self, machine: Option<&Machine>) {
+        let Some(machine) = machine else { return };
+        let over = self.joined && self.pager.with_credit(|credit| credit.is_over());
+        let hold = over || self.orders.run == Run::Block;
+        match (self.held, hold) {
+            (false, true) => machine.gate().close(Hold::Blocked),
+            (true, false) => machine.gate().open(Hold::Blocked),
+            _ => {}
+        }
+        self.held = hold;
+    }
+
+    fn share(&mut self) -> Result<(), mem::Error> {
+        if self.candidates.is_empty() {
+            return Ok(());
+        }
+        let count = self.candidates.len().min(MERGES_A_TURN);
+        let mut batch: Vec<_> = self.candidates.drain(..count).collect();
+        let merged = merge(&self.pager, &self.pool, &mut batch, self.mappings_max)?;
+        self.send_release(&merged.rejected);
+        Ok(())
+    }
+
+    fn send_release(&mut self, frames: &[FrameId]) {
+        for part in frames.chunks(LIST_MAX) {
+            self.send(&ToHost::Release {
+                frames: part.to_vec(),
+            });
+        }
+    }
+
+    fn release(&mut self) {
+        let released = self.pager.take_released();
+        self.send_release(&released);
+    }
+
+    fn scan(&mut self, now: Instant) -> Result<(), mem::Error> {
+        let rate = self.orders.scan_pages_per_second;
+        if rate == 0 || now < self.due.scan {
+            return Ok(());
+        }
+        // A turn's worth in one go, then as long a pause as the rate asks for.
+        let pages = (rate / 20).clamp(64, SCAN_A_TURN);
+        let found = self.scanner.step(&self.pager, pages)?;
+        self.due.scan = now + Duration::from_secs(1) * found.pages / rate;
+        for part in found.offers.chunks(OFFER_PAGES_MAX) {
+            self.send(&ToHost::Offer {
+                pages: part.to_vec(),
+            });
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
+        let mut report = self.pager.report()?;
+        if let Some(machine) = machine {
+            let balloon = machine.balloon();
+            report.balloon_driver = balloon.driver_up();
+            report.balloon_actual = balloon.actual();
+            report.guest_memory = balloon.stats();
+            report.guest = machine.console().report();
+        }
+        self.send(&ToHost::Report(Box::new(report)));
+        Ok(())
+    }
+
+    /// The last words.
+    fn end(mut self, machine: Option<Machine>, ended: Exit) -> Exit {
+        if let Some(machine) = &machine {
+            machine.console().flush();
+        }
+        // A report that cannot be made is no reason to be silent about the end.
+        if let Err(error) = self.report(machine.as_ref()) {
+            log::warn!("{}: no last report: {error}", self.spec.name);
+        }
+        self.send(&ToHost::Exited(ended.clone()));
+        // The machine is not dismantled: a vCPU may wait for a page for ever. The process ends.
+        std::mem::forget(machine);
+        ended
+    }
+}
+
+/// Closes the way back, then lets the guest run.
+fn start(mut machine: Machine) -> Result<Machine, super::Error> {
+    sandbox::enter()?;
+    machine.start()?;
+    Ok(machine)
+}
+
+fn no_orders() -> Orders {
+    Orders {
+        state: MemState::High,
+        balloon_target: Pages::ZERO,
+        private_max: None,
+        run: Run::Go,
+        scan_pages_per_second: 0,
+    }
+}

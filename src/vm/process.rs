@@ -1,0 +1,422 @@
+//! One VM process from its first message to its last: build, run, report, end.
+//!
+//! | thread | does |
+//! |---|---|
+//! | main | joins the host manager, then [`super::agent`]: orders, credit, sharing, swapping, reports |
+//! | faults | serves page faults; must never wait for another thread |
+//! | vcpu N | run the guest and its devices |
+//! | builder, then statistics | loads the guest; then asks its balloon driver for statistics. Both touch guest memory and may wait for credit, which the main thread brings |
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::agent::Agent;
+use super::machine::{Machine, MachineSpec};
+use crate::boot::builtin;
+use crate::boot::image::Image;
+use crate::config::{Boot, VmSpec};
+use crate::devices::console::Console;
+use crate::devices::sink::BalloonSink;
+use crate::link::message::{Exit, ExitReason, Hello, ToHost, ToVm, Welcome};
+use crate::link::socket::{self, Link, Received};
+use crate::mem::credit::CreditBook;
+use crate::mem::pager::Settings;
+use crate::mem::swapfile::{self, SwapFile};
+use crate::mem::{self, Pager};
+use crate::sys::event;
+use crate::sys::pool_view::PoolView;
+use crate::sys::ram::{self, GuestRam, Layout};
+use crate::sys::space::{self, TakePath};
+use crate::sys::uffd;
+use crate::units::{Gfn, GfnRange, Pages};
+
+/// How long the host manager may take to admit a VM.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Stack of a helper thread, bytes: shallow code only.
+const STACK_BYTES: usize = 256 << 10;
+/// Period of the guest statistics. Chosen: the kernel's driver answers from counters at hand.
+const STATISTICS_PERIOD: Duration = Duration::from_secs(1);
+
+/// Why a VM process cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The link failed before the VM was admitted.
+    #[error(transparent)]
+    Link(#[from] socket::Error),
+    /// The host manager refused the VM.
+    #[error("{0}")]
+    Refused(String),
+    /// The host manager did not follow the protocol.
+    #[error("the host manager {0}")]
+    Protocol(&'static str),
+    /// Guest memory.
+    #[error(transparent)]
+    Ram(#[from] ram::Error),
+    /// userfaultfd.
+    #[error(transparent)]
+    Uffd(#[from] uffd::OpenError),
+    /// The environment forces a take path that is not to be had.
+    #[error("{0}")]
+    TakePath(String),
+    /// Page-table operations.
+    #[error(transparent)]
+    Space(#[from] space::Error),
+    /// The pager.
+    #[error(transparent)]
+    Pager(#[from] mem::Error),
+    /// The swap file.
+    #[error(transparent)]
+    SwapFile(#[from] swapfile::CreateError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] super::Error),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] super::sandbox::Error),
+    /// A file of the spec.
+    #[error("cannot open {path}")]
+    Open {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread or descriptor.
+    #[error("cannot {what}")]
+    Os {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The first thing that went wrong in any thread, and a descriptor that tells.
+#[derive(Debug)]
+pub(super) struct Failure {
+    first: Mutex<Option<String>>,
+    event: EventFd,
+}
+
+impl Failure {
+    fn new() -> io::Result<Failure> {
+        Ok(Failure {
+            first: Mutex::default(),
+            event: EventFd::new(libc::EFD_NONBLOCK)?,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.first.lock().expect("nothing panics under this lock")
+    }
+
+    /// Records an error and its causes, unless there is one already.
+    pub fn set(&self, error: &dyn std::error::Error) {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            // A transparent error repeats its cause's text.
+            let part = error.to_string();
+            if !text.ends_with(&part) {
+                text = format!("{text}: {part}");
+            }
+            cause = error.source();
+        }
+        self.lock().get_or_insert(text);
+        if let Err(error) = self.event.write(1) {
+            log::error!("cannot tell of a failure: {error}");
+        }
+    }
+
+    /// The error, if there is one.
+    pub fn get(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    /// Readable once there is an error.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        event::borrow(&self.event)
+    }
+}
+
+/// The pager as the balloon sees it: a failure stops the VM instead of the device.
+#[derive(Debug)]
+struct PagerSink {
+    pager: Arc<Pager>,
+    failure: Arc<Failure>,
+}
+
+impl PagerSink {
+    fn check(&self, result: Result<(), mem::Error>) {
+        if let Err(error) = result {
+            self.failure.set(&error);
+        }
+    }
+}
+
+impl BalloonSink for PagerSink {
+    fn inflate(&self, gfns: &[Gfn]) {
+        self.check(self.pager.inflate(gfns));
+    }
+
+    fn deflate(&self, gfns: &[Gfn]) {
+        self.pager.deflate(gfns);
+    }
+
+    fn report_free(&self, range: GfnRange) {
+        self.check(self.pager.report_free(range));
+    }
+}
+
+/// Says hello and waits for the answer. `held` is what the VM holds already.
+pub(super) fn join(link: &Link, spec: &VmSpec, held: Pages) -> Result<(Welcome, PoolView), Error> {
+    link.send(&ToHost::Hello(Hello {
+        name: spec.name.clone(),
+        size: spec.memory,
+        reservation: spec.reservation,
+        limit: spec.limit,
+        shares: spec.shares,
+        dynamic_min: spec.dynamic_min,
+        dynamic_max: spec.dynamic_max,
+        share_group: spec.share_group.clone(),
+        held,
+    }))?;
+    match link.recv(Some(WELCOME_TIMEOUT))? {
+        Received::Message(ToVm::Welcome(welcome), Some(pool)) => {
+            let view = PoolView::new(pool, welcome.pool_frames)?;
+            Ok((welcome, view))
+        }
+        Received::Message(ToVm::Welcome(_), None) => Err(Error::Protocol("sent no frame pool")),
+        Received::Message(ToVm::Refused { reason }, _) => Err(Error::Refused(reason)),
+        Received::Message(..) => Err(Error::Protocol("did not answer the VM's hello")),
+        Received::Closed => Err(Error::Link(socket::Error::Closed)),
+        Received::TimedOut => Err(Error::Protocol("did not answer in time")),
+    }
+}
+
+/// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`.
+///
+/// # Errors
+/// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
+/// was told.
+pub fn run(spec: &VmSpec, link: Link) -> Result<Exit, Error> {
+    stop_on_panic();
+    let (welcome, pool) = join(&link, spec, Pages::ZERO)?;
+    let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
+    match prepare(spec, &welcome, &failure) {
+        Ok((pager, building, seed)) => {
+            let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
+                .map_err(os("wait for signals"))?;
+            Ok(agent.run(building))
+        }
+        Err(error) => {
+            failure.set(&error);
+            let ended = exit(ExitReason::Error, failure.get());
+            link.send(&ToHost::Exited(ended.clone()))?;
+            Ok(ended)
+        }
+    }
+}
+
+/// A broken invariant in any thread stops the VM: the others would wait for that thread for ever,
+/// or go on with tables that are wrong.
+fn stop_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Os { what, source }
+}
+
+/// Everything up to the guest's first instruction, which waits for the agent.
+fn prepare(
+    spec: &VmSpec,
+    welcome: &Welcome,
+    failure: &Arc<Failure>,
+) -> Result<(Arc<Pager>, Building, u64), Error> {
+    let seed = seed_of(spec);
+    let forced = std::env::var(TakePath::VARIABLE).ok();
+    let path = TakePath::choose(uffd::probe()?, forced.as_deref()).map_err(Error::TakePath)?;
+    log::info!("{}: takes pages by {}, seed {seed}", spec.name, path.name());
+    let swap = Box::new(SwapFile::create(&spec.swap_dir)?);
+    let ram = GuestRam::new(Layout::new(spec.memory))?;
+    let credit = CreditBook::new(welcome.credit, welcome.credit_batch);
+    let pager = Arc::new(Pager::new(
+        ram.clone(),
+        Settings {
+            path,
+            swap,
+            seed,
+            credit,
+        },
+    )?);
+    serve_faults(pager.clone(), failure.clone())?;
+    let sink = Arc::new(PagerSink {
+        pager: pager.clone(),
+        failure: failure.clone(),
+    });
+    let building = build(spec, ram, sink)?;
+    Ok((pager, building, seed))
+}
+
+/// Seed of this VM's random choices: `TIDEMARK_SEED`, or one from the clock, printed either way.
+fn seed_of(spec: &VmSpec) -> u64 {
+    let given = std::env::var("TIDEMARK_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    given.unwrap_or_else(|| {
+        log::info!("{}: TIDEMARK_SEED is not set", spec.name);
+        fastrand::u64(..)
+    })
+}
+
+fn spawn(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, Error> {
+    thread::Builder::new()
+        .name(name.into())
+        .stack_size(STACK_BYTES)
+        .spawn(work)
+        .map_err(|source| Error::Os {
+            what: "start a thread",
+            source,
+        })
+}
+
+fn serve_faults(pager: Arc<Pager>, failure: Arc<Failure>) -> Result<(), Error> {
+    let serve = move || {
+        loop {
+            let fds = pager.space().uffd().poll_fds();
+            let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+            let ready = match poll(&mut polled, None) {
+                Ok(_) | Err(Errno::INTR) => pager.serve(),
+                Err(errno) => Err(mem::Error::Events(errno)),
+            };
+            if let Err(error) = ready {
+                // Whoever waits for a page now waits until the process ends, which is at once.
+                return failure.set(&error);
+            }
+        }
+    };
+    spawn("faults", serve).map(|_detached| ())
+}
+
+/// A machine under construction.
+pub(super) struct Building {
+    done: EventFd,
+    result: Receiver<Result<Machine, super::Error>>,
+}
+
+impl Building {
+    /// Readable when [`Building::take`] has something.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        event::borrow(&self.done)
+    }
+
+    /// The machine, once.
+    pub fn take(&self) -> Option<Result<Machine, super::Error>> {
+        self.result.try_recv().ok()
+    }
+}
+
+/// Opens the spec's files and starts a thread that builds the machine.
+fn build(spec: &VmSpec, ram: Arc<GuestRam>, sink: Arc<dyn BalloonSink>) -> Result<Building, Error> {
+    let console = Arc::new(Console::new("", console_writer(spec)?));
+    let (kernel, initrd) = match &spec.boot {
+        Boot::Guest(name) => {
+            let image = builtin::find(name).expect("the configuration checked the name");
+            (Image::Builtin(image), None)
+        }
+        Boot::Kernel { kernel, initrd } => {
+            let initrd = initrd.as_deref().map(open_image).transpose()?;
+            (open_image(kernel)?, initrd)
+        }
+    };
+    let machine = MachineSpec {
+        kernel,
+        initrd,
+        cmdline: spec.cmdline.clone(),
+        cpus: spec.cpus,
+    };
+    let done = EventFd::new(libc::EFD_NONBLOCK).map_err(os("create an eventfd"))?;
+    let tell = done.try_clone().map_err(os("create an eventfd"))?;
+    let (sender, result) = mpsc::channel();
+    let work = move || {
+        let machine = Machine::new(machine, ram, sink, console);
+        let balloon = machine
+            .as_ref()
+            .ok()
+            .map(|machine| machine.balloon().clone());
+        if sender.send(machine).is_err() || tell.write(1).is_err() {
+            return;
+        }
+        let Some(balloon) = balloon else { return };
+        loop {
+            thread::sleep(STATISTICS_PERIOD);
+            if balloon.driver_up() {
+                balloon.request_stats();
+            }
+        }
+    };
+    spawn("builder", work)?;
+    Ok(Building { done, result })
+}
+
+fn open_image(path: &std::path::Path) -> Result<Image, Error> {
+    let open = std::fs::File::open(path);
+    let error = |source| Error::Open {
+        path: path.display().to_string(),
+        source,
+    };
+    open.map(Image::File).map_err(error)
+}
+
+fn console_writer(spec: &VmSpec) -> Result<Box<dyn io::Write + Send>, Error> {
+    let Some(path) = &spec.console else {
+        return Ok(Box::new(io::stdout()));
+    };
+    let file = std::fs::File::create(path);
+    let error = |source| Error::Open {
+        path: path.display().to_string(),
+        source,
+    };
+    Ok(Box::new(file.map_err(error)?))
+}
+
+/// An exit that the VM process itself decided on.
+pub(super) fn exit(reason: ExitReason, message: Option<String>) -> Exit {
+    Exit {
+        reason,
+        code: 0,
+        message,
+    }
+}
+
+/// Waits for any of the descriptors; spurious wake-ups are fine.
+pub(super) fn wait(fds: &[BorrowedFd<'_>], timeout: Duration) {
+    let mut polled: Vec<PollFd<'_>> = fds
+        .iter()
+        .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN))
+        .collect();
+    let timeout = rustix::event::Timespec {
+        tv_sec: timeout.as_secs().cast_signed(),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    match poll(&mut polled, Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(errno) => log::error!("cannot wait: {errno}"),
+    }
+}
