@@ -23,11 +23,10 @@ done
 exec 9>"$top/target/lab/lock"
 flock 9
 sh "$top/guest-images/linux/fetch.sh" "$cache"
-[ -e "$guest/root.img" ] ||
-    sh "$top/guest-images/linux/build.sh" "$cache" "$version" "$guest" --disk
+sh "$top/guest-images/linux/build.sh" "$cache" "$version" "$guest" --disk
 
 # Static, because the host has no libraries; a target directory of its own, because of the flags.
-(cd "$top" && RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --example lab_runner \
+(cd "$top" && RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --bins --example lab_runner \
     --target x86_64-unknown-linux-gnu --target-dir target/static 9>&-)
 flock -u 9
 
@@ -35,6 +34,7 @@ start_tree "$cache/busybox" "$lab/tree" "$top/tests/lab/init"
 add_modules "$cache/$version" "$lab/tree" irqbypass kvm kvm-amd
 strip -o "$lab/tree/lab_runner" \
     "$top/target/static/x86_64-unknown-linux-gnu/debug/examples/lab_runner"
+strip -o "$lab/tree/tidemark" "$top/target/static/x86_64-unknown-linux-gnu/debug/tidemark"
 mkdir "$lab/tree/guest"
 cp "$guest/vmlinuz" "$guest/initrd.gz" "$guest/root.img" "$lab/tree/guest/"
 {

@@ -4,6 +4,7 @@
 //!
 //! Prints `PASS name seconds` or `FAIL name seconds` followed by the reason, for each test.
 
+mod fleet;
 mod list;
 mod rig;
 

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
+use tidemark::devices::virtio::block::{Access, Disk};
 use tidemark::link::message::Exit;
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
@@ -44,6 +44,8 @@ pub struct Plan {
     pub credit: CreditBook,
     /// Folder of the swap file.
     pub swap: PathBuf,
+    /// Image of the guest's disk, if it has one.
+    pub disk: Option<PathBuf>,
 }
 
 /// What the guest wrote so far.
@@ -124,12 +126,14 @@ impl Rig {
             echo: std::env::var_os("LAB_ECHO").is_some(),
         };
         let console = Arc::new(Console::new("", Box::new(recorder)));
+        let disk = plan.disk.as_deref();
+        let disk = disk.map(|path| Disk::open(path, Access::Writable));
         let spec = MachineSpec {
             kernel: Image::File(open(&plan.guest.join("vmlinuz"))?),
             initrd: Some(Image::File(open(&plan.guest.join("initrd.gz"))?)),
             cmdline: format!("console=ttyS0 tidemark.commands {}", plan.cmdline),
             cpus: plan.cpus,
-            disks: Vec::new(),
+            disks: disk.transpose()?.into_iter().collect(),
         };
         let mut machine = Machine::new(spec, ram, Arc::new(PagerSink(pager.clone())), console)?;
         machine.start()?;
@@ -217,6 +221,23 @@ impl Rig {
         }
     }
 
+    /// Waits until `condition` holds.
+    pub fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut condition: impl FnMut(&Rig) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
+        while !condition(self)? {
+            if Instant::now() > deadline || self.machine.exit().is_some() {
+                return Err(format!("{what}: not within {limit:?}").into());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
     /// Anonymous memory behind the guest, counted page by page.
     pub fn backed(&self) -> Result<Pages, Failure> {
         Ok(self.pager.census()?.anonymous)
@@ -242,12 +263,13 @@ impl Drop for Rig {
 
 fn serve(pager: &Pager, end: &AtomicBool) {
     while !end.load(Ordering::Relaxed) {
-        let fd = pager.space().as_fd();
+        let fds = pager.space().uffd().poll_fds();
+        let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
         let timeout = Timespec {
             tv_sec: 0,
             tv_nsec: 20_000_000,
         };
-        poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).expect("poll");
+        poll(&mut polled, Some(&timeout)).expect("poll");
         pager.serve().expect("serve faults");
     }
 }

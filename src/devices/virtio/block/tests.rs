@@ -38,7 +38,7 @@ impl Bench {
     fn new(access: Access) -> Bench {
         let mut image = NamedTempFile::new().unwrap();
         let content: Vec<u8> = (0..SECTORS * SECTOR_BYTES)
-            .map(|at| (at / 512) as u8)
+            .map(|at| u8::try_from(at / 512).unwrap())
             .collect();
         image.write_all(&content).unwrap();
         Bench {
