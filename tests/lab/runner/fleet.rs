@@ -1,15 +1,20 @@
 //! Several guests, run by the program itself as a user runs it.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use super::rig::Failure;
 
-/// The program, beside the runner.
-const TIDEMARK: &str = "/tidemark";
+/// The program: beside the runner, or where cargo puts it, one folder above the examples.
+fn program() -> Result<PathBuf, Failure> {
+    let runner = std::env::current_exe()?;
+    let mut places = runner.ancestors().skip(1).take(2);
+    let found = places.find_map(|folder| Some(folder.join("tidemark")).filter(|it| it.exists()));
+    Ok(found.ok_or("no tidemark program beside the runner")?)
+}
 
 /// Two guests that fill and check memory, in less than they were promised.
 pub fn overcommit(guest: &Path) -> Result<(), Failure> {
@@ -109,7 +114,7 @@ impl Fleet {
             )?;
         }
         std::fs::write("/tmp/fleet.toml", file)?;
-        let output = Command::new(TIDEMARK)
+        let output = Command::new(program()?)
             .args(["run", "/tmp/fleet.toml", "--json", "--for", self.for_time])
             .stdin(Stdio::null())
             .output()?;
