@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 
 /// Tests that each host must report; one that is missing has not run.
 const TESTS: [&str; 7] = [
-    "boot_disk_and_power_off",
-    "smp_boot_and_reboot",
+    "boot_disk_and_reboot",
+    "smp_boot_and_power_off",
     "balloon",
     "host_swapping",
     "overcommit",

@@ -15,8 +15,8 @@ type Test = fn(&Path) -> Result<(), Failure>;
 
 /// Name and body of each test, in the order in which they run.
 pub const TESTS: [(&str, Test); 7] = [
-    ("boot_disk_and_power_off", boot_disk_and_power_off),
-    ("smp_boot_and_reboot", smp_boot_and_reboot),
+    ("boot_disk_and_reboot", boot_disk_and_reboot),
+    ("smp_boot_and_power_off", smp_boot_and_power_off),
     ("balloon", balloon),
     ("host_swapping", host_swapping),
     ("overcommit", fleet::overcommit),
@@ -54,7 +54,7 @@ fn ends_with(rig: &Rig, reason: &ExitReason) -> Result<(), Failure> {
     })
 }
 
-fn boot_disk_and_power_off(guest: &Path) -> Result<(), Failure> {
+fn boot_disk_and_reboot(guest: &Path) -> Result<(), Failure> {
     std::fs::copy(guest.join("root.img"), "/tmp/root.img")?;
     let plan = Plan {
         disk: Some("/tmp/root.img".into()),
@@ -68,18 +68,18 @@ fn boot_disk_and_power_off(guest: &Path) -> Result<(), Failure> {
     rig.run("head -c 3000000 /dev/urandom >/mnt/data && sync && sha1sum </mnt/data >/mnt/sum")?;
     rig.run("umount /mnt && echo 3 >/proc/sys/vm/drop_caches && mount /dev/vda /mnt")?;
     rig.run("[ \"$(sha1sum </mnt/data)\" = \"$(cat /mnt/sum)\" ] && umount /mnt")?;
-    rig.send("poweroff -f\n")?;
-    ends_with(&rig, &ExitReason::Shutdown)
+    rig.send("reboot -f\n")?;
+    ends_with(&rig, &ExitReason::Reset)
 }
 
-fn smp_boot_and_reboot(guest: &Path) -> Result<(), Failure> {
+fn smp_boot_and_power_off(guest: &Path) -> Result<(), Failure> {
     let mut rig = Rig::boot(&plan(guest, 2))?;
     let cpus = rig.run("nproc")?;
     check(cpus == "2", || format!("{cpus} CPUs"))?;
     // Both do something at once, and the second one takes interrupts.
     rig.run("(taskset 1 sha1sum /bin/busybox & taskset 2 sha1sum /bin/busybox; wait)")?;
-    rig.send("reboot -f\n")?;
-    ends_with(&rig, &ExitReason::Reset)
+    rig.send("poweroff -f\n")?;
+    ends_with(&rig, &ExitReason::Shutdown)
 }
 
 fn balloon(guest: &Path) -> Result<(), Failure> {
