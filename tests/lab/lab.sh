@@ -13,7 +13,7 @@ version=${1:?usage: lab.sh VERSION [TEST...]}
 shift
 cache=$top/target/linux
 guest=$cache/guest-$version
-lab=$top/target/lab/$version
+lab=$top/target/lab/${LAB_NAME:-$version}
 mkdir -p "$lab"
 
 for tool in qemu-system-x86_64 cpio xz cargo apt-get; do
@@ -40,6 +40,7 @@ cp "$guest/vmlinuz" "$guest/initrd.gz" "$guest/root.img" "$lab/tree/guest/"
 {
     echo "LAB_TESTS='$*'"
     [ -z "${LAB_ECHO:-}" ] || echo "export LAB_ECHO=1"
+    echo "export LAB_CMDLINE='${LAB_CMDLINE:-}'"
     echo "export RUST_LOG=${RUST_LOG:-warn}"
 } >"$lab/tree/lab.env"
 pack_tree "$lab/tree" >"$lab/initramfs"

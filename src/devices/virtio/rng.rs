@@ -34,9 +34,9 @@ pub fn bus_device(
 
 /// Fills the first bytes of a chain; returns how many.
 fn fill(chain: &Chain, ram: &GuestRam) -> Result<u32, NotRam> {
-    // Early in the host's boot there may be none yet; the driver asks again.
+    // Waits early in the host's boot, a second at most: drivers take an empty answer for an error.
     let mut bytes = [0; REQUEST_BYTES_MAX as usize];
-    let available = getrandom(&mut bytes, GetRandomFlags::NONBLOCK).unwrap_or(0);
+    let available = getrandom(&mut bytes, GetRandomFlags::empty()).unwrap_or(0);
     let mut rest = &bytes[..available];
     for Buffer { gpa, length, .. } in &chain.buffers {
         let (now, later) = rest.split_at(rest.len().min(*length as usize));

@@ -126,12 +126,13 @@ impl Rig {
             echo: std::env::var_os("LAB_ECHO").is_some(),
         };
         let console = Arc::new(Console::new("", Box::new(recorder)));
+        let more = std::env::var("LAB_CMDLINE").unwrap_or_default();
         let disk = plan.disk.as_deref();
         let disk = disk.map(|path| Disk::open(path, Access::Writable));
         let spec = MachineSpec {
             kernel: Image::File(open(&plan.guest.join("vmlinuz"))?),
             initrd: Some(Image::File(open(&plan.guest.join("initrd.gz"))?)),
-            cmdline: format!("console=ttyS0 tidemark.commands {}", plan.cmdline),
+            cmdline: format!("console=ttyS0 tidemark.commands {} {more}", plan.cmdline),
             cpus: plan.cpus,
             disks: disk.transpose()?.into_iter().collect(),
         };
