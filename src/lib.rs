@@ -1,14 +1,55 @@
 //! tidemark: a small KVM virtual machine monitor and host manager with memory overcommit.
+//!
+//! One process per guest owns its KVM VM, its guest-physical map, its devices and its swap file. One
+//! host manager owns the budget, the ledger, the frame pool, the share index and the policy. They
+//! talk over one SOCK_SEQPACKET socket, and neither trusts the other. ARCHITECTURE.md has the whole
+//! picture, with its invariants and known gaps; in brief, in dependency order (each module uses only
+//! those above it, which `tests/tidy.rs` checks):
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`units`] | addresses and quantities; the only shifts and masks |
+//! | [`sys`] | everything that needs `unsafe`: guest RAM, userfaultfd, page tables, memslots |
+//! | [`policy`] | pure: a snapshot of numbers in, a plan out |
+//! | [`config`] | fleet file and flags to checked specs |
+//! | [`sim`] | scenarios with model guests, played on the same policy code |
+//! | [`link`] | the messages between a VM process and the host manager |
+//! | [`page`] | one VM's books: page states, the table gfn -> state, swap slots |
+//! | [`mem`] | the pager: faults, sharing, swapping, measuring, credit |
+//! | [`devices`] | bus, serial, virtio-mmio, balloon; what they learn goes to sink traits |
+//! | [`boot`] | kernel files, entry states, the built-in test guests |
+//! | [`vm`] | one VM process: machine, vCPU threads, sandbox, agent |
+//! | [`host`] | the host manager: ledger, frame pool, share index, decisions, control API |
+//! | [`cli`] | text in, calls to [`host`] or [`vm`], text out |
+//!
+//! The way of a page: a guest's first touch is a page fault that [`mem`] serves, if the VM's credit
+//! covers it; a scan offers the page's key to the host manager; equal pages of one share group map one
+//! frame of its pool, copy-on-write by the kernel; the balloon drops what the guest gives up; and what
+//! must go beyond that is taken out of the guest at random, compressed or written to a swap file, and
+//! brought back when it is touched.
+
+pub mod units;
+
+pub mod sys;
+
+pub mod policy;
+
+pub mod config;
+
+pub mod sim;
+
+pub mod link;
+
+pub mod page;
+
+pub mod mem;
+
+pub mod devices;
 
 pub mod boot;
-pub mod cli;
-pub mod config;
-pub mod devices;
-pub mod host;
-pub mod link;
-pub mod mem;
-pub mod page;
-pub mod policy;
-pub mod sys;
-pub mod units;
+
 pub mod vm;
+
+pub mod host;
+
+pub mod cli;

@@ -304,8 +304,12 @@ fn interleave(path: TakePath, seed: u64) {
                     pool.release(&done.rejected);
                     merged += done.pages;
                 }
-                8 => {
+                8 if rng.bool() => {
                     rig.pager.census().unwrap();
+                }
+                8 => {
+                    let drawn: Vec<Gfn> = (0..40).map(|_| Gfn(rng.u32(0..PAGES))).collect();
+                    rig.pager.begin_sample(&drawn).unwrap();
                 }
                 _ => rig
                     .store
@@ -406,6 +410,35 @@ fn credit_is_enforced_at_the_fault() {
         });
         let census = rig.pager.census().unwrap();
         assert_eq!(census.anonymous, Pages(200));
+        rig.finish().unwrap();
+    });
+}
+
+/// A known working set is seen as such: touched pages are counted once, and nothing else is.
+#[test]
+fn a_sample_counts_what_is_touched() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let rig = Rig::unlimited(path);
+        for gfn in 0..100 {
+            rig.write(Gfn(gfn), &[1; PAGE_SIZE]);
+        }
+        let sample: Vec<Gfn> = (0..50).chain(500..550).map(Gfn).collect();
+        assert_eq!(rig.pager.begin_sample(&sample).unwrap(), 100);
+        assert_eq!(rig.pager.touched_in_sample().unwrap(), 0);
+        for _ in 0..2 {
+            for gfn in 0..20 {
+                assert_eq!(rig.read(Gfn(gfn)), [1; PAGE_SIZE]);
+            }
+        }
+        // Of the pages that were absent, the first write maps the zero page over the others too.
+        rig.write(Gfn(510), &[2; PAGE_SIZE]);
+        assert_eq!(rig.pager.touched_in_sample().unwrap(), 21);
+        rig.pager.end_sample().unwrap();
+        assert_eq!(rig.read(Gfn(40)), [1; PAGE_SIZE]);
+        rig.pager.audit().unwrap();
         rig.finish().unwrap();
     });
 }

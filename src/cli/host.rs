@@ -44,6 +44,8 @@ pub fn run(args: &HostCommand) -> Result<ExitCode, Error> {
     let settings = Settings {
         budget: spec.memory,
         policy: spec.policy,
+        policy_settings: spec.settings,
+        sampling: spec.sampling,
         seed: args.seed.unwrap_or(spec.seed),
     };
     let path = args.socket.clone().unwrap_or_else(folder::host_socket);

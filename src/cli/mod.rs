@@ -6,6 +6,7 @@ mod folder;
 mod host;
 mod machine;
 mod run;
+pub mod simulate;
 mod table;
 mod vm;
 
@@ -44,6 +45,8 @@ pub enum Command {
     Set(control::SetArgs),
     /// End a VM
     Stop(control::StopArgs),
+    /// Replay scenarios with model guests on the policies' own code
+    Simulate(simulate::SimulateArgs),
     /// Show what this machine offers and what will be used
     Check(check::CheckArgs),
 }
@@ -110,6 +113,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Ps(args) => control::ps(&args),
         Command::Set(args) => control::set(&args),
         Command::Stop(args) => control::stop(&args),
+        Command::Simulate(args) => return simulate::simulate(&args),
         Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {

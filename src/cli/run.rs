@@ -85,6 +85,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let settings = Settings {
         budget: spec.host.memory,
         policy: spec.host.policy,
+        policy_settings: spec.host.settings,
+        sampling: spec.host.sampling,
         seed: spec.host.seed,
     };
     let mut server = Server::new(settings)?;

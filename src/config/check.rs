@@ -26,14 +26,14 @@ const CMDLINE_BYTES_MAX: usize = 2048;
 
 /// A number or a text of the file, kept as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Text(String),
     Number(i64),
 }
 
 impl Value {
     /// The bare text, to be parsed.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Value::Text(text) => text.clone(),
             Value::Number(number) => number.to_string(),
@@ -91,12 +91,12 @@ pub(super) struct Draft {
 }
 
 /// Where a mistake was made.
-pub(super) struct Place {
-    pub(super) text: String,
+pub(crate) struct Place {
+    pub(crate) text: String,
 }
 
 impl Place {
-    pub(super) fn wrong(
+    pub(crate) fn wrong(
         &self,
         key: &str,
         value: impl fmt::Display,
@@ -120,7 +120,7 @@ impl Place {
     }
 
     /// The size at `key`.
-    pub(super) fn size(&self, key: &str, value: &Value) -> Result<Pages, ConfigError> {
+    pub(crate) fn size(&self, key: &str, value: &Value) -> Result<Pages, ConfigError> {
         parse_size(&value.text()).map_err(|error| match error {
             SizeError::NotPages => self.wrong(
                 key,
@@ -132,6 +132,32 @@ impl Place {
                 self.wrong(key, value, "is no size", SIZE_FORMS)
             }
         })
+    }
+}
+
+impl Place {
+    /// The weight of a VM; ESX presets: high, normal, low = 20, 10, 5 shares a MiB.
+    pub(crate) fn shares(&self, value: Option<&Value>, memory: Pages) -> Result<u64, ConfigError> {
+        let per_mib = |shares: u64| memory.bytes() * shares / (1 << 20);
+        let Some(value) = value else {
+            return Ok(per_mib(10));
+        };
+        let text = value.text();
+        match text.as_str() {
+            "high" => return Ok(per_mib(20)),
+            "normal" => return Ok(per_mib(10)),
+            "low" => return Ok(per_mib(5)),
+            _ => {}
+        }
+        match text.parse() {
+            Ok(shares) if shares <= SHARES_MAX => Ok(shares),
+            _ => Err(self.wrong(
+                "shares",
+                value,
+                "is no weight",
+                format!("high, normal, low or 0 to {SHARES_MAX}"),
+            )),
+        }
     }
 }
 
@@ -239,28 +265,8 @@ impl Draft {
         }
     }
 
-    /// ESX presets: high, normal, low = 20, 10, 5 shares a MiB (at least 1).
     fn shares(&self, place: &Place, memory: Pages) -> Result<u64, ConfigError> {
-        let per_mib = |shares: u64| memory.bytes() * shares / (1 << 20);
-        let Some(value) = &self.shares else {
-            return Ok(per_mib(10));
-        };
-        let text = value.text();
-        match text.as_str() {
-            "high" => return Ok(per_mib(20)),
-            "normal" => return Ok(per_mib(10)),
-            "low" => return Ok(per_mib(5)),
-            _ => {}
-        }
-        match text.parse() {
-            Ok(shares) if shares <= SHARES_MAX => Ok(shares),
-            _ => Err(place.wrong(
-                "shares",
-                value,
-                "is no weight",
-                format!("high, normal, low or 0 to {SHARES_MAX}"),
-            )),
-        }
+        place.shares(self.shares.as_ref(), memory)
     }
 
     fn boot(

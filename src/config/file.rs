@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::check::{Draft, Value};
 use super::error::ConfigError;
@@ -22,6 +23,10 @@ pub(super) struct FleetFile {
 pub(super) struct HostTable {
     pub(super) memory: Option<Value>,
     pub(super) policy: Option<String>,
+    pub(super) idle_tax: Option<Value>,
+    pub(super) min_free: Option<String>,
+    pub(super) sample_pages: Option<Value>,
+    pub(super) sample_period: Option<String>,
     pub(super) swap_dir: Option<PathBuf>,
     pub(super) seed: Option<u64>,
 }
@@ -71,8 +76,8 @@ impl VmTable {
     }
 }
 
-/// Parses the text of a fleet file; `path` is for the message.
-pub(super) fn parse(text: &str, path: &Path) -> Result<FleetFile, ConfigError> {
+/// Parses the text of a TOML file; `path` is for the message.
+pub(crate) fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
         let before = text.get(..start).unwrap_or("");

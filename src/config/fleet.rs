@@ -1,18 +1,27 @@
 //! Rules about a host and its VMs together: budget, `count`, unique names and files, seeds.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::args::VmArgs;
 use super::check::{Draft, Place, SWAP_DIR, Value};
 use super::error::ConfigError;
-use super::file::{self, HostTable};
+use super::file::{self, FleetFile, HostTable};
+use super::size::parse_duration;
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
 use crate::policy::PolicyKind;
+use crate::policy::sampling::Sampling;
+use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
 use crate::units::Pages;
 
 /// VMs of one fleet, at most.
 const VMS_MAX: usize = 10_000;
+/// Pages of a sample, at most: what a VM process can keep taken out at a time.
+const SAMPLE_PAGES_MAX: u32 = 128;
+const SAMPLE_PERIODS: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
 const BUDGET_MIN: Pages = Pages::mib(16);
 const BUDGET_MAX: Pages = Pages::mib(64 << 20);
 /// Memory that `memory = "auto"` leaves the rest of the machine, at least. Chosen.
@@ -54,6 +63,10 @@ impl HostArgs {
         let table = HostTable {
             memory: self.memory.clone().map(Value::Text),
             policy: self.policy.clone(),
+            idle_tax: None,
+            min_free: None,
+            sample_pages: None,
+            sample_period: None,
             swap_dir,
             seed: None,
         };
@@ -81,7 +94,7 @@ impl FleetSpec {
     pub fn parse(text: &str, path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
         let origin = path.display().to_string();
         let folder = path.parent().unwrap_or(Path::new(""));
-        let file = file::parse(text, path)?;
+        let file: FleetFile = file::parse(text, path)?;
         let host = check_host(&file.host, &origin, folder, machine)?;
         let mut fleet = FleetSpec {
             host,
@@ -252,7 +265,49 @@ fn check_host(
     Ok(HostSpec {
         memory,
         policy,
+        sampling: sampling(&place, table)?,
+        settings: policy_settings(&place, table)?,
         swap_dir,
         seed: table.seed.unwrap_or(SEED_DEFAULT),
     })
+}
+
+fn sampling(place: &Place, table: &HostTable) -> Result<Sampling, ConfigError> {
+    let mut sampling = Sampling::default();
+    if let Some(value) = &table.sample_pages {
+        let pages = value.text().parse().ok();
+        let pages = pages.filter(|pages| *pages <= SAMPLE_PAGES_MAX);
+        sampling.pages = pages.ok_or_else(|| {
+            let allowed = format!("0 to {SAMPLE_PAGES_MAX}; 0 is no sampling");
+            place.wrong("sample_pages", value, "is no sample", allowed)
+        })?;
+    }
+    if let Some(text) = &table.sample_period {
+        let period = parse_duration(text).ok();
+        let period = period.filter(|period| SAMPLE_PERIODS.contains(period));
+        sampling.period = period.ok_or_else(|| {
+            let text = format!("{text:?}");
+            place.wrong("sample_period", text, "is no period", "100ms to 1h")
+        })?;
+    }
+    Ok(sampling)
+}
+
+fn policy_settings(place: &Place, table: &HostTable) -> Result<PolicySettings, ConfigError> {
+    let mut settings = PolicySettings::default();
+    if let Some(value) = &table.idle_tax {
+        let tax = value.text().parse().ok().and_then(IdleTax::new);
+        settings.idle_tax = tax.ok_or_else(|| {
+            let allowed = format!("0 to {} percent", IdleTax::PERCENT_MAX);
+            place.wrong("idle_tax", value, "is no tax", allowed)
+        })?;
+    }
+    if let Some(name) = &table.min_free {
+        settings.min_free = MinFree::named(name).ok_or_else(|| {
+            let names: Vec<_> = MinFree::ALL.iter().map(|scale| scale.name()).collect();
+            let name = format!("{name:?}");
+            place.wrong("min_free", name, "is no scale", names.join(", "))
+        })?;
+    }
+    Ok(settings)
 }

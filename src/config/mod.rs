@@ -36,6 +36,8 @@ mod spec;
 mod tests;
 
 pub use args::VmArgs;
+pub(crate) use check::{Place, Value};
 pub use error::ConfigError;
+pub(crate) use file::parse as parse_toml;
 pub use fleet::{HostArgs, Machine};
 pub use spec::{Boot, FleetSpec, HostSpec, VmSpec};

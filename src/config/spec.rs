@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::policy::PolicyKind;
+use crate::policy::sampling::Sampling;
+use crate::policy::settings::PolicySettings;
 use crate::policy::types::Allocation;
 use crate::units::Pages;
 
@@ -23,6 +25,10 @@ pub struct HostSpec {
     pub memory: Pages,
     /// Which policy sets the targets.
     pub policy: PolicyKind,
+    /// And with which settings.
+    pub settings: PolicySettings,
+    /// How the VMs' working sets are estimated.
+    pub sampling: Sampling,
     /// Folder of the swap files.
     pub swap_dir: PathBuf,
     /// Base of the seeds of built-in guests.

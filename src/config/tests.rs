@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::PolicyKind;
+use crate::policy::settings::MinFree;
 use crate::units::Pages;
 
 const GUESTS: &[&str] = &["hello", "verify"];
@@ -53,6 +54,8 @@ fn the_contract_file_is_understood() {
         [host]
         memory = "512M"
         policy = "esx"
+        idle_tax = 50
+        min_free = "sliding"
 
         [[vm]]
         name = "web"
@@ -81,6 +84,8 @@ fn the_contract_file_is_understood() {
     .expect("the file of the contract");
     assert_eq!(fleet.host.memory, Pages::mib(512));
     assert_eq!(fleet.host.policy, PolicyKind::Esx);
+    assert_eq!(fleet.host.settings.idle_tax.percent(), 50);
+    assert_eq!(fleet.host.settings.min_free, MinFree::Sliding);
     assert_eq!(fleet.host.swap_dir, Path::new("/var/tmp"));
     let names: Vec<_> = fleet.vms.iter().map(|vm| vm.name.as_str()).collect();
     assert_eq!(names, ["web-0", "web-1", "web-2", "web-3", "db"]);
@@ -298,7 +303,15 @@ fn mistakes_in_the_host() {
         ),
         (
             "policy = \"best\"",
-            "policy = \"best\" is no policy (allowed: esx)",
+            "policy = \"best\" is no policy (allowed: esx, proportional, self, pref, pressure)",
+        ),
+        (
+            "idle_tax = 100",
+            "idle_tax = 100 is no tax (allowed: 0 to 99 percent)",
+        ),
+        (
+            "min_free = \"some\"",
+            "min_free = \"some\" is no scale (allowed: percent, sliding)",
         ),
         (
             "swap_dir = \"/nosuch\"",
@@ -317,7 +330,7 @@ fn mistakes_in_the_syntax_name_line_and_key() {
         (
             "[host]\nmemroy = \"1G\"\n",
             "fleet.toml:2: memroy: unknown field `memroy`, expected one of \
-            `memory`, `policy`, `swap_dir`, `seed`",
+            `memory`, `policy`, `idle_tax`, `min_free`, `sample_pages`, `sample_period`, `swap_dir`, `seed`",
         ),
         (
             "[host]\nmemory = true\n",

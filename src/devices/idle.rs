@@ -1,4 +1,4 @@
-//! Port 0xf6: a polling guest lets its vCPU sleep until something changes.
+//! Port 0xf8: a polling guest lets its vCPU sleep until something changes.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::link::message::{Exit, GuestReport};
-use crate::policy::types::{MemState, VmId};
+use crate::policy::types::{Conduct, MemState, VmId};
 use crate::units::{FrameId, PAGE_SIZE};
 
 /// The object that `tidemark run --json` and `tidemark ps --json` print.
@@ -129,6 +129,10 @@ pub struct VmFigures {
     pub swapped_bytes: u64,
     /// Estimated working set; zero while it is not sampled.
     pub active_bytes: u64,
+    /// The estimate is within this of the truth 19 times of 20.
+    pub active_error_bytes: u64,
+    /// How its balloon behaves.
+    pub balloon: Conduct,
     /// Memory of its process beside the guest's RAM.
     pub overhead_bytes: u64,
     /// Private pages it may hold.

@@ -20,10 +20,12 @@ use crate::link::message::{
 };
 use crate::policy::admission::{self, HostBooks};
 use crate::policy::grant::{CreditRequest, grant};
+use crate::policy::sampling::Sampling;
+use crate::policy::settings::PolicySettings;
 use crate::policy::state::Thresholds;
 use crate::policy::types::{Allocation, Plan, Run, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::policy::{PolicyKind, PolicyState, decide};
-use crate::units::{Gfn, PAGE_SIZE, Pages};
+use crate::units::{Gfn, PAGE_SIZE, PAGES_MAX, Pages};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -46,6 +48,10 @@ pub struct Settings {
     pub budget: Pages,
     /// Which policy sets the targets.
     pub policy: PolicyKind,
+    /// And with which settings.
+    pub policy_settings: PolicySettings,
+    /// How the VMs' working sets are estimated.
+    pub sampling: Sampling,
     /// Seed of the run, for the record.
     pub seed: u64,
 }
@@ -157,7 +163,7 @@ impl Manager {
             ledger: Ledger::new(settings.budget),
             pool: FramePool::new(settings.budget)?,
             shares: ShareIndex::default(),
-            policy: PolicyState::new(settings.policy),
+            policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),
             vms: BTreeMap::new(),
             next_vm: 0,
@@ -259,6 +265,7 @@ impl Manager {
             Welcome {
                 key_seed,
                 pool_frames: self.pool.frames(),
+                sampling: self.settings.sampling,
                 credit: first + hello.held,
                 credit_batch: batch,
             },
@@ -625,8 +632,9 @@ impl Manager {
                 private: report.private,
                 ballooned: report.ballooned,
                 swapped: report.swapped + report.compressed,
+                swap_in_pages: report.swap_in_pages,
                 balloon_driver: report.balloon_driver,
-                active: None,
+                active: report.active,
                 overhead: self.ledger.vm_overhead(id),
                 guest: report.guest_memory,
             }
@@ -672,7 +680,13 @@ impl Manager {
             ballooned_bytes: held(report.ballooned),
             compressed_bytes: held(report.compressed),
             swapped_bytes: held(report.swapped),
-            active_bytes: 0,
+            active_bytes: held(report.active.unwrap_or_default()),
+            active_error_bytes: held(report.active_error),
+            balloon: vm
+                .plan
+                .as_ref()
+                .map(|plan| plan.conduct)
+                .unwrap_or_default(),
             overhead_bytes: held(self.ledger.vm_overhead(id)),
             credit_bytes: held(self.ledger.charge(id)),
             swap_in_pages: report.swap_in_pages,
@@ -761,7 +775,7 @@ fn overhead_estimate(size: Pages) -> Pages {
 }
 
 fn check_allocation(a: &Allocation) -> Result<(), String> {
-    let largest = Pages::mib(1 << 20);
+    let largest = Pages(PAGES_MAX);
     if a.size == Pages::ZERO || a.size > largest {
         return Err(format!("memory {}: 4 KiB to {largest} are allowed", a.size));
     }

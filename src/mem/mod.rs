@@ -15,8 +15,8 @@
 //! again afterwards.
 //!
 //! [`credit`] is the account of what the VM may hold, [`swapfile`] and [`store`] are where content
-//! goes, [`reclaim`] takes it there, [`share`] merges pages with the host manager's frames, and
-//! [`census`] counts what really backs the guest.
+//! goes, [`reclaim`] takes it there, [`share`] merges pages with the host manager's frames,
+//! [`census`] counts what really backs the guest, and [`sample`] finds out how much of it is in use.
 //!
 //! [`GuestSpace::rearm`]: crate::sys::space::GuestSpace::rearm
 
@@ -25,6 +25,7 @@ pub mod credit;
 mod discard;
 pub mod pager;
 pub mod reclaim;
+pub mod sample;
 pub mod share;
 pub mod store;
 pub mod swapfile;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::credit::CreditBook;
+use super::sample::Sample;
 use super::store::{CompressedStore, Corrupt};
 use super::swapfile::SwapStore;
 use crate::page::pmap::Pmap;
@@ -82,6 +83,8 @@ pub(super) struct Books {
     pub released: Vec<FrameId>,
     /// Pages that map a frame of an earlier host manager's pool.
     pub orphans: HashSet<Gfn>,
+    /// Pages taken out to see whether the guest touches them.
+    pub sample: Sample,
     pub counters: Counters,
     /// Anonymous memory of this process that does not back the guest.
     pub own_memory: Pages,
@@ -130,6 +133,7 @@ impl Pager {
             held: Vec::new(),
             released: Vec::new(),
             orphans: HashSet::new(),
+            sample: Sample::default(),
             counters: Counters::default(),
             own_memory,
         };
@@ -213,6 +217,7 @@ impl Pager {
                 let slot = stage_slot(slot);
                 self.space.give_back(GfnRange::one(gfn), slot)?;
                 books.pmap.apply(gfn, PageEvent::GiveBack);
+                books.sample.given_back(slot);
                 Ok(())
             }
             (PageState::Compressed(slot), _) => self.decompress(&mut books, gfn, slot),

@@ -231,9 +231,13 @@ fn merge_run(
                 continue;
             }
         } else if matches!(state, Some(PageState::Broken(_))) {
-            merge_broken(pager, books, pool, gfn, frame, merged)?;
-            rest = others;
-            continue;
+            let added = books.pmap.mappings_added(gfn, frame).max(0).unsigned_abs();
+            if books.pmap.mappings() + added <= mappings_max {
+                merge_broken(pager, books, pool, gfn, frame, merged)?;
+                rest = others;
+                continue;
+            }
+            merged.mappings_full = true;
         }
         merged.rejected.push(frame);
         rest = others;

@@ -286,6 +286,8 @@ impl Counts {
 mod tests {
     use super::*;
     use PageEvent as E;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
 
     #[test]
     fn runs_of_frames_are_one_mapping() {
@@ -337,5 +339,76 @@ mod tests {
             decode(encode(PageState::Swapped(slot))),
             PageState::Swapped(slot)
         );
+    }
+
+    /// One step of the model test: an event on a page, or a flag set or cleared.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Event(PageEvent),
+        Ballooned(bool),
+        Zero(bool),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            Just(Step::Event(E::Fill)),
+            Just(Step::Event(E::Discard)),
+            Just(Step::Event(E::Take(0))),
+            Just(Step::Event(E::GiveBack)),
+            (0u32..8).prop_map(|frame| Step::Event(E::Share(FrameId(frame)))),
+            Just(Step::Event(E::Break)),
+            Just(Step::Event(E::SwapOut(SwapSlot(0)))),
+            Just(Step::Event(E::Compress(0))),
+            Just(Step::Event(E::Begin)),
+            Just(Step::Event(E::Install)),
+            any::<bool>().prop_map(Step::Ballooned),
+            any::<bool>().prop_map(Step::Zero),
+        ]
+    }
+
+    /// Slots are the caller's to choose; the model gives each page its own.
+    fn with_own_slot(event: PageEvent, gfn: u32) -> PageEvent {
+        match event {
+            E::Take(_) => E::Take(gfn),
+            E::SwapOut(_) => E::SwapOut(SwapSlot(gfn)),
+            E::Compress(_) => E::Compress(gfn),
+            other => other,
+        }
+    }
+
+    proptest! {
+        /// Against a plain map: every page is in the state that its events lead to, whatever
+        /// happens to its neighbours, and the running counts are those of a recount.
+        #[test]
+        fn the_table_follows_the_model(steps in prop::collection::vec((0u32..24, step()), 1..400)) {
+            let mut pmap = Pmap::new(Gfn(24));
+            let mut model: HashMap<u32, (PageState, bool, bool)> = HashMap::new();
+            for (gfn, step) in steps {
+                let page = model.entry(gfn).or_insert((PageState::Unbacked, false, false));
+                match step {
+                    Step::Event(event) => {
+                        let event = with_own_slot(event, gfn);
+                        // An illegal event stops the VM; that has its own test.
+                        let Some(next) = page.0.after(event) else { continue };
+                        prop_assert_eq!(pmap.apply(Gfn(gfn), event), page.0);
+                        page.0 = next;
+                    }
+                    Step::Ballooned(held) => {
+                        pmap.set_ballooned(Gfn(gfn), held);
+                        page.1 = held;
+                    }
+                    Step::Zero(zero) => {
+                        pmap.set_zero(Gfn(gfn), zero);
+                        page.2 = zero;
+                    }
+                }
+                pmap.audit();
+            }
+            for (gfn, (state, ballooned, zero)) in model {
+                prop_assert_eq!(pmap.state(Gfn(gfn)), state);
+                prop_assert_eq!(pmap.is_ballooned(Gfn(gfn)), ballooned);
+                prop_assert_eq!(pmap.is_zero(Gfn(gfn)), zero);
+            }
+        }
     }
 }

@@ -2,10 +2,16 @@
 //!
 //! What is promised must be payable at the same time: the sum of all reservations and overheads,
 //! the new VM's included, is at most the budget (Waldspurger, section 5.2: "reservation + overhead"
-//! must be unreserved at power-on).
+//! must be unreserved at power-on; squeezed: the sum of all dynamic minimums). What counts as
+//! reserved depends on the policy: [`PolicyKind::entitlement`](super::PolicyKind::entitlement).
+//! What is promised before a VM exists stands in the [`LeaseBook`](super::lease::LeaseBook).
+//!
+//! A VM that is admitted need not find its memory free: [`assess`] says from whom it will come. A
+//! guest that does not cooperate is named, but is no reason to refuse: it is swapped instead.
 
 use std::fmt;
 
+use super::types::Conduct;
 use crate::units::Pages;
 
 /// What the host has promised already.
@@ -43,6 +49,41 @@ pub struct Refusal {
     pub request: Request,
     /// The books at that time.
     pub books: HostBooks,
+    /// Whom memory could be taken from, if asked about; it would not be enough.
+    pub holders: Vec<Holder>,
+}
+
+/// A VM that runs already: what it holds, and what of it can be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its name.
+    pub name: String,
+    /// What it consumes.
+    pub consumed: Pages,
+    /// What it is promised.
+    pub entitled: Pages,
+    /// How its balloon behaves.
+    pub conduct: Conduct,
+}
+
+impl Holder {
+    /// What can be taken from it.
+    pub fn reclaimable(&self) -> Pages {
+        self.consumed.saturating_sub(self.entitled)
+    }
+}
+
+/// A VM may start; how its memory is come by. Displays as one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// Reservation and overhead.
+    pub needed: Pages,
+    /// Free now.
+    pub free: Pages,
+    /// Who gives how much of the difference, in proportion to what can be taken from it.
+    pub squeezed: Vec<(String, Pages)>,
+    /// Those of them whose balloons do not answer: they are swapped.
+    pub stubborn: Vec<String>,
 }
 
 impl Refusal {
@@ -54,7 +95,7 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refusal { request, books } = self;
+        let Refusal { request, books, .. } = self;
         write!(
             f,
             "cannot admit {:?}: needs {} (reservation {} + overhead {}), but of {} {} are reserved \
@@ -70,7 +111,34 @@ impl fmt::Display for Refusal {
             books.overhead,
             self.unreserved(),
             books.free,
-        )
+        )?;
+        write_holders(f, &self.holders)
+    }
+}
+
+fn write_holders(f: &mut fmt::Formatter<'_>, holders: &[Holder]) -> fmt::Result {
+    let given = holders.iter().filter(|h| h.reclaimable() > Pages::ZERO);
+    for (index, holder) in given.enumerate() {
+        let before = if index == 0 { "; reclaimable: " } else { ", " };
+        write!(f, "{before}{} from {}", holder.reclaimable(), holder.name)?;
+        if holder.conduct != Conduct::Cooperative {
+            write!(f, " ({})", holder.conduct.name())?;
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "needs {}, {} is free", self.needed, self.free)?;
+        for (index, (name, pages)) in self.squeezed.iter().enumerate() {
+            let before = if index == 0 { "; squeezes " } else { ", " };
+            write!(f, "{before}{name} by {pages}")?;
+            if self.stubborn.contains(name) {
+                write!(f, " (does not cooperate: swapped)")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -94,8 +162,50 @@ pub fn admit(books: &HostBooks, request: &Request) -> Result<(), Refusal> {
         Err(Refusal {
             request: request.clone(),
             books: *books,
+            holders: Vec::new(),
         })
     }
+}
+
+/// Whether the VM may start, and from whom its memory comes.
+///
+/// # Errors
+/// The arithmetic, with what could be reclaimed from whom.
+pub fn assess(
+    books: &HostBooks,
+    request: &Request,
+    holders: &[Holder],
+) -> Result<Admission, Refusal> {
+    admit(books, request).map_err(|refusal| Refusal {
+        holders: holders.to_vec(),
+        ..refusal
+    })?;
+    let needed = request.reservation + request.overhead;
+    let missing = needed.saturating_sub(books.free);
+    let total: Pages = holders.iter().map(Holder::reclaimable).sum();
+    let part = |holder: &Holder| {
+        let part = u128::from(missing.0) * u128::from(holder.reclaimable().0);
+        let part = part.div_ceil(u128::from(total.0.max(1)));
+        Pages(u64::try_from(part).unwrap_or(u64::MAX)).min(holder.reclaimable())
+    };
+    let squeezed: Vec<(&Holder, Pages)> = holders
+        .iter()
+        .map(|holder| (holder, part(holder)))
+        .filter(|(_, part)| *part > Pages::ZERO)
+        .collect();
+    Ok(Admission {
+        needed,
+        free: books.free,
+        stubborn: squeezed
+            .iter()
+            .filter(|(holder, _)| holder.conduct != Conduct::Cooperative)
+            .map(|(holder, _)| holder.name.clone())
+            .collect(),
+        squeezed: squeezed
+            .into_iter()
+            .map(|(holder, part)| (holder.name.clone(), part))
+            .collect(),
+    })
 }
 
 #[cfg(test)]
@@ -138,5 +248,35 @@ mod tests {
              can be promised (20.0 MiB is free now)"
         );
         assert_eq!(refusal.unreserved(), Pages::mib(80));
+    }
+
+    fn holders() -> Vec<Holder> {
+        let holder = |name: &str, consumed, conduct| Holder {
+            name: name.into(),
+            consumed: Pages::mib(consumed),
+            entitled: Pages::mib(40),
+            conduct,
+        };
+        vec![
+            holder("web-0", 140, Conduct::Cooperative),
+            holder("web-1", 40, Conduct::Cooperative),
+            holder("web-2", 340, Conduct::Stuck),
+        ]
+    }
+
+    #[test]
+    fn an_admission_says_who_is_squeezed_and_who_does_not_cooperate() {
+        let admission = assess(&books(300), &request(), &holders()).expect("it fits");
+        assert_eq!(
+            admission.to_string(),
+            "needs 100.0 MiB, 20.0 MiB is free; squeezes web-0 by 20.0 MiB, web-2 by 60.0 MiB \
+             (does not cooperate: swapped)"
+        );
+        let refusal = assess(&books(420), &request(), &holders()).expect_err("80 MiB are left");
+        let line = refusal.to_string();
+        assert!(
+            line.ends_with("; reclaimable: 100.0 MiB from web-0, 300.0 MiB from web-2 (stuck)"),
+            "{line}"
+        );
     }
 }

@@ -11,12 +11,19 @@
 //! anybody before memory is short, and then only as much as is short (see
 //! [`reclaim`](super::reclaim)).
 //!
-//! The idle-memory tax belongs in `weight`: in the equilibrium of min-funding revocation a VM
-//! that is active on the fraction `f` of its memory holds pages in proportion to
-//! `shares / (f + k * (1 - f))`, `k = 1 / (1 - tax)`. Here every page counts as active (`f = 1`).
+//! **Idle-memory tax.** Memory that a VM is not using costs it more shares than memory in use:
+//! `rho = S / (P * (f + k * (1 - f)))`, `k = 1 / (1 - tax)`, with shares `S`, pages `P`, active
+//! fraction `f`; the victim is the VM with the lowest `rho` (min-funding revocation). The targets are
+//! the fixed point of taking from the lowest `rho` until all pay the same, computed in
+//! [`fair`]. The active memory `f * P` is what sampling estimates ([`sampling`](super::sampling)).
+//! A VM that has not been sampled is not taxed: everything it holds counts as active.
+//!
+//! Default tax 75 %. Source: Waldspurger, sections 5.1 to 5.3.
 
 use super::Target;
 use super::fair::{self, Claim};
+use super::safeguard::Safeguard;
+use super::settings::PolicySettings;
 use super::state::Thresholds;
 use super::types::{Snapshot, VmSnapshot};
 use crate::units::Pages;
@@ -33,42 +40,76 @@ pub fn distributable(snapshot: &Snapshot, thresholds: &Thresholds) -> Pages {
 ///
 /// `reservation <= target <= min(limit, size)`; their sum is at most [`distributable`], unless the
 /// reservations alone are more.
-pub fn targets(snapshot: &Snapshot, thresholds: &Thresholds) -> Vec<Target> {
+pub fn targets(
+    snapshot: &Snapshot,
+    thresholds: &Thresholds,
+    settings: &PolicySettings,
+) -> Vec<Target> {
     let total = distributable(snapshot, thresholds);
-    let claims: Vec<Claim> = snapshot.vms.iter().map(claim).collect();
+    let claims: Vec<Claim> = snapshot.vms.iter().map(|vm| claim(vm, settings)).collect();
     let weights: u128 = claims.iter().map(|claim| u128::from(claim.weight)).sum();
-    fair::split(total, &claims)
+    let why = Why {
+        total,
+        weights,
+        tax_percent: settings.idle_tax.percent(),
+    };
+    fair::split(total, &claims, settings.idle_tax)
         .into_iter()
         .zip(&claims)
-        .map(|(pages, claim)| Target {
+        .zip(&snapshot.vms)
+        .map(|((pages, claim), vm)| Target {
             pages,
-            why: explain(pages, claim, total, weights),
+            floor: claim.floor,
+            why: why.explain(pages, claim, vm),
         })
         .collect()
 }
 
-fn claim(vm: &VmSnapshot) -> Claim {
+fn claim(vm: &VmSnapshot, settings: &PolicySettings) -> Claim {
     let ceiling = vm.allocation.limit.min(vm.allocation.size);
+    let floor = if settings.safeguards.has(Safeguard::Floors) {
+        vm.allocation.reservation.min(ceiling)
+    } else {
+        Pages::ZERO
+    };
     Claim {
-        floor: vm.allocation.reservation.min(ceiling),
+        floor,
         ceiling,
-        weight: weight(vm),
+        weight: vm.allocation.shares,
+        active: vm.active.unwrap_or(ceiling),
     }
 }
 
-fn weight(vm: &VmSnapshot) -> u64 {
-    vm.allocation.shares
+struct Why {
+    total: Pages,
+    weights: u128,
+    tax_percent: u8,
 }
 
-fn explain(pages: Pages, claim: &Claim, total: Pages, weights: u128) -> String {
-    if pages == claim.ceiling {
-        format!("all it may have: {pages}")
-    } else if pages == claim.floor {
-        format!("its reservation: {pages}")
-    } else {
-        format!(
-            "fair share {pages} of {total} ({} of {weights} shares)",
-            claim.weight
-        )
+impl Why {
+    fn explain(&self, pages: Pages, claim: &Claim, vm: &VmSnapshot) -> String {
+        if pages == claim.ceiling {
+            return format!("all it may have: {pages}");
+        }
+        if pages == claim.floor {
+            return format!("its reservation: {pages}");
+        }
+        let Why {
+            total,
+            weights,
+            tax_percent,
+        } = self;
+        let shares = claim.weight;
+        match vm.active {
+            Some(active) if *tax_percent > 0 => format!(
+                "fair share {pages} of {total} ({shares} of {weights} shares, {active} active, \
+                 idle tax {tax_percent} %)"
+            ),
+            Some(_) => format!("fair share {pages} of {total} ({shares} of {weights} shares)"),
+            None => format!(
+                "fair share {pages} of {total} ({shares} of {weights} shares, not sampled: all \
+                 counts as active)"
+            ),
+        }
     }
 }

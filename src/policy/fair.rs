@@ -5,17 +5,22 @@
 //! `1/level` shares a page, a claim of weight `w` holds `clamp(level * w, floor, ceiling)`; the level
 //! is raised until the total is used up.
 //!
+//! **The idle-memory tax** (section 5.2) makes an idle page cost `k = 1 / (1 - tax)` active ones. A
+//! claim of `P` pages with `A` active ones pays `S / (A + k * (P - A))` shares a page, which is the
+//! paper's `S / (P * (f + k * (1 - f)))` with `f = A / P`. Without a tax `k` is 1.
+//!
 //! Exact in whole pages: the page that comes next always goes to the claim with the smallest
-//! `(pages + 1) / weight`, the one in front on a tie (the divisor method of D'Hondt). Unlike giving
-//! the remainders of a division to the largest fractions, this is monotone: more memory, or more
-//! weight, never means fewer pages.
+//! `cost(pages + 1) / weight`, the one in front on a tie (the divisor method of D'Hondt). Unlike
+//! giving the remainders of a division to the largest fractions, this is monotone: more memory, or
+//! more weight, never means fewer pages.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
+use super::settings::IdleTax;
 use crate::units::Pages;
 
-/// Bits behind the binary point of a level (pages per unit of weight).
+/// Bits behind the binary point of a level (cost per unit of weight).
 const LEVEL_SHIFT: u32 = 32;
 
 /// One claim on the memory.
@@ -27,12 +32,26 @@ pub struct Claim {
     pub ceiling: Pages,
     /// In proportion to this; zero pins the claim at its floor, as in ESX.
     pub weight: u64,
+    /// This much of it is in use and not taxed.
+    pub active: Pages,
 }
 
 impl Claim {
-    fn at(&self, level: u128) -> u64 {
-        let fair = (level.saturating_mul(u128::from(self.weight))) >> LEVEL_SHIFT;
-        let fair = u64::try_from(fair).unwrap_or(u64::MAX);
+    /// What the first `pages` pages cost.
+    fn cost(&self, pages: u64, tax: IdleTax) -> u64 {
+        let active = pages.min(self.active.0);
+        active * tax.active_cost() + (pages - active) * tax.idle_cost()
+    }
+
+    /// The pages that it can pay for at `level`, within its bounds.
+    fn at(&self, level: u128, tax: IdleTax) -> u64 {
+        let pays = level.saturating_mul(u128::from(self.weight)) >> LEVEL_SHIFT;
+        let pays = u64::try_from(pays).unwrap_or(u64::MAX);
+        let active_cost = self.active.0.saturating_mul(tax.active_cost());
+        let fair = match pays.checked_sub(active_cost) {
+            Some(rest) => self.active.0.saturating_add(rest / tax.idle_cost()),
+            None => pays / tax.active_cost(),
+        };
         fair.min(self.ceiling.0).max(self.floor.0)
     }
 }
@@ -41,31 +60,42 @@ impl Claim {
 ///
 /// The sum is at most `total`, unless the floors alone are more. It is exactly `total`, unless the
 /// ceilings (or floors of claims without weight) leave less to be given.
-pub fn split(total: Pages, claims: &[Claim]) -> Vec<Pages> {
-    let level = highest_level(total, claims);
-    let mut pages: Vec<u64> = claims.iter().map(|claim| claim.at(level)).collect();
+pub fn split(total: Pages, claims: &[Claim], tax: IdleTax) -> Vec<Pages> {
+    let level = high_level(total, claims, tax);
+    let mut pages: Vec<u64> = claims.iter().map(|claim| claim.at(level, tax)).collect();
     let sum: u64 = pages.iter().sum();
-    give_one_by_one(total.0.saturating_sub(sum), claims, &mut pages);
+    give_one_by_one(total.0.saturating_sub(sum), claims, tax, &mut pages);
     pages.into_iter().map(Pages).collect()
 }
 
-/// The highest level at which the claims together hold at most `total`, or zero.
-fn highest_level(total: Pages, claims: &[Claim]) -> u128 {
-    let largest = claims.iter().map(|claim| claim.ceiling.0).max();
-    let fits = |level: u128| {
-        let sum: u128 = claims.iter().map(|claim| u128::from(claim.at(level))).sum();
-        sum <= u128::from(total.0)
+/// A level at which the claims together hold at most `total` and almost all of it, or zero.
+fn high_level(total: Pages, claims: &[Claim], tax: IdleTax) -> u128 {
+    let sum_at = |level: u128| -> u128 {
+        let pages = claims.iter().map(|claim| claim.at(level, tax));
+        pages.map(u128::from).sum()
     };
-    // At this level a weight of one alone reaches the largest ceiling: nothing grows any more.
-    let top = (u128::from(largest.unwrap_or(0)) + 1) << LEVEL_SHIFT;
-    if fits(top) {
+    let total = u128::from(total.0);
+    // At this level the lightest claim alone reaches the largest ceiling: nothing grows any more.
+    let weights = claims.iter().map(|claim| claim.weight);
+    let lightest = weights.filter(|&weight| weight > 0).min().unwrap_or(1);
+    let largest = claims.iter().map(|claim| claim.ceiling.0).max();
+    let largest_cost = u128::from(largest.unwrap_or(0)) * u128::from(tax.idle_cost());
+    let top = ((largest_cost + 1) << LEVEL_SHIFT) / u128::from(lightest) + 1;
+    if sum_at(top) <= total {
         return top;
     }
+    // What the level leaves is given page by page, in the same order as the level gives it: so
+    // the search may end as soon as that is little work.
+    let little = (claims.len() / 4) as u128;
     let (mut below, mut above) = (0, top);
     while above - below > 1 {
         let middle = below + (above - below) / 2;
-        if fits(middle) {
+        let sum = sum_at(middle);
+        if sum <= total {
             below = middle;
+            if total - sum <= little {
+                break;
+            }
         } else {
             above = middle;
         }
@@ -74,7 +104,7 @@ fn highest_level(total: Pages, claims: &[Claim]) -> u128 {
 }
 
 /// Gives the few pages that are less than one step of the level.
-fn give_one_by_one(mut left: u64, claims: &[Claim], pages: &mut [u64]) {
+fn give_one_by_one(mut left: u64, claims: &[Claim], tax: IdleTax, pages: &mut [u64]) {
     if left == 0 {
         return;
     }
@@ -83,6 +113,7 @@ fn give_one_by_one(mut left: u64, claims: &[Claim], pages: &mut [u64]) {
         (claim.weight > 0 && pages < claim.ceiling.0).then(|| {
             Reverse(Next {
                 pages: pages + 1,
+                cost: claim.cost(pages + 1, tax),
                 weight: claim.weight,
                 index,
             })
@@ -103,18 +134,19 @@ fn give_one_by_one(mut left: u64, claims: &[Claim], pages: &mut [u64]) {
     }
 }
 
-/// A claim in the queue for the next page, ordered by `pages / weight`, then by index.
+/// A claim in the queue for the next page, ordered by `cost / weight`, then by index.
 #[derive(Debug, PartialEq, Eq)]
 struct Next {
     pages: u64,
+    cost: u64,
     weight: u64,
     index: usize,
 }
 
 impl Ord for Next {
     fn cmp(&self, other: &Next) -> Ordering {
-        let ours = u128::from(self.pages) * u128::from(other.weight);
-        let theirs = u128::from(other.pages) * u128::from(self.weight);
+        let ours = u128::from(self.cost) * u128::from(other.weight);
+        let theirs = u128::from(other.cost) * u128::from(self.weight);
         ours.cmp(&theirs).then(self.index.cmp(&other.index))
     }
 }
@@ -135,11 +167,41 @@ mod tests {
             floor: Pages(floor),
             ceiling: Pages(ceiling),
             weight,
+            active: Pages::ZERO,
         }
     }
 
     fn numbers(total: u64, claims: &[Claim]) -> Vec<u64> {
-        split(Pages(total), claims).iter().map(|p| p.0).collect()
+        taxed(total, claims, 0)
+    }
+
+    fn taxed(total: u64, claims: &[Claim], percent: u8) -> Vec<u64> {
+        let tax = IdleTax::new(percent).expect("below 100");
+        let parts = split(Pages(total), claims, tax);
+        parts.iter().map(|p| p.0).collect()
+    }
+
+    /// The page that comes next goes to the cheapest, from the floors up: the definition.
+    fn greedy(total: u64, claims: &[Claim], percent: u8) -> Vec<u64> {
+        let tax = IdleTax::new(percent).expect("below 100");
+        let mut pages: Vec<u64> = claims.iter().map(|c| c.floor.0).collect();
+        let left = total.saturating_sub(pages.iter().sum());
+        give_one_by_one(left, claims, tax, &mut pages);
+        pages
+    }
+
+    /// Waldspurger, figure 7: two VMs of equal shares, one idle and one active.
+    #[test]
+    fn the_tax_moves_idle_memory_to_who_uses_it() {
+        let idle = claim(0, 65_536, 2560);
+        let busy = Claim {
+            active: Pages(65_536),
+            ..idle
+        };
+        assert_eq!(taxed(92_160, &[idle, busy], 0), [46_080, 46_080]);
+        // k = 4: the idle one may hold a quarter of what the active one holds.
+        assert_eq!(taxed(80_000, &[idle, busy], 75), [16_000, 64_000]);
+        assert_eq!(taxed(92_160, &[idle, busy], 75), [26_624, 65_536]);
     }
 
     #[test]
@@ -172,12 +234,32 @@ mod tests {
     }
 
     fn claims() -> impl Strategy<Value = Vec<Claim>> {
-        let one = (0..500_u64, 0..1000_u64, 0..50_u64)
-            .prop_map(|(floor, more, weight)| claim(floor, floor + more, weight));
+        let one = (0..500_u64, 0..1000_u64, 0..50_u64, 0..1500_u64).prop_map(
+            |(floor, more, weight, active)| Claim {
+                active: Pages(active),
+                ..claim(floor, floor + more, weight)
+            },
+        );
         proptest::collection::vec(one, 1..12)
     }
 
     proptest! {
+        #[test]
+        fn the_level_is_a_short_cut_and_nothing_else(total in 0..10_000_u64, claims in claims(), tax in 0..100_u8) {
+            prop_assert_eq!(taxed(total, &claims, tax), greedy(total, &claims, tax));
+        }
+
+        #[test]
+        fn more_activity_never_means_less(
+            total in 0..10_000_u64, claims in claims(), which in any::<prop::sample::Index>(),
+            more in 0..500_u64, tax in 0..100_u8,
+        ) {
+            let which = which.index(claims.len());
+            let mut busier = claims.clone();
+            busier[which].active += Pages(more);
+            prop_assert!(taxed(total, &claims, tax)[which] <= taxed(total, &busier, tax)[which]);
+        }
+
         #[test]
         fn the_total_is_kept_and_used_up(total in 0..10_000_u64, claims in claims()) {
             let parts = numbers(total, &claims);
@@ -193,8 +275,8 @@ mod tests {
         }
 
         #[test]
-        fn more_memory_never_means_less(total in 0..10_000_u64, more in 0..50_u64, claims in claims()) {
-            for (before, after) in numbers(total, &claims).iter().zip(numbers(total + more, &claims)) {
+        fn more_memory_never_means_less(total in 0..10_000_u64, more in 0..50_u64, claims in claims(), tax in 0..100_u8) {
+            for (before, after) in taxed(total, &claims, tax).iter().zip(taxed(total + more, &claims, tax)) {
                 prop_assert!(*before <= after);
             }
         }
@@ -202,12 +284,12 @@ mod tests {
         #[test]
         fn more_weight_never_means_less(
             total in 0..10_000_u64, claims in claims(), which in any::<prop::sample::Index>(),
-            more in 0..50_u64,
+            more in 0..50_u64, tax in 0..100_u8,
         ) {
             let which = which.index(claims.len());
             let mut heavier = claims.clone();
             heavier[which].weight += more;
-            prop_assert!(numbers(total, &claims)[which] <= numbers(total, &heavier)[which]);
+            prop_assert!(taxed(total, &claims, tax)[which] <= taxed(total, &heavier, tax)[which]);
         }
 
         #[test]

@@ -81,7 +81,7 @@ pub fn grant(
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::{Run, VmId};
+    use super::super::types::{Conduct, Run, VmId};
     use super::*;
     use proptest::prelude::*;
 
@@ -115,6 +115,7 @@ mod tests {
             private_max: case.private_max,
             mechanism: case.mechanism,
             run: Run::Go,
+            conduct: Conduct::Cooperative,
             why: String::new(),
         };
         let request = CreditRequest {

@@ -5,16 +5,28 @@
 //! [`PolicyState`], so the same input always gives the same plan. It cannot fail: settings are
 //! checked by `config`, and what cannot be done is a value in the plan.
 //!
+//! | policy | reads | promises | choose it when |
+//! |---|---|---|---|
+//! | [`esx`] | shares, reservation, limit; the sampled working set | reservations always; the rest by shares, idle memory taxed; nothing is taken before memory is short | guests differ in worth, or you do not know better |
+//! | [`proportional`] | the dynamic range alone | everybody at the same fraction of its range; reacts to no guest | you plan memory yourself and want to be able to compute it |
+//! | [`self`](own) | the guest's use | a guest holds little more than it uses, also when the host has plenty; grows at once, shrinks slowly | guests are honest and mostly idle, and free host memory is worth something |
+//! | [`pref`] | the guest's use | 1.3 times what each uses; what is left in proportion | desktops: few guests, whose need changes suddenly |
+//! | [`pressure`] | refaults | the smallest size at which a guest does not suffer, found by trying | long-running guests whose caches hide what they need |
+//!
 //! One decision has three steps, each a module:
 //!
 //! | step | module | question |
 //! |---|---|---|
 //! | state | [`state`] | how short is the host of memory: high, soft, hard, low? |
-//! | targets | [`esx`] (more policies may stand beside it), on [`fair`] | how much should each VM hold when memory is short? |
-//! | reclaim | [`reclaim`] | which mechanism makes up the difference, and how fast? |
+//! | targets | one of the policies above, on [`fair`] | how much should each VM hold? |
+//! | reclaim | [`reclaim`], [`balloon`], [`deflate`] | which mechanism makes up the difference, and how fast? |
 //!
-//! Only the second step differs between policies. Two rules are asked between decisions:
-//! [`grant`] (may this VM have more pages now?) and [`admission`] (may this VM start?).
+//! Only the second step differs between policies, and in one respect the third ([`Manner`]). Rules asked
+//! between decisions: [`grant`] (may this VM have more pages now?), [`admission`] (may this VM
+//! start?), [`lease`] (what is promised before it starts?). [`sampling`] estimates working sets.
+//!
+//! **No guest falls below its floor or its reservation.** `reservation <= target <= limit` under every
+//! policy; `proportional` adds `dynamic_min`, the others have floors that hold while they fit the host.
 //!
 //! **Shrinks before growths.** A plan lets a VM grow (deflates a balloon) only out of memory that
 //! is free *in the snapshot*, above the high threshold; it never counts on a shrink that the same
@@ -29,20 +41,35 @@
 //! balloon ceiling, thresholds); xen-api `squeezed` (5 s until a balloon counts as stuck).
 
 pub mod admission;
+pub mod balloon;
+mod deflate;
 pub mod esx;
 pub mod fair;
 pub mod grant;
+mod guest;
+pub mod lease;
+pub mod own;
+pub mod pref;
+pub mod pressure;
+pub mod proportional;
 pub mod reclaim;
+pub mod safeguard;
+pub mod sampling;
+pub mod settings;
 pub mod state;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod wish;
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use self::reclaim::BalloonRecord;
-use self::types::{MemState, Plan, Snapshot, VmId};
+use self::balloon::BalloonRecord;
+use self::safeguard::Safeguard;
+use self::settings::PolicySettings;
+use self::state::Thresholds;
+use self::types::{Allocation, Conduct, MemState, Plan, Snapshot, VmId};
 use crate::units::Pages;
 
 /// The policies, by the names that a fleet file uses.
@@ -51,16 +78,64 @@ pub enum PolicyKind {
     /// Shares, reservation and limit, as VMware ESX.
     #[default]
     Esx,
+    /// The same fraction of every dynamic range, as XenServer's squeezed.
+    Proportional,
+    /// What the guest has committed, as Xen's self-ballooning.
+    Own,
+    /// What the guest prefers, as Qubes' qmemman.
+    Pref,
+    /// What the guest can do without, as senpai.
+    Pressure,
+}
+
+/// How a policy's targets are enforced while memory is not short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Not: who holds more than its target keeps it until somebody needs it.
+    OnDemand,
+    /// A balloon holds what is above the target, always.
+    Directed,
 }
 
 impl PolicyKind {
     /// Every policy.
-    pub const ALL: &[PolicyKind] = &[PolicyKind::Esx];
+    pub const ALL: &[PolicyKind] = &[
+        PolicyKind::Esx,
+        PolicyKind::Proportional,
+        PolicyKind::Own,
+        PolicyKind::Pref,
+        PolicyKind::Pressure,
+    ];
 
     /// The name in fleet files.
     pub fn name(self) -> &'static str {
         match self {
             PolicyKind::Esx => "esx",
+            PolicyKind::Proportional => "proportional",
+            PolicyKind::Own => "self",
+            PolicyKind::Pref => "pref",
+            PolicyKind::Pressure => "pressure",
+        }
+    }
+
+    /// How its targets are enforced.
+    pub fn manner(self) -> Manner {
+        match self {
+            PolicyKind::Esx => Manner::OnDemand,
+            PolicyKind::Proportional
+            | PolicyKind::Own
+            | PolicyKind::Pref
+            | PolicyKind::Pressure => Manner::Directed,
+        }
+    }
+
+    /// What a VM is promised under this policy: admission keeps the sum of it payable.
+    pub fn entitlement(self, allocation: &Allocation) -> Pages {
+        match self {
+            PolicyKind::Proportional => proportional::floor(allocation),
+            PolicyKind::Esx | PolicyKind::Own | PolicyKind::Pref | PolicyKind::Pressure => {
+                allocation.reservation
+            }
         }
     }
 }
@@ -86,17 +161,34 @@ impl FromStr for PolicyKind {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PolicyState {
     kind: PolicyKind,
+    settings: PolicySettings,
     mem_state: MemState,
     balloons: BTreeMap<VmId, BalloonRecord>,
     /// Since when there has been room to give memory back without a break.
     room_since: Option<std::time::Duration>,
+    memory: Recollection,
+}
+
+/// What single policies remember; forgotten when another takes over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Recollection {
+    own: BTreeMap<VmId, own::Record>,
+    pref: pref::Record,
+    pressure: BTreeMap<VmId, pressure::Record>,
 }
 
 impl PolicyState {
-    /// The state before the first decision: memory state high, no balloon known.
+    /// The state before the first decision, with default settings: memory state high, no balloon
+    /// known.
     pub fn new(kind: PolicyKind) -> PolicyState {
+        PolicyState::with_settings(kind, PolicySettings::default())
+    }
+
+    /// The state before the first decision.
+    pub fn with_settings(kind: PolicyKind, settings: PolicySettings) -> PolicyState {
         PolicyState {
             kind,
+            settings,
             ..PolicyState::default()
         }
     }
@@ -109,7 +201,44 @@ impl PolicyState {
     /// Lets another policy set the targets from the next decision on. Memory state and balloon
     /// records stay: they describe the host, not the policy.
     pub fn set_kind(&mut self, kind: PolicyKind) {
-        self.kind = kind;
+        if kind != self.kind {
+            self.kind = kind;
+            self.memory = Recollection::default();
+            self.room_since = None;
+        }
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> PolicySettings {
+        self.settings
+    }
+
+    /// Changes the settings from the next decision on.
+    pub fn set_settings(&mut self, settings: PolicySettings) {
+        self.settings = settings;
+    }
+
+    /// The thresholds that hold for a budget under these settings: for [`grant`].
+    pub fn thresholds(&self, budget: Pages) -> Thresholds {
+        Thresholds::on_scale(budget, self.settings.min_free)
+    }
+
+    /// How a VM's balloon behaves.
+    pub fn conduct(&self, vm: VmId) -> Conduct {
+        let record = self.balloons.get(&vm);
+        record.map_or(Conduct::Cooperative, BalloonRecord::conduct)
+    }
+
+    /// The last order to a VM's balloon.
+    fn order(&self, vm: VmId) -> Pages {
+        self.balloons.get(&vm).map_or(Pages::ZERO, |r| r.order)
+    }
+
+    fn forget_all_but(&mut self, snapshot: &Snapshot) {
+        let lives = |id: &VmId| snapshot.vms.binary_search_by_key(id, |vm| vm.id).is_ok();
+        self.balloons.retain(|id, _| lives(id));
+        self.memory.own.retain(|id, _| lives(id));
+        self.memory.pressure.retain(|id, _| lives(id));
     }
 
     /// The memory state after the last decision.
@@ -123,6 +252,8 @@ impl PolicyState {
 pub struct Target {
     /// Memory that the VM should consume at most when memory is short.
     pub pages: Pages,
+    /// A balloon leaves the VM at least this.
+    pub floor: Pages,
     /// One line for people.
     pub why: String,
 }
@@ -132,10 +263,25 @@ pub struct Target {
 /// The plan has one entry for each VM of the snapshot, in its order. VMs that are no longer in the
 /// snapshot are forgotten.
 pub fn decide(snapshot: &Snapshot, memory: &mut PolicyState) -> Plan {
-    let thresholds = state::Thresholds::of_budget(snapshot.budget);
-    memory.mem_state = thresholds.next(memory.mem_state, snapshot.free);
+    memory.forget_all_but(snapshot);
+    let settings = memory.settings;
+    let thresholds = memory.thresholds(snapshot.budget);
+    // Without hysteresis every decision starts from state high.
+    let from = if settings.safeguards.has(Safeguard::Hysteresis) {
+        memory.mem_state
+    } else {
+        MemState::High
+    };
+    memory.mem_state = thresholds.next(from, snapshot.free);
+    let records = &mut memory.memory;
     let targets = match memory.kind {
-        PolicyKind::Esx => esx::targets(snapshot, &thresholds),
+        PolicyKind::Esx => esx::targets(snapshot, &thresholds, &settings),
+        PolicyKind::Proportional => proportional::targets(snapshot, &thresholds, &settings),
+        PolicyKind::Own => own::targets(snapshot, &thresholds, &settings, &mut records.own),
+        PolicyKind::Pref => pref::targets(snapshot, &thresholds, &settings, &mut records.pref),
+        PolicyKind::Pressure => {
+            pressure::targets(snapshot, &thresholds, &settings, &mut records.pressure)
+        }
     };
     let vms = reclaim::plan(snapshot, &thresholds, targets, memory);
     Plan {

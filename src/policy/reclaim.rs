@@ -15,6 +15,12 @@
 //! | hard | the same | the same, everybody | run |
 //! | low | the same | the same | blocked above the target |
 //!
+//! That is the manner of ESX ([`Manner::OnDemand`]): who has more than its target keeps it until
+//! somebody needs it. The policies of the Xen family are [`Manner::Directed`]: a balloon holds
+//! `size - target` in every state, so that a guest can never use more. The table's columns for
+//! swapping and blocking are the same; and a guest above its target that cannot be ballooned is
+//! swapped in state high too, but only as far as neighbours wait for what it refuses to give.
+//!
 //! **The balloon loop is closed.** A guest first gives pages that it never touched or that are free
 //! anyway: those lower nothing. So the order is not "so many pages" once, but "that many more than
 //! the balloon is measured to hold", again in every decision, until consumption falls or the balloon
@@ -22,17 +28,19 @@
 //! it ends as soon as the need does.
 //!
 //! **Ballooning is not possible** without a driver, at the ceiling, for a guest that says it has
-//! nothing left, and when the balloon is *stuck*: below its order and not grown for
-//! [`STUCK_AFTER`]. A stuck guest keeps its order; the first page it gives makes it innocent again.
+//! nothing left, and when the balloon is *stuck* (see [`balloon`](super::balloon)). A stuck guest
+//! keeps its order.
 //!
-//! **Giving back** needs room (free above the high threshold by the low one, 7 % in all) for
-//! [`ROOM_FOR`] without a break, uses only what is above that mark, and starts that wait anew.
+//! **Giving back** never counts on a shrink that is merely ordered, see [`deflate`](super::deflate).
 
 use std::time::Duration;
 
+use super::balloon::{BalloonRecord, Memory};
+use super::deflate;
+use super::safeguard::{Safeguard, Safeguards};
 use super::state::Thresholds;
 use super::types::{Mechanism, MemState, Run, Snapshot, VmPlan, VmSnapshot};
-use super::{PolicyState, Target};
+use super::{Manner, PolicyState, Target};
 use crate::units::Pages;
 
 /// Largest balloon, percent of the VM's size (ESX `Mem.CtlMaxPercent`).
@@ -48,57 +56,29 @@ const GUEST_AVAILABLE_MIN: Pages = Pages::mib(8);
 const STEP_DIVISOR: u64 = 16;
 /// And by at least this, so that small needs do not take many rounds. Chosen.
 const STEP_MIN: Pages = Pages(64);
-/// A balloon that is below its order and has not grown for so long is stuck (squeezed: 5 s).
-pub const STUCK_AFTER: Duration = Duration::from_secs(5);
-/// There must be room for so long before memory is given back. Chosen: ten reports of a VM.
-pub const ROOM_FOR: Duration = Duration::from_secs(1);
-
-/// What is remembered about one VM's balloon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BalloonRecord {
-    /// The last order.
-    pub(super) order: Pages,
-    /// What the balloon held when it was last looked at.
-    held: Pages,
-    /// Whether it is stuck. Stays while memory is short, until the balloon grows.
-    stuck: bool,
-    /// When the balloon last grew, or was first asked to; `None` while nothing is asked.
-    progress_at: Option<Duration>,
-}
-
-impl BalloonRecord {
-    /// Notes what the balloon holds now, and whether that makes it stuck or innocent.
-    fn observe(&mut self, ballooned: Pages, now: Duration) {
-        if ballooned > self.held {
-            self.stuck = false;
-            self.progress_at = None;
-        }
-        // A balloon that shrank (deflate on out-of-memory) must only regain a page.
-        self.held = ballooned;
-        let since = *self.progress_at.get_or_insert(now);
-        if ballooned < self.order && now.saturating_sub(since) >= STUCK_AFTER {
-            self.stuck = true;
-        }
-    }
-}
-
+/// A directed balloon at rest stays where it is when its goal is this near (squeezed: 512 KiB)...
+const DEAD_BAND: Pages = Pages(128);
+/// ... and nearer than size / this, for small guests. Chosen.
+const DEAD_BAND_DIVISOR: u64 = 512;
 /// What is the same for all VMs of one decision.
 struct Situation {
     state: MemState,
-    /// Whether free memory is at the high threshold or above.
-    enough: bool,
+    memory: Memory,
     now: Duration,
+    guards: Safeguards,
 }
 
 /// Pages wanted back from one VM.
 #[derive(Debug, Clone, Copy, Default)]
-struct Take {
+pub(super) struct Take {
     /// Towards the high threshold, and down to the limit: by ballooning.
     all: Pages,
     /// Towards the swap goal, once below the soft threshold: by swapping.
     urgent: Pages,
     /// The part above the limit, due in any state.
-    over_limit: Pages,
+    pub(super) over_limit: Pages,
+    /// What neighbours wait for and this VM should give: by swapping if its balloon refuses.
+    awaited: Pages,
 }
 
 /// The plan of every VM, in the order of the snapshot, which `targets` has too.
@@ -108,23 +88,90 @@ pub fn plan(
     targets: Vec<Target>,
     memory: &mut PolicyState,
 ) -> Vec<VmPlan> {
-    memory
-        .balloons
-        .retain(|id, _| snapshot.vms.binary_search_by_key(id, |vm| vm.id).is_ok());
     let takes = takes(snapshot, thresholds, &targets);
-    let deflates = deflations(snapshot, thresholds, &takes, memory);
+    let asks: Vec<Ask> = snapshot
+        .vms
+        .iter()
+        .zip(&targets)
+        .zip(takes)
+        .map(|((vm, target), take)| Ask::new(vm, target, take, memory))
+        .collect();
+    let growth = deflate::plan(snapshot, thresholds, &targets, &asks, memory);
+    let awaited = part_of(growth.unmet, snapshot, &targets);
     let situation = Situation {
         state: memory.mem_state,
-        enough: !thresholds.near_soft(snapshot.free),
+        memory: if thresholds.near_soft(snapshot.free) {
+            Memory::Short
+        } else {
+            Memory::Enough
+        },
         now: snapshot.now,
+        guards: memory.settings.safeguards,
     };
     let mut plans = Vec::with_capacity(snapshot.vms.len());
-    for (((vm, target), take), deflate) in snapshot.vms.iter().zip(targets).zip(takes).zip(deflates)
-    {
+    for (index, (target, mut ask)) in targets.into_iter().zip(asks).enumerate() {
+        ask.take.awaited = awaited[index];
+        let vm = &snapshot.vms[index];
         let record = memory.balloons.entry(vm.id).or_default();
-        plans.push(plan_vm(vm, target, take, deflate, &situation, record));
+        plans.push(plan_vm(
+            vm,
+            target,
+            ask,
+            growth.allowed[index],
+            &situation,
+            record,
+        ));
     }
     plans
+}
+
+/// What is asked of one VM's balloon.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask {
+    pub(super) take: Take,
+    /// Pages that the balloon should hold beyond what it does.
+    inflate: Pages,
+    /// Pages that the balloon holds, or was asked for, and need not: wanted back by the guest.
+    pub(super) deflate: Pages,
+    /// What the balloon is asked to hold in the end, at most.
+    goal: Pages,
+    /// What it may ever be asked to hold.
+    ceiling: Pages,
+}
+
+impl Ask {
+    fn new(vm: &VmSnapshot, target: &Target, take: Take, memory: &PolicyState) -> Ask {
+        let order = memory.order(vm.id);
+        let guards = memory.settings.safeguards;
+        match memory.kind.manner() {
+            Manner::OnDemand => {
+                let ceiling = ceiling(vm, guards);
+                Ask {
+                    take,
+                    inflate: take.all,
+                    deflate: deflate::wanted_on_demand(vm, take, order),
+                    goal: ceiling,
+                    ceiling,
+                }
+            }
+            Manner::Directed => {
+                let ceiling = directed_ceiling(vm, target, guards);
+                let size = vm.allocation.size;
+                let goal = size.saturating_sub(target.pages).min(ceiling);
+                // Resting balloons are not moved for next to nothing.
+                let rests = vm.ballooned == order;
+                let near = goal.0.abs_diff(order.0) <= DEAD_BAND.0.min(size.0 / DEAD_BAND_DIVISOR);
+                let goal = if rests && near { order } else { goal };
+                Ask {
+                    take,
+                    inflate: goal.saturating_sub(vm.ballooned),
+                    deflate: order.min(vm.ballooned).saturating_sub(goal),
+                    goal,
+                    ceiling,
+                }
+            }
+        }
+    }
 }
 
 fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Vec<Take> {
@@ -144,11 +191,6 @@ fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Ve
     } else {
         Pages::ZERO
     };
-    let part = |of: Pages, excess: Pages| {
-        let (of, excess) = (u128::from(of.0), u128::from(excess.0));
-        let part = (of * excess).div_ceil(u128::from(total.0.max(1)));
-        Pages(u64::try_from(part).expect("at most the excess, which is a u64"))
-    };
     snapshot
         .vms
         .iter()
@@ -157,88 +199,55 @@ fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Ve
             let limit = vm.allocation.limit.min(vm.allocation.size);
             let over_limit = vm.consumed.saturating_sub(limit);
             Take {
-                all: part(short, excess).max(over_limit),
-                urgent: part(urgent, excess),
+                all: part(short, excess, total).max(over_limit),
+                urgent: part(urgent, excess, total),
                 over_limit,
+                awaited: Pages::ZERO,
             }
         })
         .collect()
 }
 
-/// By how much each balloon may shrink now.
-fn deflations(
-    snapshot: &Snapshot,
-    thresholds: &Thresholds,
-    takes: &[Take],
-    memory: &mut PolicyState,
-) -> Vec<Pages> {
-    let none = vec![Pages::ZERO; snapshot.vms.len()];
-    let room = snapshot
-        .free
-        .saturating_sub(thresholds.high + thresholds.low);
-    if memory.mem_state != MemState::High || room == Pages::ZERO {
-        memory.room_since = None;
-        return none;
+/// `ceil(of * excess / total)`.
+fn part(of: Pages, excess: Pages, total: Pages) -> Pages {
+    if of == Pages::ZERO {
+        return Pages::ZERO;
     }
-    let since = *memory.room_since.get_or_insert(snapshot.now);
-    if snapshot.now.saturating_sub(since) < ROOM_FOR {
-        return none;
-    }
-    memory.room_since = Some(snapshot.now);
-    // What was ordered before and is not done yet will use free memory too.
-    let pending: Pages = snapshot
-        .vms
-        .iter()
-        .map(|vm| {
-            let order = memory.balloons.get(&vm.id).map_or(Pages::ZERO, |r| r.order);
-            vm.ballooned.saturating_sub(order)
-        })
-        .sum();
-    let room = room.saturating_sub(pending);
-    let wanted: Vec<Pages> = snapshot
-        .vms
-        .iter()
-        .zip(takes)
-        .map(|(vm, take)| {
-            let limit = vm.allocation.limit.min(vm.allocation.size);
-            let order = memory.balloons.get(&vm.id).map_or(Pages::ZERO, |r| r.order);
-            let growth = limit.saturating_sub(vm.consumed);
-            // A VM that may hold its whole size needs no check against its limit: what it holds
-            // beside the balloon can never be more.
-            let growth = if limit == vm.allocation.size && take.over_limit == Pages::ZERO {
-                order
-            } else {
-                growth.min(order)
-            };
-            growth.min(vm.ballooned)
-        })
-        .collect();
-    let total: u128 = wanted.iter().map(|pages| u128::from(pages.0)).sum();
-    wanted
-        .into_iter()
-        .map(|pages| {
-            let part = u128::from(room.0) * u128::from(pages.0) / total.max(1);
-            Pages(u64::try_from(part).unwrap_or(u64::MAX)).min(pages)
-        })
+    let part = (u128::from(of.0) * u128::from(excess.0)).div_ceil(u128::from(total.0.max(1)));
+    Pages(u64::try_from(part).expect("at most the excess, which is a u64"))
+}
+
+/// What neighbours wait for, as a part of what each VM holds above its target.
+fn part_of(unmet: Pages, snapshot: &Snapshot, targets: &[Target]) -> Vec<Pages> {
+    let excess = |index: usize| {
+        snapshot.vms[index]
+            .consumed
+            .saturating_sub(targets[index].pages)
+    };
+    let total: Pages = (0..targets.len()).map(excess).sum();
+    let unmet = unmet.min(total);
+    (0..targets.len())
+        .map(|index| part(unmet, excess(index), total))
         .collect()
 }
 
 fn plan_vm(
     vm: &VmSnapshot,
     target: Target,
-    take: Take,
+    ask: Ask,
     deflate: Pages,
     situation: &Situation,
     record: &mut BalloonRecord,
 ) -> VmPlan {
-    let order = balloon_order(vm, take.all, deflate, situation, record);
-    let cannot = cannot_balloon(vm, record);
+    let take = ask.take;
+    let order = balloon_order(vm, ask, deflate, situation, record);
+    let cannot = cannot_balloon(vm, ask.ceiling, record, situation.guards);
     let swap = match (situation.state, cannot) {
         (MemState::High | MemState::Soft, None) => Pages::ZERO,
-        (MemState::High, Some(_)) => take.over_limit,
+        (MemState::High, Some(_)) => take.over_limit.max(take.awaited),
         (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => take
             .urgent
-            .max(cannot.map_or(Pages::ZERO, |_| take.over_limit)),
+            .max(cannot.map_or(Pages::ZERO, |_| take.over_limit.max(take.awaited))),
     };
     let above = vm.consumed > target.pages;
     VmPlan {
@@ -252,6 +261,7 @@ fn plan_vm(
         } else {
             Run::Go
         },
+        conduct: record.conduct(),
         why: explain(target.why, take, cannot, swap),
     }
 }
@@ -260,7 +270,7 @@ fn explain(mut why: String, take: Take, cannot: Option<&str>, swap: Pages) -> St
     if take.over_limit > Pages::ZERO {
         why.push_str(&format!("; {} above its limit", take.over_limit));
     }
-    if let Some(reason) = cannot.filter(|_| take.all > Pages::ZERO) {
+    if let Some(reason) = cannot.filter(|_| take.all.max(take.awaited) > Pages::ZERO) {
         why.push_str(&format!("; {reason}"));
         if swap > Pages::ZERO {
             why.push_str(": swapped instead");
@@ -272,7 +282,7 @@ fn explain(mut why: String, take: Take, cannot: Option<&str>, swap: Pages) -> St
 /// What the balloon shall hold from now on.
 fn balloon_order(
     vm: &VmSnapshot,
-    take: Pages,
+    ask: Ask,
     deflate: Pages,
     situation: &Situation,
     record: &mut BalloonRecord,
@@ -281,35 +291,35 @@ fn balloon_order(
         *record = BalloonRecord::default();
         return Pages::ZERO;
     }
-    if take == Pages::ZERO {
-        record.order = record.order.min(vm.ballooned).saturating_sub(deflate);
-        record.progress_at = None;
-        if situation.enough {
-            // Only a host with enough memory forgets: guilt shall not be proven anew, five seconds
-            // each time, for as long as memory is short.
-            record.stuck = false;
-        }
-        return record.order;
+    if ask.inflate == Pages::ZERO {
+        let order = record.order.min(vm.ballooned).saturating_sub(deflate);
+        record.rest(order, situation.memory);
+        return order;
     }
-    record.observe(vm.ballooned, situation.now);
+    record.observe(vm.ballooned, situation.now, situation.guards);
     let step_max = Pages(vm.allocation.size.0 / STEP_DIVISOR).max(STEP_MIN);
-    let step = guest_spare(vm).map_or(step_max, |spare| spare.min(step_max));
-    let step = take.max(STEP_MIN).min(step);
-    // No order above the ceiling, but no deflation either while memory is wanted.
-    let ceiling = balloon_ceiling(vm).max(vm.ballooned);
-    record.order = (vm.ballooned + step).min(ceiling);
-    record.order
+    let step = guest_spare(vm, situation.guards).map_or(step_max, |spare| spare.min(step_max));
+    let step = ask.inflate.max(STEP_MIN).min(step);
+    // No order above the goal, but no deflation either while memory is wanted.
+    let order = (vm.ballooned + step).min(ask.goal.max(vm.ballooned));
+    record.ask(order, situation.now);
+    order
 }
 
 /// Why this VM's balloon can take nothing more, if so.
-fn cannot_balloon(vm: &VmSnapshot, record: &BalloonRecord) -> Option<&'static str> {
+fn cannot_balloon(
+    vm: &VmSnapshot,
+    ceiling: Pages,
+    record: &BalloonRecord,
+    guards: Safeguards,
+) -> Option<&'static str> {
     if !vm.balloon_driver {
         Some("no balloon driver")
-    } else if vm.ballooned >= balloon_ceiling(vm) {
+    } else if vm.ballooned >= ceiling {
         Some("balloon at its ceiling")
-    } else if guest_spare(vm) == Some(Pages::ZERO) {
+    } else if guest_spare(vm, guards) == Some(Pages::ZERO) && guards.has(Safeguard::Measured) {
         Some("the guest says that it has no memory left to give")
-    } else if record.stuck {
+    } else if record.is_stuck() {
         Some("balloon stuck")
     } else {
         None
@@ -322,8 +332,29 @@ pub fn balloon_ceiling(vm: &VmSnapshot) -> Pages {
     Pages(size.0 * BALLOON_MAX_PERCENT / 100).min(size.saturating_sub(GUEST_MIN))
 }
 
+fn ceiling(vm: &VmSnapshot, guards: Safeguards) -> Pages {
+    if guards.has(Safeguard::GuestMinimum) {
+        balloon_ceiling(vm)
+    } else {
+        vm.allocation.size
+    }
+}
+
+/// The most that a directed balloon is asked to hold: all but the policy's floor, or 16 MiB.
+fn directed_ceiling(vm: &VmSnapshot, target: &Target, guards: Safeguards) -> Pages {
+    let left = if guards.has(Safeguard::GuestMinimum) {
+        target.floor.max(GUEST_MIN)
+    } else {
+        Pages::ZERO
+    };
+    vm.allocation.size.saturating_sub(left)
+}
+
 /// What the guest says that it can still give, if it says anything.
-fn guest_spare(vm: &VmSnapshot) -> Option<Pages> {
+fn guest_spare(vm: &VmSnapshot, guards: Safeguards) -> Option<Pages> {
+    if !guards.has(Safeguard::GuestMinimum) {
+        return None;
+    }
     let available = Pages::in_bytes(vm.guest.available_bytes?);
     Some(available.saturating_sub(GUEST_AVAILABLE_MIN))
 }

@@ -11,9 +11,13 @@
 //! that hovers around one edge changes nothing. A jump passes over states: from low with 7 % free
 //! the host is in high at once, with 5 % free in soft.
 //!
-//! Source: 6/4/2/1 % and the actions: Waldspurger section 6.3 and the ESX white paper section 3.5.
+//! On the sliding scale the thresholds are parts of `minFree` = 6 % of the first 4 GiB, 4 % of the next
+//! 8, 2 % of the next 16, 1 % of the rest: high 100 %, soft 64 %, hard 32 %, low 16 % of it.
+//!
+//! Source: sliding scale: VMware `Mem.MinFreePct` (ESXi 5); 6/4/2/1 % and the actions: Waldspurger section 6.3 and the ESX white paper section 3.5.
 //! Ballooning starts on the approach to soft because it is slow (white paper, same section).
 
+use super::settings::MinFree;
 use super::types::MemState;
 use crate::units::Pages;
 
@@ -25,6 +29,11 @@ const SOFT_PERCENT: u64 = 4;
 const HARD_PERCENT: u64 = 2;
 /// Below this the host is in low, percent of the budget (ESX default).
 const LOW_PERCENT: u64 = 1;
+
+/// The sliding scale: of so many GiB, so many percent are kept free; one percent of the rest.
+const SLIDING_GIB_PERCENT: [(u64, u64); 3] = [(4, 6), (8, 4), (16, 2)];
+/// Soft, hard and low on the sliding scale, percent of minFree.
+const SLIDING_PERCENT: [u64; 3] = [64, 32, 16];
 
 /// The four thresholds of one budget. `low <= hard <= soft <= high`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +57,24 @@ impl Thresholds {
             soft: percent(SOFT_PERCENT),
             hard: percent(HARD_PERCENT),
             low: percent(LOW_PERCENT),
+        }
+    }
+
+    /// The thresholds of a budget on one of the scales.
+    pub fn on_scale(budget: Pages, scale: MinFree) -> Thresholds {
+        match scale {
+            MinFree::Percent => Thresholds::of_budget(budget),
+            MinFree::Sliding => {
+                let high = sliding_min_free(budget);
+                let [soft, hard, low] =
+                    SLIDING_PERCENT.map(|percent| Pages((high.0 * percent).div_ceil(100)));
+                Thresholds {
+                    high,
+                    soft,
+                    hard,
+                    low,
+                }
+            }
         }
     }
 
@@ -83,6 +110,16 @@ impl Thresholds {
             MemState::High
         }
     }
+}
+
+fn sliding_min_free(budget: Pages) -> Pages {
+    let (mut rest, mut hundredths) = (budget.0, 0);
+    for (gib, percent) in SLIDING_GIB_PERCENT {
+        let part = rest.min(Pages::mib(gib << 10).0);
+        hundredths += part * percent;
+        rest -= part;
+    }
+    Pages((hundredths + rest).div_ceil(100))
 }
 
 #[cfg(test)]
@@ -131,5 +168,16 @@ mod tests {
         let thresholds = Thresholds::of_budget(Pages(1));
         assert_eq!(thresholds.low, Pages(1));
         assert_eq!(thresholds.next(High, Pages(0)), Low);
+    }
+
+    /// The figures that VMware publishes: 28 GB -> 899 MB, 100 GB -> 1619 MB (whole gigabytes here).
+    #[test]
+    fn the_sliding_scale_matches_the_published_figures() {
+        for (gib, mib) in [(4, 245), (28, 901), (100, 1638)] {
+            let thresholds = Thresholds::on_scale(Pages::mib(gib << 10), MinFree::Sliding);
+            assert_eq!(thresholds.high.bytes() >> 20, mib, "{gib}");
+            assert!(thresholds.low < thresholds.hard && thresholds.hard < thresholds.soft);
+            assert!(thresholds.soft < thresholds.high);
+        }
     }
 }

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::balloon::{PROGRESS_MIN, STUCK_AFTER};
+use super::deflate::ROOM_FOR;
 use super::esx::distributable;
 use super::grant::{CreditRequest, grant};
-use super::reclaim::{ROOM_FOR, STUCK_AFTER, balloon_ceiling};
+use super::reclaim::balloon_ceiling;
 use super::state::Thresholds;
 use super::types::*;
 use super::*;
@@ -33,6 +35,7 @@ fn vm(id: u32, consumed: u64, allocation: Allocation) -> VmSnapshot {
         private: Pages(consumed),
         ballooned: Pages::ZERO,
         swapped: Pages::ZERO,
+        swap_in_pages: 0,
         balloon_driver: true,
         active: None,
         overhead: Pages::ZERO,
@@ -134,7 +137,10 @@ fn a_stuck_balloon_is_swapped_instead_until_it_moves() {
         plan.vms[0].why
     );
     assert!(plan.vms[0].balloon_target > Pages::ZERO, "the order stands");
-    snapshot.vms[0].ballooned = Pages(1);
+    assert_eq!(plan.vms[0].conduct, Conduct::Stuck);
+    snapshot.vms[0].ballooned = PROGRESS_MIN - Pages(1);
+    assert!(decide(&snapshot, &mut state).vms[0].private_max.is_some());
+    snapshot.vms[0].ballooned = PROGRESS_MIN;
     assert_eq!(decide(&snapshot, &mut state).vms[0].private_max, None);
 }
 

@@ -59,6 +59,8 @@ pub struct VmSnapshot {
     pub ballooned: Pages,
     /// Pages swapped or compressed.
     pub swapped: Pages,
+    /// Counter: pages read or decompressed back on touch, since its start.
+    pub swap_in_pages: u64,
     /// Whether the guest's balloon driver is up.
     pub balloon_driver: bool,
     /// Estimated working set, once sampled.
@@ -95,8 +97,36 @@ pub struct VmPlan {
     pub mechanism: Mechanism,
     /// Whether its vCPUs may run.
     pub run: Run,
+    /// How its balloon behaves.
+    pub conduct: Conduct,
     /// Which rule set the target: one line for people.
     pub why: String,
+}
+
+/// How a guest's balloon behaves.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Conduct {
+    /// It obeys, or nothing is asked of it: innocent until proven guilty.
+    #[default]
+    Cooperative,
+    /// No progress for 5 s.
+    Stuck,
+    /// It has not done within 20 s what it was asked for.
+    Uncooperative,
+}
+
+impl Conduct {
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Conduct::Cooperative => "cooperative",
+            Conduct::Stuck => "stuck",
+            Conduct::Uncooperative => "uncooperative",
+        }
+    }
 }
 
 /// The free-memory states of the host, as ESX names them.

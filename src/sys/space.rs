@@ -32,8 +32,10 @@ use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
 
 /// Stage slots for [`GuestSpace::take`]: `0 .. TAKE_SLOTS`.
 pub const TAKE_SLOTS: u16 = 512;
-/// Stage slots for [`GuestSpace::copy_frozen`]: `TAKE_SLOTS .. STAGE_SLOTS`.
-pub const STAGE_SLOTS: u16 = TAKE_SLOTS + 64;
+/// Stage slots for [`GuestSpace::copy_frozen`]: `TAKE_SLOTS .. SAMPLE_SLOTS_START`.
+pub const SAMPLE_SLOTS_START: u16 = TAKE_SLOTS + 64;
+/// Stage slots for pages taken for long: `SAMPLE_SLOTS_START .. STAGE_SLOTS`.
+pub const STAGE_SLOTS: u16 = SAMPLE_SLOTS_START + 128;
 
 /// One page of content, aligned for direct I/O.
 #[derive(Clone)]
@@ -150,7 +152,7 @@ pub struct GuestSpace {
     uffd: Uffd,
     path: TakePath,
     tables: PageTables,
-    /// `TAKE_SLOTS` pages registered with the userfaultfd, empty but for pages moved into them.
+    /// `STAGE_SLOTS` pages registered with the userfaultfd, empty but for pages moved into them.
     moved: usize,
     /// `STAGE_SLOTS` pages of plain memory, for pages that were copied.
     copied: usize,
@@ -171,7 +173,8 @@ impl GuestSpace {
     /// # Errors
     /// When userfaultfd is not to be had or a mapping is refused.
     pub fn new(ram: Arc<GuestRam>, path: TakePath) -> Result<GuestSpace, Error> {
-        let mut features = uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP;
+        let mut features =
+            uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP | uffd::FEATURE_WP_SHMEM;
         if path == TakePath::Move {
             features |= uffd::FEATURE_MOVE;
         }
@@ -181,14 +184,14 @@ impl GuestSpace {
                 .map_err(|source| guest_error("arm", *range, source))?;
         }
         let tables = PageTables::open().map_err(Error::PageTables)?;
-        let bytes = usize::from(TAKE_SLOTS) * PAGE_SIZE;
+        let bytes = usize::from(STAGE_SLOTS) * PAGE_SIZE;
         let moved = map_anonymous(bytes, "the staging area")?;
         uffd.register(moved, bytes).map_err(|source| Error::Map {
             what: "the staging area",
             bytes,
             source,
         })?;
-        let copied = map_anonymous(usize::from(STAGE_SLOTS) * PAGE_SIZE, "the staging area")?;
+        let copied = map_anonymous(bytes, "the staging area")?;
         Ok(GuestSpace {
             ram,
             uffd,
@@ -241,14 +244,14 @@ impl GuestSpace {
 
     /// Whether pages in this slot were moved rather than copied.
     fn is_moved(&self, slot: StageSlot) -> bool {
-        self.path == TakePath::Move && slot.0 < TAKE_SLOTS
+        self.path == TakePath::Move && !(TAKE_SLOTS..SAMPLE_SLOTS_START).contains(&slot.0)
     }
 
     fn stage_hva(&self, slot: StageSlot, count: u32) -> usize {
-        let end = if slot.0 < TAKE_SLOTS {
-            TAKE_SLOTS
-        } else {
-            STAGE_SLOTS
+        let end = match slot.0 {
+            ..TAKE_SLOTS => TAKE_SLOTS,
+            TAKE_SLOTS..SAMPLE_SLOTS_START => SAMPLE_SLOTS_START,
+            _ => STAGE_SLOTS,
         };
         assert!(
             u32::from(slot.0) + count <= u32::from(end),
@@ -433,10 +436,8 @@ impl GuestSpace {
 
     /// Copies a page that [`GuestSpace::freeze_broken`] made stable into a stage slot.
     pub fn copy_frozen(&self, gfn: Gfn, slot: StageSlot) {
-        assert!(
-            slot.0 >= TAKE_SLOTS,
-            "stage slot {slot:?} is for taken pages"
-        );
+        let own_kind = (TAKE_SLOTS..SAMPLE_SLOTS_START).contains(&slot.0);
+        assert!(own_kind, "stage slot {slot:?} is for taken pages");
         let hva = self.hva(GfnRange::one(gfn));
         let stage = self.stage_hva(slot, 1);
         // SAFETY: both are single pages of mappings that this value owns; the source is frozen.
@@ -526,7 +527,7 @@ impl GuestSpace {
 
 impl Drop for GuestSpace {
     fn drop(&mut self) {
-        unmap(self.moved, usize::from(TAKE_SLOTS) * PAGE_SIZE);
+        unmap(self.moved, usize::from(STAGE_SLOTS) * PAGE_SIZE);
         unmap(self.copied, usize::from(STAGE_SLOTS) * PAGE_SIZE);
     }
 }

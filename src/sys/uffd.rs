@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Page faults caused by write protection are reported.
 pub const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+/// Private mappings of memory files can be write-protected (Linux 5.19 and later).
+pub const FEATURE_WP_SHMEM: u64 = 1 << 12;
 /// A moved mapping stays registered, and the move waits until its event was read.
 pub const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 /// `UFFDIO_MOVE` (Linux 6.8 and later).

@@ -7,12 +7,14 @@
 //! to join again; under `tidemark run`, whose end nobody else would notice, the VM ends with it.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::active::{self, Active};
 use super::gate::Hold;
 use super::machine::Machine;
 use super::process::{Building, Failure, exit, join, wait};
@@ -78,6 +80,7 @@ pub(super) struct Agent<'a> {
     signals: UnixStream,
     scanner: Scanner,
     reclaimer: Reclaimer,
+    active: Active,
     orders: Orders,
     candidates: VecDeque<(Gfn, FrameId)>,
     mappings_max: u64,
@@ -114,6 +117,7 @@ impl<'a> Agent<'a> {
             signals,
             scanner: Scanner::new(welcome.key_seed),
             reclaimer: Reclaimer::new(seed),
+            active: Active::new(welcome.sampling, seed),
             orders: no_orders(),
             candidates: VecDeque::new(),
             mappings_max: mappings
@@ -145,9 +149,10 @@ impl<'a> Agent<'a> {
             }
             if machine.is_none() {
                 match building.take().map(|built| built.and_then(start)) {
-                    Some(Ok(built)) => {
+                    Some(Ok((built, waits))) => {
                         // Orders may have come before there was a balloon.
                         built.balloon().set_target(self.orders.balloon_target);
+                        self.active.start(waits);
                         machine = Some(built);
                     }
                     Some(Err(error)) => self.failure.set(&error),
@@ -213,6 +218,9 @@ impl<'a> Agent<'a> {
             self.scan(now)?;
         }
         if now >= self.due.report {
+            if machine.is_some() {
+                self.active.turn(&self.pager)?;
+            }
             self.report(machine)?;
             self.due.report = now + REPORT;
         }
@@ -426,6 +434,7 @@ impl<'a> Agent<'a> {
             _ => {}
         }
         self.held = hold;
+        self.active.hold(hold);
     }
 
     fn share(&mut self) -> Result<(), mem::Error> {
@@ -471,6 +480,14 @@ impl<'a> Agent<'a> {
 
     fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
         let mut report = self.pager.report()?;
+        let shared = report.shared + report.orphaned;
+        if let Some(estimate) = self
+            .active
+            .estimate(self.spec.memory.saturating_sub(shared))
+        {
+            report.active = Some(estimate.active);
+            report.active_error = estimate.error;
+        }
         if let Some(machine) = machine {
             let balloon = machine.balloon();
             report.balloon_driver = balloon.driver_up();
@@ -498,11 +515,15 @@ impl<'a> Agent<'a> {
     }
 }
 
-/// Closes the way back, then lets the guest run.
-fn start(mut machine: Machine) -> Result<Machine, super::Error> {
-    sandbox::enter()?;
+/// Closes the way back, then lets the guest run. The last file to be opened tells how long the
+/// first vCPU waits for a CPU, and exists once its thread does.
+fn start(mut machine: Machine) -> Result<(Machine, Option<File>), super::Error> {
+    machine.gate().close(Hold::Paused);
     machine.start()?;
-    Ok(machine)
+    let waits = active::waits_of("vcpu0");
+    sandbox::enter()?;
+    machine.gate().open(Hold::Paused);
+    Ok((machine, waits))
 }
 
 fn no_orders() -> Orders {

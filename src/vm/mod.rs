@@ -3,6 +3,7 @@
 //! [`machine::Machine`] builds it and ends it, [`gate::Gate`] holds its vCPUs, [`exit::ExitCell`]
 //! keeps how it ended. Guest RAM and what happens to its pages belong to the caller.
 
+mod active;
 mod agent;
 pub mod exit;
 pub mod gate;

@@ -5,7 +5,7 @@
 //! | serial console | ports 0x3f8-0x3ff | 4 |
 //! | keyboard controller (reset only) | port 0x64 | - |
 //! | exit port | port 0xf4 | - |
-//! | idle port | port 0xf6 | - |
+//! | idle port | port 0xf8 | - |
 //! | power off and reset (ACPI) | ports 0x600-0x602 | - |
 //! | virtio-mmio window n | 0xd0000000 + n * 0x1000 | 5 + n |
 

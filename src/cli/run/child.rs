@@ -16,6 +16,7 @@ use crate::host::accounts::{Peaks, VmFigures, VmState};
 use crate::host::server::Server;
 use crate::link::message::{Exit, ExitReason};
 use crate::link::socket;
+use crate::policy::types::Conduct;
 
 /// Longest line of a VM that is shown whole, bytes.
 const LINE_BYTES_MAX: usize = 4096;
@@ -206,6 +207,8 @@ impl Child {
             compressed_bytes: 0,
             swapped_bytes: 0,
             active_bytes: 0,
+            active_error_bytes: 0,
+            balloon: Conduct::default(),
             overhead_bytes: 0,
             credit_bytes: 0,
             swap_in_pages: 0,

@@ -10,6 +10,8 @@ fn manager() -> Manager {
     Manager::new(Settings {
         budget: BUDGET,
         policy: PolicyKind::Esx,
+        policy_settings: PolicySettings::default(),
+        sampling: Sampling::default(),
         seed: 1,
     })
     .unwrap()

@@ -9,6 +9,8 @@ use crate::link::message::*;
 use crate::link::socket::{Link, Received};
 use crate::page::key::key_of;
 use crate::policy::PolicyKind;
+use crate::policy::sampling::Sampling;
+use crate::policy::settings::PolicySettings;
 use crate::units::{FrameId, Gfn, PAGE_SIZE};
 
 const BUDGET: Pages = Pages::mib(256);
@@ -17,6 +19,8 @@ fn server() -> Server {
     let settings = Settings {
         budget: BUDGET,
         policy: PolicyKind::Esx,
+        policy_settings: PolicySettings::default(),
+        sampling: Sampling::default(),
         seed: 1,
     };
     Server::new(settings).unwrap()

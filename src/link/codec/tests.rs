@@ -4,6 +4,7 @@ use serde_bytes::ByteBuf;
 
 use super::*;
 use crate::link::message::*;
+use crate::policy::sampling::Sampling;
 use crate::policy::types::{GuestMemoryStats, MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 
@@ -40,6 +41,8 @@ fn report() -> impl Strategy<Value = ToHost> {
             compressed_store: Pages(n[6]),
             swapped: Pages(n[7]),
             overhead: Pages(n[8]),
+            active: stat.map(Pages),
+            active_error: Pages(n[9]),
             swap_in_pages: n[9],
             swap_out_pages: n[10],
             cow_breaks: n[11],
@@ -95,6 +98,7 @@ fn to_vm() -> impl Strategy<Value = ToVm> {
                 pool_frames: frames,
                 credit: Pages(credit),
                 credit_batch: Pages(batch),
+                sampling: Sampling::default(),
             })
         }),
         ".{0,200}".prop_map(|reason| ToVm::Refused { reason }),

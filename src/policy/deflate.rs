@@ -1,0 +1,141 @@
+//! Which balloons may shrink now: growths come after the shrinks that pay for them.
+//!
+//! | manner | room | wait |
+//! |---|---|---|
+//! | on demand | free above the high threshold by the low one (7 % in all) | [`ROOM_FOR`] without a break, then anew |
+//! | directed | free above the high threshold, and not promised to guests that may still grow into it | none |
+//!
+//! Both count memory that is free *in the snapshot*, less what was ordered before and is not done
+//! yet. A directed balloon gives its guest the right to grow, so memory counts as promised from
+//! then on, whether the guest has touched it or not: the allotment of a guest is `size - balloon`.
+//! The room is split in proportion to what each VM wants.
+//!
+//! Source: squeezed's two phases (all shrinkers first, growers when no shrinker is outstanding).
+
+use std::time::Duration;
+
+use super::reclaim::{Ask, Take};
+use super::safeguard::Safeguard;
+use super::state::Thresholds;
+use super::types::{MemState, Snapshot, VmSnapshot};
+use super::{Manner, PolicyState, Target};
+use crate::units::Pages;
+
+/// There must be room for so long before memory is given back. Chosen: ten reports of a VM.
+pub const ROOM_FOR: Duration = Duration::from_secs(1);
+
+/// What grows now, and what should but cannot.
+pub(super) struct Growth {
+    /// By how much each balloon may shrink.
+    pub(super) allowed: Vec<Pages>,
+    /// What directed balloons should give back and there is no room for.
+    pub(super) unmet: Pages,
+}
+
+/// How much an on-demand balloon may give back: all of it, as far as the VM's limit allows.
+pub(super) fn wanted_on_demand(vm: &VmSnapshot, take: Take, order: Pages) -> Pages {
+    let limit = vm.allocation.limit.min(vm.allocation.size);
+    // A VM that may hold its whole size needs no check against its limit: what it holds beside
+    // the balloon can never be more.
+    let growth = if limit == vm.allocation.size && take.over_limit == Pages::ZERO {
+        order
+    } else {
+        limit.saturating_sub(vm.consumed).min(order)
+    };
+    growth.min(vm.ballooned)
+}
+
+/// By how much each balloon may shrink now.
+pub(super) fn plan(
+    snapshot: &Snapshot,
+    thresholds: &Thresholds,
+    targets: &[Target],
+    asks: &[Ask],
+    memory: &mut PolicyState,
+) -> Growth {
+    let manner = memory.kind.manner();
+    let room = match manner {
+        Manner::OnDemand => waited_for(snapshot, thresholds, memory),
+        Manner::Directed => unpromised(snapshot, thresholds, targets, memory),
+    };
+    // What was ordered before and is not done yet will use free memory too.
+    let pending: Pages = snapshot
+        .vms
+        .iter()
+        .map(|vm| vm.ballooned.saturating_sub(memory.order(vm.id)))
+        .sum();
+    let room = room.saturating_sub(pending);
+    let wanted: Pages = asks.iter().map(|ask| ask.deflate).sum();
+    let two_phase = memory.settings.safeguards.has(Safeguard::TwoPhase);
+    let allowed = asks.iter().map(|ask| {
+        if two_phase {
+            share(room, ask.deflate, wanted)
+        } else {
+            ask.deflate
+        }
+    });
+    Growth {
+        allowed: allowed.collect(),
+        unmet: match manner {
+            Manner::OnDemand => Pages::ZERO,
+            Manner::Directed => wanted.saturating_sub(room),
+        },
+    }
+}
+
+fn share(room: Pages, wanted: Pages, total: Pages) -> Pages {
+    let part = u128::from(room.0) * u128::from(wanted.0) / u128::from(total.0.max(1));
+    Pages(u64::try_from(part).unwrap_or(u64::MAX)).min(wanted)
+}
+
+/// On demand: what is free beyond both thresholds, once it has been for long enough.
+fn waited_for(snapshot: &Snapshot, thresholds: &Thresholds, memory: &mut PolicyState) -> Pages {
+    let room = snapshot
+        .free
+        .saturating_sub(thresholds.high + thresholds.low);
+    if memory.mem_state != MemState::High || room == Pages::ZERO {
+        memory.room_since = None;
+        return Pages::ZERO;
+    }
+    let since = *memory.room_since.get_or_insert(snapshot.now);
+    if snapshot.now.saturating_sub(since) < ROOM_FOR {
+        return Pages::ZERO;
+    }
+    memory.room_since = Some(snapshot.now);
+    room
+}
+
+/// Directed: what is free and not promised.
+fn unpromised(
+    snapshot: &Snapshot,
+    thresholds: &Thresholds,
+    targets: &[Target],
+    memory: &PolicyState,
+) -> Pages {
+    let promised: Pages = snapshot
+        .vms
+        .iter()
+        .zip(targets)
+        .map(|(vm, target)| {
+            let allotment = vm.allocation.size.saturating_sub(vm.ballooned);
+            let balloon = memory.balloons.get(&vm.id);
+            let waits = !vm.balloon_driver || balloon.is_some_and(|balloon| balloon.is_stuck());
+            // Whom its balloon does not hold, its target does: it is swapped down to it.
+            let allotment = if waits {
+                allotment.min(target.pages)
+            } else {
+                allotment
+            };
+            allotment.max(vm.consumed)
+        })
+        .sum();
+    let unpromised = snapshot
+        .budget
+        .saturating_sub(snapshot.overhead)
+        .saturating_sub(thresholds.high)
+        .saturating_sub(promised);
+    snapshot
+        .free
+        .saturating_sub(thresholds.high)
+        .min(unpromised)
+}

@@ -1,0 +1,106 @@
+//! Fits what guests would like to have into what the host has.
+//!
+//! The policies that follow the guest (`self`, `pref`, `pressure`) compute a wish for each VM without a
+//! look at the others. Each wish stands between a floor (comfort, not entitlement) and the VM's
+//! limit:
+//!
+//! | the host has | a VM gets |
+//! |---|---|
+//! | at least the sum of the wishes | its wish |
+//! | less, at least the sum of the floors | its floor, and a part of the rest in proportion to its wish |
+//! | less than the floors | its reservation, and a part of the rest in proportion to its floor |
+//!
+//! Each row begins where the one above ends, so more memory never means a smaller target.
+
+use super::Target;
+use super::fair::{self, Claim};
+use super::safeguard::{Safeguard, Safeguards};
+use super::settings::IdleTax;
+use super::types::VmSnapshot;
+use crate::units::Pages;
+
+/// What one VM would like to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// It is left this much as long as the host has it.
+    floor: Pages,
+    pages: Pages,
+    reservation: Pages,
+    /// One line for people.
+    why: String,
+}
+
+impl Wish {
+    /// `pages`, at least `floor`, both between the VM's reservation and limit.
+    pub(super) fn new(vm: &VmSnapshot, pages: Pages, floor: Pages, why: String) -> Wish {
+        let ceiling = vm.allocation.limit.min(vm.allocation.size);
+        let reservation = vm.allocation.reservation.min(ceiling);
+        let floor = floor.min(ceiling).max(reservation);
+        Wish {
+            floor,
+            pages: pages.min(ceiling).max(floor),
+            reservation,
+            why,
+        }
+    }
+
+    pub(super) fn pages(&self) -> Pages {
+        self.pages
+    }
+
+    /// The explanation, with an addition.
+    pub(super) fn why_with(self, more: &str) -> String {
+        self.why + more
+    }
+
+    pub(super) fn reservation(&self) -> Pages {
+        self.reservation
+    }
+}
+
+/// The least and the most that one VM gets in one row of the table.
+fn claim(floor: Pages, ceiling: Pages) -> Claim {
+    Claim {
+        floor,
+        ceiling,
+        weight: ceiling.0,
+        active: Pages::ZERO,
+    }
+}
+
+/// The targets, in the order of the wishes.
+pub(super) fn fit(total: Pages, wishes: Vec<Wish>, guards: Safeguards) -> Vec<Target> {
+    let wanted: Pages = wishes.iter().map(|wish| wish.pages).sum();
+    let floors: Pages = wishes.iter().map(|wish| wish.floor).sum();
+    if wanted <= total {
+        let full = |wish: Wish| Target {
+            pages: wish.pages,
+            floor: wish.floor,
+            why: wish.why,
+        };
+        return wishes.into_iter().map(full).collect();
+    }
+    let keep_floors = floors <= total;
+    let claims: Vec<Claim> = wishes
+        .iter()
+        .map(|wish| match (keep_floors, guards.has(Safeguard::Floors)) {
+            (true, true) => claim(wish.floor, wish.pages),
+            (false, true) => claim(wish.reservation, wish.floor),
+            (_, false) => claim(Pages::ZERO, wish.pages),
+        })
+        .collect();
+    let cut = if keep_floors {
+        format!("; cut to {total} for all, who would like {wanted}")
+    } else {
+        format!("; cut below the floors: {total} for all, whose floors are {floors}")
+    };
+    fair::split(total, &claims, IdleTax::NONE)
+        .into_iter()
+        .zip(wishes)
+        .map(|(pages, wish)| Target {
+            pages,
+            floor: wish.floor.min(pages),
+            why: format!("{}{cut}", wish.why),
+        })
+        .collect()
+}

@@ -1,0 +1,47 @@
+//! The simulator: a scenario in, an outcome out. Pure, on the same policy code as the host manager.
+//!
+//! A scenario is a host, model guests, events and an expected end. [`run`] plays it under one policy
+//! in steps of 100 ms: starts and changes, then [`decide`](crate::policy::decide), then every guest
+//! obeys its orders and touches memory through the [`grant`](crate::policy::grant) rule. After each
+//! step the [`laws`] are checked, which hold in every scenario; at the end the scenario's own
+//! expectations. A scenario that switches a safeguard off must fail, and says with which words.
+//!
+//! | file | job |
+//! |---|---|
+//! | `scenario` | what a scenario is, checked |
+//! | `file` | from the text of a scenario file to a scenario, with file, key and reason of a mistake |
+//! | `guest` | one model guest |
+//! | `host` | the host: ledger, starts, events, one step |
+//! | `laws` | what must hold in every step |
+//! | `outcome` | expectations, what comes out |
+//! | `fleet` | many hosts from a seed |
+//! | `plot` | an SVG picture of an outcome |
+//!
+//! What is not simulated: sharing, compression, the time that anything takes. Sampling is perfect: a
+//! model guest's active memory is known. Inspired by squeezed's `test/squeeze_test.ml`.
+
+mod file;
+mod fleet;
+mod guest;
+mod host;
+mod laws;
+mod outcome;
+mod plot;
+mod scenario;
+#[cfg(test)]
+mod tests;
+
+pub use file::{Mistake, parse};
+pub use outcome::{Outcome, VmOutcome};
+pub use plot::svg;
+pub use scenario::Scenario;
+
+use crate::policy::PolicyKind;
+
+/// Plays a scenario under one policy.
+pub fn run(scenario: &Scenario, policy: PolicyKind) -> Outcome {
+    match &scenario.fleet {
+        Some(fleet) => fleet::run(scenario, fleet, policy),
+        None => host::run(scenario, policy),
+    }
+}

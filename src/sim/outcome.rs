@@ -1,0 +1,302 @@
+//! How a scenario ended, and whether that is what was expected.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::host::{Fate, Host};
+use super::scenario::{End, Expectation};
+use crate::policy::proportional::INACCURACY;
+use crate::policy::types::{Conduct, MemState, Plan, Snapshot, VmId, VmPlan};
+use crate::units::Pages;
+
+/// Steps between two points of a curve.
+const TRACE_EVERY: u64 = 5;
+
+/// What a scenario came to under one policy.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Name of the policy.
+    pub policy: &'static str,
+    /// Whether it ended as expected.
+    pub ok: bool,
+    /// What was expected and came, or what went wrong.
+    pub why: String,
+    /// Each VM at the end.
+    pub vms: Vec<VmOutcome>,
+    /// Sum of the numbers of VMs of all decisions.
+    pub vm_decisions: u64,
+    /// The least free memory in all steps, bytes.
+    pub free_bytes_min: u64,
+    /// The worst memory state.
+    pub state_worst: MemState,
+    /// How often the memory state changed.
+    pub state_changes: u64,
+    /// The curves, for the picture.
+    #[serde(skip)]
+    pub(super) trace: Trace,
+}
+
+/// One VM at the end.
+#[derive(Debug, Clone, Serialize)]
+pub struct VmOutcome {
+    /// Its name.
+    pub name: String,
+    /// Its last target, bytes.
+    pub target_bytes: u64,
+    /// Host memory that backs it, bytes.
+    pub held_bytes: u64,
+    /// In its swap file, bytes.
+    pub swapped_bytes: u64,
+    /// In its balloon, bytes.
+    pub ballooned_bytes: u64,
+    /// How its balloon behaved at last.
+    pub conduct: Conduct,
+    /// running, died, refused or killed.
+    pub end: &'static str,
+    /// Which rule set its target, or why it has ended.
+    pub why: String,
+}
+
+/// What is noted of every step.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Trace {
+    steps: u64,
+    /// (time, free, state) of every step.
+    host: Vec<(Duration, Pages, MemState)>,
+    /// (time, free, held by each VM) of every fifth.
+    pub(super) curves: Vec<(Duration, Pages, Vec<(VmId, Pages)>)>,
+}
+
+impl Trace {
+    pub(super) fn note(&mut self, snapshot: &Snapshot, plan: &Plan) {
+        self.host.push((snapshot.now, snapshot.free, plan.state));
+        if self.steps.is_multiple_of(TRACE_EVERY) {
+            let held = snapshot.vms.iter().map(|vm| (vm.id, vm.consumed));
+            self.curves
+                .push((snapshot.now, snapshot.free, held.collect()));
+        }
+        self.steps += 1;
+    }
+
+    fn since(&self, after: Duration) -> impl Iterator<Item = &(Duration, Pages, MemState)> {
+        self.host.iter().filter(move |(at, _, _)| *at >= after)
+    }
+
+    fn free_min(&self, after: Duration) -> Pages {
+        let free = self.since(after).map(|(_, free, _)| *free);
+        free.min().unwrap_or(Pages::ZERO)
+    }
+
+    fn state_worst(&self, after: Duration) -> MemState {
+        let states = self.since(after).map(|(_, _, state)| *state);
+        states.max().unwrap_or_default()
+    }
+
+    fn state_changes(&self, after: Duration) -> u64 {
+        let states: Vec<MemState> = self.since(after).map(|(_, _, state)| *state).collect();
+        states.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64
+    }
+}
+
+/// The outcome of a run that came to its end, or broke a law.
+pub(super) fn judge(host: &Host<'_>, run: Result<(), String>) -> Outcome {
+    let policy = host.state.kind();
+    let scenario = host.scenario;
+    let checked = run.and_then(|()| {
+        let mut expectations = scenario.expectations.iter();
+        expectations.try_for_each(|expectation| {
+            let meant = expectation.policies.is_empty() || expectation.policies.contains(&policy);
+            if meant {
+                check(host, expectation)
+            } else {
+                Ok(())
+            }
+        })
+    });
+    let must_fail = scenario.fails.contains(&policy);
+    let (ok, why) = match checked {
+        Ok(()) if must_fail => {
+            let words = &scenario.fails_with;
+            (
+                false,
+                format!("should have failed with {words:?}, but did not"),
+            )
+        }
+        Ok(()) => (true, "as expected".into()),
+        Err(why) if must_fail && why.contains(&scenario.fails_with) => {
+            (true, format!("fails as expected: {why}"))
+        }
+        Err(why) => (false, why),
+    };
+    Outcome {
+        scenario: scenario.name.clone(),
+        policy: policy.name(),
+        ok,
+        why,
+        vms: host
+            .fates
+            .iter()
+            .map(|(id, fate)| vm(host, *id, fate))
+            .collect(),
+        vm_decisions: host.decisions,
+        free_bytes_min: host.trace.free_min(Duration::ZERO).bytes(),
+        state_worst: host.trace.state_worst(Duration::ZERO),
+        state_changes: host.trace.state_changes(Duration::ZERO),
+        trace: host.trace.clone(),
+    }
+}
+
+fn last_plan<'a>(host: &'a Host<'_>, id: VmId) -> Option<&'a VmPlan> {
+    let plans = &host.plan.as_ref()?.vms;
+    plans.iter().find(|plan| plan.id == id)
+}
+
+fn vm(host: &Host<'_>, id: VmId, fate: &Fate) -> VmOutcome {
+    let plan = last_plan(host, id);
+    let ended = |end: End, why: &str| VmOutcome {
+        name: host.spec(id).name.clone(),
+        target_bytes: 0,
+        held_bytes: 0,
+        swapped_bytes: 0,
+        ballooned_bytes: 0,
+        conduct: Conduct::Cooperative,
+        end: end.name(),
+        why: why.to_owned(),
+    };
+    match fate {
+        Fate::Waiting => ended(End::Refused, "its time has not come"),
+        Fate::Leased(_) => ended(End::Refused, "its memory has not come free yet"),
+        Fate::Ended(end, why) => ended(*end, why),
+        Fate::Running(guest) => VmOutcome {
+            target_bytes: plan.map_or(0, |plan| plan.target.bytes()),
+            held_bytes: guest.held().bytes(),
+            swapped_bytes: Pages(guest.swapped).bytes(),
+            ballooned_bytes: Pages(guest.ballooned).bytes(),
+            conduct: plan.map_or(Conduct::Cooperative, |plan| plan.conduct),
+            ..ended(End::Running, plan.map_or("", |plan| &plan.why))
+        },
+    }
+}
+
+/// Whether `name` is the VM `wanted`, or one of its `count`.
+fn is_meant(name: &str, wanted: &str) -> bool {
+    name == wanted
+        || name
+            .strip_prefix(wanted)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+fn check(host: &Host<'_>, expectation: &Expectation) -> Result<(), String> {
+    let Some(wanted) = &expectation.vm else {
+        return check_host(host, expectation);
+    };
+    for (id, fate) in &host.fates {
+        if is_meant(&host.spec(*id).name, wanted) {
+            check_vm(&vm(host, *id, fate), expectation)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_vm(vm: &VmOutcome, expectation: &Expectation) -> Result<(), String> {
+    let name = &vm.name;
+    let figures = [
+        (
+            "held",
+            vm.held_bytes,
+            expectation.held_min,
+            expectation.held_max,
+        ),
+        (
+            "target",
+            vm.target_bytes,
+            expectation.target_min,
+            expectation.target_max,
+        ),
+        (
+            "swapped",
+            vm.swapped_bytes,
+            expectation.swapped_min,
+            expectation.swapped_max,
+        ),
+    ];
+    if let Some(end) = expectation.end
+        && end.name() != vm.end
+    {
+        return Err(format!(
+            "{name} is {} ({}), expected {}",
+            vm.end,
+            vm.why,
+            end.name()
+        ));
+    }
+    for (what, bytes, least, most) in figures {
+        let pages = Pages::in_bytes(bytes);
+        if let Some(least) = least.filter(|least| pages < *least) {
+            return Err(format!("{name}: {what} {pages}, expected at least {least}"));
+        }
+        if let Some(most) = most.filter(|most| pages > *most) {
+            return Err(format!("{name}: {what} {pages}, expected at most {most}"));
+        }
+    }
+    match expectation.conduct {
+        Some(conduct) if conduct != vm.conduct => Err(format!(
+            "{name} is {}, expected {}",
+            vm.conduct.name(),
+            conduct.name()
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_host(host: &Host<'_>, expectation: &Expectation) -> Result<(), String> {
+    let after = expectation.after;
+    let free = host.trace.free_min(after);
+    if let Some(least) = expectation.free_min.filter(|least| free < *least) {
+        return Err(format!(
+            "free memory went down to {free}, expected at least {least}"
+        ));
+    }
+    let worst = host.trace.state_worst(after);
+    if let Some(most) = expectation.state_worst.filter(|most| worst > *most) {
+        let (worst, most) = (worst.name(), most.name());
+        return Err(format!(
+            "the host was in state {worst}, expected {most} at worst"
+        ));
+    }
+    let changes = host.trace.state_changes(after);
+    if let Some(most) = expectation.state_changes_max.filter(|most| changes > *most) {
+        return Err(format!(
+            "the memory state changed {changes} times, expected at most {most}"
+        ));
+    }
+    if expectation.guaranteed {
+        guaranteed(host)?;
+    }
+    Ok(())
+}
+
+/// The high threshold stays free even if every guest rises to its target and its inaccuracy.
+fn guaranteed(host: &Host<'_>) -> Result<(), String> {
+    let high = host.state.thresholds(host.scenario.budget).high;
+    let rise: Pages = host
+        .running()
+        .map(|(id, guest)| {
+            let target = last_plan(host, id).map_or(Pages::ZERO, |plan| plan.target);
+            (target + INACCURACY).saturating_sub(guest.held())
+        })
+        .sum();
+    let free = host.free().saturating_sub(rise);
+    if free < high {
+        return Err(format!(
+            "free memory is not guaranteed: {} pages are missing if every guest rises to its \
+             target and {INACCURACY}",
+            (high - free).0
+        ));
+    }
+    Ok(())
+}
