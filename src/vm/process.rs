@@ -25,6 +25,7 @@ use crate::boot::image::Image;
 use crate::config::{Boot, VmSpec};
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
+use crate::devices::virtio::block::{self, Access, Disk};
 use crate::link::message::{Exit, ExitReason, Hello, ToHost, ToVm, Welcome};
 use crate::link::socket::{self, Link, Received};
 use crate::mem::credit::CreditBook;
@@ -81,6 +82,9 @@ pub enum Error {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] super::sandbox::Error),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] block::Error),
     /// A file of the spec.
     #[error("cannot open {path}")]
     Open {
@@ -346,9 +350,13 @@ fn build(spec: &VmSpec, ram: Arc<GuestRam>, sink: Arc<dyn BalloonSink>) -> Resul
             (open_image(kernel)?, initrd)
         }
     };
+    // Opened and locked here, before the sandbox closes.
+    let disk = spec.disk.as_deref();
+    let disk = disk.map(|path| Disk::open(path, Access::Writable));
     let machine = MachineSpec {
         kernel,
         initrd,
+        disks: disk.transpose()?.into_iter().collect(),
         cmdline: spec.cmdline.clone(),
         cpus: spec.cpus,
     };

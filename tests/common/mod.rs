@@ -188,6 +188,7 @@ impl TestVm {
             kernel,
             initrd: None,
             cmdline: cmdline.to_string(),
+            disks: Vec::new(),
             cpus,
         };
         let machine = Machine::new(spec, ram.clone(), sink.clone(), console).unwrap();
