@@ -146,6 +146,7 @@ fn run_guest() -> Duration {
     let ram = common::ram(GUEST_PAGES);
     let pager = common::pager(ram.clone(), best_path());
     let spec = MachineSpec {
+        disks: Vec::new(),
         kernel: Image::Builtin(builtin::find("touch").expect("it is built in")),
         initrd: None,
         cmdline: "set=64M passes=1 seed=1".into(),

@@ -280,8 +280,7 @@ fn plan_vm(
         (MemState::High, Some(_)) => take.over_limit.max(take.awaited),
         (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => {
             let refused = take.over_limit.max(take.awaited);
-            take.urgent
-                .max(cannot.map_or(take.stalled, |_| refused))
+            take.urgent.max(cannot.map_or(take.stalled, |_| refused))
         }
     };
     let above = vm.consumed > target.pages;
