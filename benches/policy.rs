@@ -47,6 +47,7 @@ fn vm(id: u32, random: &mut fastrand::Rng) -> VmSnapshot {
         private: consumed,
         ballooned: Pages(random.u64(0..=(size - consumed).0)),
         swapped: Pages::ZERO,
+        asked: Pages::ZERO,
         swap_in_pages: 0,
         balloon_driver: true,
         active: Some(Pages(consumed.0 * random.u64(0..=100) / 100)),
