@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kernel: Image::Builtin(kernel),
         initrd: None,
         cmdline: String::new(),
+        disks: Vec::new(),
         cpus: 1,
     };
     let mut machine = Machine::new(spec, ram, Arc::new(Ignore), console)?;

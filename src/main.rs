@@ -1,10 +1,12 @@
 //! The `tidemark` command.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 use tidemark::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    cli::main(Cli::parse())
+    let started = Instant::now();
+    cli::main(Cli::parse(), started)
 }

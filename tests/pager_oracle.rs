@@ -96,7 +96,7 @@ impl Pool {
     }
 
     fn view(&self) -> PoolView {
-        PoolView::new(self.file.try_clone().unwrap().into(), PAGES).unwrap()
+        PoolView::new(self.file.try_clone().unwrap().into(), PAGES)
     }
 
     /// A frame with this content, one reference lent.

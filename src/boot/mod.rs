@@ -1,14 +1,19 @@
 //! Putting a guest's program into memory and its first vCPU in front of it.
 //!
-//! [`elf`] reads the kernel file, which may be any file; [`direct`] prepares the ring-3 entry of
-//! tidemark's test guests, [`pvh`] the PVH entry of everything else. Guest memory is written through
-//! vm-memory; each write may fault and wait for the pager.
+//! [`elf`] and [`bzimage`] read the kernel file, which may be any file; [`direct`] prepares the
+//! ring-3 entry of tidemark's test guests, [`pvh`] and [`bzimage`] the entries of everything else,
+//! which also gets [`acpi`] tables. Guest memory is written through vm-memory; each write may fault
+//! and wait for the pager.
 
+pub mod acpi;
 pub mod builtin;
+pub mod bzimage;
 pub mod cpuid;
 pub mod direct;
 pub mod elf;
 pub mod image;
+mod initrd;
+mod memory_map;
 pub mod pvh;
 
 use kvm_bindings::{kvm_regs, kvm_segment};
@@ -32,9 +37,19 @@ pub enum Error {
         /// The reason.
         source: std::io::Error,
     },
-    /// Not an ELF file.
-    #[error("the kernel is not an ELF file (bzImage and other formats are not supported)")]
+    /// No format that we know.
+    #[error("the kernel is neither a bzImage nor an ELF file")]
     NotElf,
+    /// A bzImage of a kernel without 64-bit entry.
+    #[error(
+        "the kernel is too old: its boot protocol is {}.{}, 2.12 (Linux 3.8) is needed",
+        version >> 8,
+        version & 0xff
+    )]
+    TooOld {
+        /// Version of the boot protocol, major number in the upper byte.
+        version: u16,
+    },
     /// An ELF file for something else.
     #[error("the kernel is not a 64-bit x86-64 little-endian executable: {0}")]
     WrongMachine(String),

@@ -1,15 +1,12 @@
 //! The PVH entry: 32-bit protected mode with `hvm_start_info` in ebx.
 //!
 //! Source: Xen's public/arch-x86/hvm/start_info.h and docs/misc/pvh.pandoc.
-//!
-//! Known gap: no ACPI tables yet, so stock distribution kernels find no virtio-mmio device.
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 
 use super::image::Image;
-use super::{Error, StartState, low_ram_end, put, put_cmdline};
-use crate::sys::ram::{GuestRam, HIGH_RAM_START};
-use crate::units::{PAGE_SIZE, Pages};
+use super::{Error, StartState, initrd, memory_map, put, put_cmdline};
+use crate::sys::ram::GuestRam;
 
 const GDT: u64 = 0x5000;
 const START_INFO: u64 = 0x6000;
@@ -19,12 +16,9 @@ const MEMORY_MAP: u64 = 0x7000;
 const MAGIC: u32 = 0x336e_c578;
 /// Version with a memory map.
 const VERSION: u32 = 1;
-const MAP_TYPE_RAM: u32 = 1;
-/// The BIOS' data lie from here to 1 MiB on a PC; kernels keep out of it anyway.
-const CONVENTIONAL_END: u64 = 0x9_fc00;
-const EXTENDED_START: u64 = 0x10_0000;
 
 /// Writes start info, memory map, command line and initial RAM disk, and says how the vCPU starts.
+/// `rsdp` is where the ACPI tables start.
 ///
 /// # Errors
 /// When something does not fit.
@@ -34,28 +28,29 @@ pub fn prepare(
     entry: u64,
     cmdline: &str,
     initrd: Option<&Image>,
+    rsdp: u64,
 ) -> Result<StartState, Error> {
     let cmdline = put_cmdline(ram, cmdline)?;
     let modules = match initrd {
         Some(initrd) => {
-            let (gpa, length) = place_initrd(ram, kernel_end, initrd)?;
+            let (gpa, length) = initrd::place(ram, kernel_end, u64::MAX, initrd)?;
             let module = [gpa, length, 0, 0].map(u64::to_le_bytes).concat();
             put(ram, MODULE_LIST, &module)?;
             1u32
         }
         None => 0,
     };
-    let map = memory_map(ram);
-    let entries = u32::try_from(map.len()).expect("three entries at most");
-    let map: Vec<u8> = map.into_iter().flatten().collect();
+    let map = memory_map::of(ram);
+    let entries = u32::try_from(map.len()).expect("a handful of entries");
+    let map: Vec<u8> = map.iter().flat_map(map_entry).collect();
     put(ram, MEMORY_MAP, &map)?;
     let mut info = Vec::new();
     for word in [MAGIC, VERSION, 0, modules] {
         info.extend_from_slice(&word.to_le_bytes());
     }
-    // Module list, command line, RSDP (none yet), memory map.
+    // Module list, command line, RSDP, memory map.
     let list = if modules == 0 { 0 } else { MODULE_LIST };
-    for address in [list, cmdline, 0, MEMORY_MAP] {
+    for address in [list, cmdline, rsdp, MEMORY_MAP] {
         info.extend_from_slice(&address.to_le_bytes());
     }
     for word in [entries, 0] {
@@ -66,44 +61,10 @@ pub fn prepare(
     Ok(start_state(entry))
 }
 
-fn memory_map(ram: &GuestRam) -> Vec<Vec<u8>> {
-    let low_end = low_ram_end(ram);
-    let high = ram.layout().size().bytes() - low_end;
-    let ranges = [
-        (0, low_end.min(CONVENTIONAL_END)),
-        (EXTENDED_START, low_end.saturating_sub(EXTENDED_START)),
-        (HIGH_RAM_START, high),
-    ];
-    let entry = |(start, length): &(u64, u64)| {
-        let kind = [MAP_TYPE_RAM, 0].map(u32::to_le_bytes).concat();
-        [
-            start.to_le_bytes().to_vec(),
-            length.to_le_bytes().to_vec(),
-            kind,
-        ]
-        .concat()
-    };
-    let present = ranges.iter().filter(|(_, length)| *length > 0);
-    present.map(entry).collect()
-}
-
-/// Copies the RAM disk to the top of low RAM.
-fn place_initrd(ram: &GuestRam, kernel_end: u64, initrd: &Image) -> Result<(u64, u64), Error> {
-    let length = initrd.length()?;
-    let ram_end = low_ram_end(ram);
-    let pages = Pages::holding_bytes(length);
-    let first_free = kernel_end.max(EXTENDED_START);
-    let gpa = Pages::in_bytes(ram_end).saturating_sub(pages).bytes();
-    let fits = pages.0 <= ram_end / PAGE_SIZE as u64 && gpa >= first_free;
-    if !fits {
-        return Err(Error::Initrd {
-            length,
-            kernel_end: first_free,
-            ram_end,
-        });
-    }
-    initrd.copy_to("the initrd", (0, length), ram, gpa)?;
-    Ok((gpa, length))
+/// Start, length, type and 32 unused bits.
+fn map_entry(range: &memory_map::Range) -> Vec<u8> {
+    let words = [range.start, range.length, range.kind as u64];
+    words.map(u64::to_le_bytes).concat()
 }
 
 /// Kernels load their own GDT; this one only backs the selectors below.
@@ -156,8 +117,10 @@ fn start_state(entry: u64) -> StartState {
 mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
+    use super::super::memory_map::{CONVENTIONAL_END, EXTENDED_START};
     use super::*;
     use crate::sys::ram::Layout;
+    use crate::units::Pages;
 
     fn ram(pages: u64) -> std::sync::Arc<GuestRam> {
         GuestRam::new(Layout::new(Pages(pages))).unwrap()
@@ -171,16 +134,17 @@ mod tests {
     fn the_initrd_lies_at_the_top_of_low_memory() {
         let ram = ram(1024);
         let initrd = Image::Owned(vec![7; 0x1801]);
-        let state = prepare(&ram, 0x20_0000, 0x10_0000, "quiet", Some(&initrd)).unwrap();
+        let state = prepare(&ram, 0x20_0000, 0x10_0000, "quiet", Some(&initrd), 0xe_0000).unwrap();
         assert_eq!(state.regs.rbx, START_INFO);
         assert_eq!(words(&ram, MODULE_LIST), [0x3f_e000, 0x1801, 0, 0]);
         let last: u8 = ram.memory().read_obj(GuestAddress(0x3f_f800)).unwrap();
         assert_eq!(last, 7);
+        assert_eq!(words(&ram, START_INFO + 16)[2], 0xe_0000);
         let magic: u32 = ram.memory().read_obj(GuestAddress(START_INFO)).unwrap();
         assert_eq!(magic, MAGIC);
         assert_eq!(words(&ram, MEMORY_MAP)[1], CONVENTIONAL_END);
         assert_eq!(
-            words(&ram, MEMORY_MAP + 24)[..2],
+            words(&ram, MEMORY_MAP + 48)[..2],
             [EXTENDED_START, 0x30_0000]
         );
     }
@@ -188,17 +152,17 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let initrd = Image::Owned(vec![7; 0x20_0001]);
-        let refused = prepare(&ram(1024), 0x20_0000, 0, "", Some(&initrd));
+        let refused = prepare(&ram(1024), 0x20_0000, 0, "", Some(&initrd), 0);
         assert!(matches!(refused, Err(Error::Initrd { .. })));
         let huge = Image::Owned(vec![7; 0x41_0000]);
-        let refused = prepare(&ram(1024), 0, 0, "", Some(&huge));
+        let refused = prepare(&ram(1024), 0, 0, "", Some(&huge), 0);
         assert!(matches!(refused, Err(Error::Initrd { .. })));
         assert!(matches!(
-            prepare(&ram(4), 0, 0, "", None),
+            prepare(&ram(4), 0, 0, "", None, 0),
             Err(Error::TooSmall { .. })
         ));
         for cmdline in ["a".repeat(2048), "a\0b".to_string()] {
-            let refused = prepare(&ram(1024), 0, 0, &cmdline, None);
+            let refused = prepare(&ram(1024), 0, 0, &cmdline, None, 0);
             assert!(matches!(refused, Err(Error::Cmdline { .. })));
         }
     }

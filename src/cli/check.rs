@@ -18,6 +18,10 @@ use crate::sys::uffd;
 /// Mappings that a VM with many scattered shared pages may need; the kernel's default is 65530.
 const MAP_COUNT_WANTED: u64 = 65530;
 
+/// The only version of the KVM API there is; anything else is another device under its name.
+/// Source: Documentation/virt/kvm/api.rst, KVM_GET_API_VERSION.
+const KVM_API_VERSION: i32 = 12;
+
 /// Flags of `tidemark check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -166,7 +170,7 @@ fn look_kvm() -> Kvm {
         .read(true)
         .write(true)
         .open("/dev/kvm");
-    let problem = match &opened {
+    let mut problem = match &opened {
         Ok(_) => None,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Some(
             "/dev/kvm: permission denied; `sudo usermod -aG kvm $USER` and log in again".to_owned(),
@@ -181,10 +185,14 @@ fn look_kvm() -> Kvm {
         Err(error) => Some(format!("/dev/kvm: {error}; `ls -l /dev/kvm`")),
     };
     drop(opened);
-    let api_version = match problem {
-        None => kvm_ioctls::Kvm::new().ok().map(|kvm| kvm.get_api_version()),
-        Some(_) => None,
-    };
+    let mut api_version = None;
+    if problem.is_none() {
+        api_version = kvm_ioctls::Kvm::new().ok().map(|kvm| kvm.get_api_version());
+        if api_version != Some(KVM_API_VERSION) {
+            problem = Some("/dev/kvm is no KVM device; `sudo modprobe kvm`".to_owned());
+            api_version = None;
+        }
+    }
     Kvm {
         usable: problem.is_none(),
         kind,

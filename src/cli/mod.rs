@@ -12,6 +12,7 @@ mod vm;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -105,13 +106,13 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::Io { what, source }
 }
 
-/// Carries out a command line; the exit status of the process.
-pub fn main(cli: Cli) -> ExitCode {
+/// Carries out a command line; the exit status of the process. `started` is when the program was.
+pub fn main(cli: Cli, started: Instant) -> ExitCode {
     start_log(cli.verbose);
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Host(args) => host::run(&args),
-        Command::Vm(args) => vm::run(*args),
+        Command::Vm(args) => vm::run(*args, started),
         Command::Ps(args) => control::ps(&args),
         Command::Set(args) => control::set(&args),
         Command::Reserve(args) => control::reserve(&args),

@@ -304,6 +304,7 @@ impl Fleet {
                 vm.swap_out_pages = end.swap_out_pages;
                 vm.cow_breaks = end.cow_breaks;
                 vm.swap_errors = end.swap_errors;
+                vm.start_ms = end.start_ms;
                 vm.guest = end.guest.or(vm.guest);
             }
             child.complete(&mut vm);

@@ -27,6 +27,9 @@ const CLOSING: &[Column] = &[
     ("SWAPPED", |vm| vm.swapped_bytes),
 ];
 
+/// Longest name of a state, as in "starting".
+const STATE_WIDTH: usize = 8;
+
 /// Rounds `parts` to tenths of a MiB so that they add up to their rounded sum.
 pub fn tenths(parts: &[u64]) -> Vec<u64> {
     const TENTH_BYTES: f64 = (1 << 20) as f64 / 10.0;
@@ -103,7 +106,7 @@ fn rows(figures: &Figures, columns: &[Column]) -> Vec<Vec<String>> {
         row.extend(guest(vm));
         rows.push(row);
     }
-    let mut sum = vec!["sum".to_owned(), String::new()];
+    let mut sum = vec!["sum, MiB".to_owned(), String::new()];
     sum.extend(cells.iter().map(|column| mib(column.iter().sum())));
     let guests = || figures.vms.iter().filter_map(|vm| vm.guest);
     sum.push(
@@ -131,7 +134,9 @@ fn aligned(rows: &[Vec<String>]) -> Vec<String> {
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).enumerate();
         let cells = cells.map(|(n, (cell, &width))| match n {
-            0 | 1 => format!("{cell:<width$}"),
+            // No word that comes next moves the columns of the live table.
+            1 => format!("{cell:<0$}", width.max(STATE_WIDTH)),
+            0 => format!("{cell:<width$}"),
             _ => format!("{cell:>width$}"),
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
@@ -211,6 +216,6 @@ mod tests {
     fn columns_line_up() {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
         let lines = aligned(&[row(["NAME", "STATE", "X"]), row(["a", "running", "10.0"])]);
-        assert_eq!(lines, ["NAME  STATE       X", "a     running  10.0"]);
+        assert_eq!(lines, ["NAME  STATE        X", "a     running   10.0"]);
     }
 }

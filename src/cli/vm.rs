@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Args;
 
@@ -28,8 +29,8 @@ pub struct VmCommand {
     link_fd: Option<RawFd>,
 }
 
-/// Runs the VM until it ends.
-pub fn run(args: VmCommand) -> Result<ExitCode, Error> {
+/// Runs the VM until it ends. `started` is when the program was.
+pub fn run(args: VmCommand, started: Instant) -> Result<ExitCode, Error> {
     // First of all: nothing else may have opened the descriptor's number.
     let inherited = match args.link_fd {
         Some(number) => Some(inherited::take(number).map_err(|errno| {
@@ -44,7 +45,7 @@ pub fn run(args: VmCommand) -> Result<ExitCode, Error> {
         Some(fd) => Link::new(fd)?,
         None => Link::connect(&folder::find(args.host.as_deref())?)?,
     };
-    let exit = crate::vm::process::run(&spec, link, args.lease)?;
+    let exit = crate::vm::process::run(&spec, link, args.lease, started)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));
     }

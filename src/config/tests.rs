@@ -409,7 +409,7 @@ fn flags_make_a_fleet() {
 
 prop_compose! {
     fn any_spec(folder: PathBuf)(
-        name in "[A-Za-z0-9._-]{1,64}", memory in 256_u64..1 << 28, cpus in 1_u8..=64,
+        name in "[A-Za-z0-9._-]{1,64}", memory in 256_u64..1 << 27, cpus in 1_u8..=64,
         kernel in proptest::option::of(any::<bool>()), cmdline in "[ -~é]{0,60}",
         shares in 0_u64..=1_000_000_000, parts in proptest::array::uniform4(0_u64..=100),
         disk in any::<bool>(), share_group in proptest::option::of("[a-z-]{1,9}"), console in any::<bool>(),

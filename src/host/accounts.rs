@@ -1,7 +1,8 @@
 //! Figures for people and programs: who consumes how much, exact to the byte.
 //!
 //! ```text
-//! consumed(VM)   = private + compressed store + orphaned + its part of the frames
+//! consumed(VM)   = private + compressed store + its part of the frames
+//! its part       = shared - saved
 //! consumed(host) = sum over the VMs + overhead
 //! ```
 //!
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::link::message::{Exit, GuestReport, TakePath};
 use crate::policy::types::{Conduct, MemState, VmId};
-use crate::units::{FrameId, PAGE_SIZE};
+use crate::units::{FrameId, PAGE_SIZE, Pages};
 
 /// The object that `tidemark run --json` and `tidemark ps --json` print.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,9 +116,9 @@ pub struct VmFigures {
     pub target_why: String,
     /// Host memory behind its RAM, its part of shared frames included.
     pub consumed_bytes: u64,
-    /// Private pages.
+    /// Private pages, and what it still maps of a host manager that is gone.
     pub private_bytes: u64,
-    /// Guest pages that map a frame.
+    /// Guest pages for which it holds a frame.
     pub shared_bytes: u64,
     /// What sharing saves: `shared_bytes` less its part of the frames.
     pub saved_bytes: u64,
@@ -152,6 +153,9 @@ pub struct VmFigures {
     pub swap_errors: u64,
     /// The most of each that was reported.
     pub peak: Peaks,
+    /// Milliseconds from the start of its program to the guest's first instruction.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub start_ms: Option<f64>,
     /// Milliseconds from the start of its process to the first byte on its console, where that
     /// could be seen.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -225,18 +229,29 @@ impl History {
     }
 }
 
-/// Splits each frame among its references: bytes of frames that each VM answers for. The frames are
-/// those of all share groups, so the same number may come several times.
+/// One VM's part of the frames.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FramePart {
+    /// Bytes it answers for; never more than it refers to.
+    pub bytes: u64,
+    /// Its references.
+    pub references: Pages,
+}
+
+/// Splits each frame among its references. The frames are those of all share groups, so the same
+/// number may come several times.
 pub fn split_frames<'a>(
     frames: impl Iterator<Item = (FrameId, &'a [(VmId, u32)])>,
-) -> HashMap<VmId, u64> {
-    let mut parts: HashMap<VmId, u64> = HashMap::new();
+) -> HashMap<VmId, FramePart> {
+    let mut parts: HashMap<VmId, FramePart> = HashMap::new();
     for (frame, holders) in frames {
         let references: u64 = holders.iter().map(|&(_, count)| u64::from(count)).sum();
         let mut left = PAGE_SIZE as u64;
         for &(vm, count) in holders {
             let part = PAGE_SIZE as u64 * u64::from(count) / references;
-            *parts.entry(vm).or_default() += part;
+            let sum = parts.entry(vm).or_default();
+            sum.bytes += part;
+            sum.references += Pages(u64::from(count));
             left -= part;
         }
         // Fewer bytes than holders are left. Who gets them changes from frame to frame, lest one
@@ -245,7 +260,7 @@ pub fn split_frames<'a>(
             if left == 0 {
                 break;
             }
-            *parts.entry(vm).or_default() += 1;
+            parts.entry(vm).or_default().bytes += 1;
             left -= 1;
         }
     }
@@ -271,7 +286,11 @@ mod tests {
                 .enumerate()
                 .map(|(n, holders)| (FrameId(u32::try_from(n).unwrap()), holders.as_slice()));
             let parts = split_frames(numbered);
-            prop_assert_eq!(parts.values().sum::<u64>(), (frames.len() * PAGE_SIZE) as u64);
+            let bytes = parts.values().map(|part| part.bytes).sum::<u64>();
+            prop_assert_eq!(bytes, (frames.len() * PAGE_SIZE) as u64);
+            for part in parts.values() {
+                prop_assert!(part.bytes <= part.references.bytes());
+            }
         }
     }
 
@@ -279,7 +298,8 @@ mod tests {
     fn references_weigh_alike() {
         let holders = [(VmId(1), 3), (VmId(2), 1)];
         let parts = split_frames([(FrameId(0), holders.as_slice())].into_iter());
-        assert_eq!((parts[&VmId(1)], parts[&VmId(2)]), (3072, 1024));
+        let bytes = |vm| parts[&VmId(vm)].bytes;
+        assert_eq!((bytes(1), bytes(2)), (3072, 1024));
     }
 
     #[test]

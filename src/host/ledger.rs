@@ -99,6 +99,13 @@ impl Ledger {
         self.vms.get(&vm).map_or(Pages::ZERO, Account::charge)
     }
 
+    /// Private pages that a VM may hold.
+    pub fn credit(&self, vm: VmId) -> Pages {
+        self.vms
+            .get(&vm)
+            .map_or(Pages::ZERO, |account| account.credit)
+    }
+
     /// Overhead a VM is charged.
     pub fn vm_overhead(&self, vm: VmId) -> Pages {
         self.vms

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 pub use leases::LeaseEnd;
 
-use super::accounts::{Figures, History, HostFigures, Peaks, VmFigures, VmState, split_frames};
+use super::accounts::{
+    Figures, FramePart, History, HostFigures, Peaks, VmFigures, VmState, split_frames,
+};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::share::{Lent, NotHeld, ShareIndex};
@@ -27,7 +29,6 @@ use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
-use crate::policy::state::Thresholds;
 use crate::policy::types::{Allocation, Plan, Run, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::policy::{PolicyKind, PolicyState, decide};
 use crate::units::{Gfn, PAGE_SIZE, PAGES_MAX, Pages};
@@ -153,8 +154,8 @@ pub struct Manager {
     next_request: u64,
     ended: Vec<VmFigures>,
     outgoing: Vec<Outgoing>,
-    /// Bytes of frames each VM answers for, as of a generation of the share index.
-    frame_parts: (u64, HashMap<VmId, u64>),
+    /// Each VM's part of the frames, as of a generation of the share index.
+    frame_parts: (u64, HashMap<VmId, FramePart>),
     decided: Duration,
     urgent: bool,
 }
@@ -238,7 +239,7 @@ impl Manager {
         let overhead = overhead_estimate(allocation.size);
         let request = admission::Request {
             name: hello.name.clone(),
-            reservation: allocation.reservation,
+            reservation: self.policy.kind().entitlement(&allocation),
             overhead,
         };
         let books = leases.counted_in(&self.books_of_vms(None));
@@ -311,6 +312,13 @@ impl Manager {
             }
             ToHost::CreditReturn { pages } => {
                 self.ledger.give_back(id, pages)?;
+                // What it gave up others may have in a moment: its last report says otherwise, and
+                // both would count. It uses no more than the credit that it keeps.
+                let credit = self.ledger.credit(id);
+                if let Some(report) = &mut vm.report {
+                    let over = report.own().saturating_sub(credit);
+                    report.private = report.private.saturating_sub(over);
+                }
                 self.serve(None);
             }
             ToHost::Report(report) => self.report(id, *report),
@@ -444,10 +452,11 @@ impl Manager {
             dynamic_max: change.dynamic_max.unwrap_or(old.dynamic_max),
         };
         check_allocation(&new)?;
-        if new.reservation > old.reservation {
+        let kind = self.policy.kind();
+        if kind.entitlement(&new) > kind.entitlement(&old) {
             let request = admission::Request {
                 name: vm.name.clone(),
-                reservation: new.reservation,
+                reservation: kind.entitlement(&new),
                 overhead: self.charged_overhead(id, vm),
             };
             admission::admit(&self.books(Some(id)), &request)
@@ -556,13 +565,13 @@ impl Manager {
         }
     }
 
-    fn frames_part_bytes(&self, id: VmId) -> u64 {
-        self.frame_parts.1.get(&id).copied().unwrap_or(0)
+    fn frame_part(&self, id: VmId) -> FramePart {
+        self.frame_parts.1.get(&id).copied().unwrap_or_default()
     }
 
     /// What a VM holds in the books: its credit and its part of the frames.
     fn held(&self, id: VmId) -> Pages {
-        self.ledger.charge(id) + Pages::in_bytes(self.frames_part_bytes(id))
+        self.ledger.charge(id) + Pages::in_bytes(self.frame_part(id).bytes)
     }
 
     /// What the grant rule gives a VM now.
@@ -574,7 +583,7 @@ impl Manager {
             allocation: &vm.allocation,
             plan: vm.plan.as_ref(),
         };
-        let thresholds = Thresholds::of_budget(self.ledger.budget());
+        let thresholds = self.policy.thresholds(self.ledger.budget());
         grant(
             &request,
             self.unleased(),
@@ -615,7 +624,7 @@ impl Manager {
     /// A state threshold crossed downward does not wait for the tick.
     fn watch_thresholds(&mut self) {
         let state = self.policy.mem_state();
-        let thresholds = Thresholds::of_budget(self.ledger.budget());
+        let thresholds = self.policy.thresholds(self.ledger.budget());
         self.urgent |= thresholds.next(state, self.unleased()) > state;
     }
 
@@ -639,7 +648,7 @@ impl Manager {
         self.count_frames();
         let vms = self.vms.iter().map(|(&id, vm)| {
             let report = vm.report.clone().unwrap_or_default();
-            let frames = Pages::in_bytes(self.frames_part_bytes(id));
+            let frames = Pages::in_bytes(self.frame_part(id).bytes);
             VmSnapshot {
                 id,
                 allocation: vm.allocation,
@@ -649,6 +658,7 @@ impl Manager {
                 ballooned: report.ballooned,
                 swapped: report.swapped + report.compressed,
                 swap_in_pages: report.swap_in_pages,
+                asked: vm.asked,
                 balloon_driver: report.balloon_driver,
                 active: report.active,
                 overhead: self.ledger.vm_overhead(id),
@@ -668,10 +678,11 @@ impl Manager {
         let report = vm.report.clone().unwrap_or_default();
         // The memory of an ended VM is back: only its counters are left.
         let held = |pages: Pages| if life == Life::Live { pages.bytes() } else { 0 };
-        let frames = if life == Life::Live {
-            self.frames_part_bytes(id)
-        } else {
-            0
+        // By our own index, which is what the frames are split by: a VM's report is a little older,
+        // and the figures would not add up.
+        let frames = match life {
+            Life::Live => self.frame_part(id),
+            Life::Ended => FramePart::default(),
         };
         VmFigures {
             name: vm.name.clone(),
@@ -688,10 +699,10 @@ impl Manager {
                 .as_ref()
                 .map(|plan| plan.why.clone())
                 .unwrap_or_default(),
-            consumed_bytes: held(report.own()) + frames,
-            private_bytes: held(report.private),
-            shared_bytes: held(report.shared),
-            saved_bytes: held(report.shared).saturating_sub(frames),
+            consumed_bytes: held(report.own()) + frames.bytes,
+            private_bytes: held(report.private + report.orphaned),
+            shared_bytes: frames.references.bytes(),
+            saved_bytes: frames.references.bytes() - frames.bytes,
             zero_bytes: held(report.zero),
             ballooned_bytes: held(report.ballooned),
             compressed_bytes: held(report.compressed),
@@ -711,6 +722,7 @@ impl Manager {
             cow_breaks: report.cow_breaks,
             swap_errors: report.swap_errors,
             peak: vm.peak,
+            start_ms: report.start_us.map(|start| f64::from(start) / 1e3),
             boot_ms: None,
             guest: report.guest,
         }
@@ -732,7 +744,9 @@ impl Manager {
                 .sum::<Pages>();
         HostBooks {
             budget: self.ledger.budget(),
-            reserved: others().map(|(_, vm)| vm.allocation.reservation).sum(),
+            reserved: others()
+                .map(|(_, vm)| self.policy.kind().entitlement(&vm.allocation))
+                .sum(),
             overhead: host
                 + others()
                     .map(|(&id, vm)| self.charged_overhead(id, vm))

@@ -194,6 +194,9 @@ pub struct Report {
     pub balloon_actual: Pages,
     /// The guest's own memory statistics, if its driver sends them. Never trusted.
     pub guest_memory: GuestMemoryStats,
+    /// Microseconds from the start of the VM process's program to the guest's first instruction;
+    /// `None` before that.
+    pub start_us: Option<u32>,
     /// What a built-in test guest reported on its console. Never trusted.
     pub guest: Option<GuestReport>,
 }

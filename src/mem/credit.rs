@@ -73,6 +73,12 @@ impl CreditBook {
         self.granted.saturating_sub(self.used())
     }
 
+    /// Pages that may be mapped in one go: what is mapped and not yet written at a measurement is
+    /// free again in the account, and has to be covered by the spare credit.
+    pub fn stride(&self) -> Pages {
+        Pages((self.batch.0 / 2).max(16)).min(self.headroom())
+    }
+
     /// Whether more is used than was granted.
     pub fn is_over(&self) -> bool {
         self.measured > self.granted

@@ -236,8 +236,8 @@ impl Pager {
     /// Serves a first touch: maps the zero page over as much of the 2 MiB chunk as is unbacked and
     /// the credit covers. A ballooned page comes back alone.
     fn fill(&self, books: &mut Books, gfn: Gfn) -> Result<(), Error> {
-        let headroom = u32::try_from(books.credit.headroom().0).unwrap_or(u32::MAX);
-        if headroom == 0 {
+        let stride = u32::try_from(books.credit.stride().0).unwrap_or(u32::MAX);
+        if stride == 0 {
             hold(books, gfn);
             return Ok(());
         }
@@ -250,7 +250,7 @@ impl Pager {
             let run = books.pmap.run_around(gfn, chunk, |pmap, gfn| {
                 pmap.state(gfn) == PageState::Unbacked && !pmap.is_ballooned(gfn)
             });
-            shrink_around(run, gfn, headroom)
+            shrink_around(run, gfn, stride)
         };
         let filled = self.space.zero_fill(range)?;
         for gfn in GfnRange::new(range.start, filled).iter() {

@@ -242,6 +242,7 @@ impl Reclaimer {
             let slots = (first.0..first.0 + count).map(SwapSlot);
             if let Err(error) = written {
                 slots.for_each(|slot| books.swapmap.free(slot));
+                books.swapmap.start_over();
                 give_back(pager, &mut books, batch)?;
                 reclaimed.failure = Some(error);
                 continue;

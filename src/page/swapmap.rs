@@ -51,6 +51,12 @@ impl SwapMap {
         Some((SwapSlot(start), len))
     }
 
+    /// Searches from the first slot again: the file could not grow, but slots that were written
+    /// before can be written again.
+    pub fn start_over(&mut self) {
+        self.cursor = 0;
+    }
+
     /// Whether the slot is in use.
     pub fn is_taken(&self, slot: SwapSlot) -> bool {
         let word = self
@@ -113,6 +119,15 @@ mod tests {
         assert_eq!(map.take_run(1), None);
         map.free(SwapSlot(1));
         assert_eq!(map.take_run(9), Some((SwapSlot(1), 1)));
+    }
+
+    #[test]
+    fn a_file_that_cannot_grow_is_used_from_the_start() {
+        let mut map = SwapMap::new(9);
+        map.take_run(6);
+        map.free(SwapSlot(1));
+        map.start_over();
+        assert_eq!(map.take_run(3), Some((SwapSlot(1), 1)));
     }
 
     #[test]

@@ -27,6 +27,10 @@ pub const UNCOOPERATIVE_AFTER: Duration = Duration::from_secs(20);
 /// 256 KiB, a hundredth of what the slowest useful balloon gives.
 pub const PROGRESS_MIN: Pages = Pages(64);
 
+/// A balloon that is this near to its order has done it. Chosen: guests round, and page tables and
+/// the like come and go.
+const TOLERANCE: Pages = Pages(16);
+
 /// What a balloon held at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
@@ -48,6 +52,14 @@ pub struct BalloonRecord {
 }
 
 impl BalloonRecord {
+    /// A balloon that holds what it was asked to hold.
+    pub(super) fn resting(order: Pages) -> BalloonRecord {
+        BalloonRecord {
+            order,
+            ..BalloonRecord::default()
+        }
+    }
+
     /// How the balloon behaves.
     pub fn conduct(&self) -> Conduct {
         if self.uncooperative {
@@ -85,7 +97,8 @@ impl BalloonRecord {
                 held: ballooned,
                 at: now,
             });
-        } else if ballooned < self.order && now.saturating_sub(window.at) >= STUCK_AFTER {
+        } else if ballooned + TOLERANCE < self.order && now.saturating_sub(window.at) >= STUCK_AFTER
+        {
             self.stuck = guards.has(Safeguard::StuckDetection);
             // A new window: pages that trickled in count for nothing.
             self.window = Some(Mark {
@@ -100,7 +113,7 @@ impl BalloonRecord {
         let Some(owed) = self.owed else {
             return;
         };
-        if ballooned >= owed.held {
+        if ballooned + TOLERANCE >= owed.held {
             self.owed = None;
             self.uncooperative = false;
         } else if now.saturating_sub(owed.at) >= UNCOOPERATIVE_AFTER {

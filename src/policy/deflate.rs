@@ -3,6 +3,7 @@
 //! | manner | room | wait |
 //! |---|---|---|
 //! | on demand | free above the high threshold by the low one (7 % in all) | [`ROOM_FOR`] without a break, then anew |
+//! | on demand, up to the VM's target | free above the high threshold | none |
 //! | directed | free above the high threshold, and not promised to guests that may still grow into it | none |
 //!
 //! Both count memory that is free *in the snapshot*, less what was ordered before and is not done
@@ -28,7 +29,8 @@ pub const ROOM_FOR: Duration = Duration::from_secs(1);
 pub(super) struct Growth {
     /// By how much each balloon may shrink.
     pub(super) allowed: Vec<Pages>,
-    /// What directed balloons should give back and there is no room for.
+    /// What balloons should give back and there is no room for; for directed ones also what is
+    /// short: neighbours wait for it.
     pub(super) unmet: Pages,
 }
 
@@ -45,18 +47,43 @@ pub(super) fn wanted_on_demand(vm: &VmSnapshot, take: Take, order: Pages) -> Pag
     growth.min(vm.ballooned)
 }
 
+/// What an on-demand balloon keeps from a VM that is below its target: others owe it that.
+pub(super) fn owed(snapshot: &Snapshot, targets: &[Target], memory: &PolicyState) -> Vec<Pages> {
+    let owed = |(vm, target): (&VmSnapshot, &Target)| match memory.kind.manner() {
+        Manner::OnDemand => target
+            .pages
+            .saturating_sub(vm.consumed)
+            .min(memory.order(vm.id))
+            .min(vm.ballooned),
+        Manner::Directed => Pages::ZERO,
+    };
+    snapshot.vms.iter().zip(targets).map(owed).collect()
+}
+
 /// By how much each balloon may shrink now.
 pub(super) fn plan(
     snapshot: &Snapshot,
     thresholds: &Thresholds,
     targets: &[Target],
     asks: &[Ask],
+    owed: &[Pages],
     memory: &mut PolicyState,
 ) -> Growth {
     let manner = memory.kind.manner();
+    let total_owed: Pages = owed.iter().copied().sum();
+    let mut wants: Vec<Pages> = asks.iter().map(|ask| ask.deflate).collect();
+    let mut unmet = total_owed;
     let room = match manner {
-        Manner::OnDemand => waited_for(snapshot, thresholds, memory),
-        Manner::Directed => unpromised(snapshot, thresholds, targets, memory),
+        Manner::OnDemand => match waited_for(snapshot, thresholds, memory) {
+            Pages::ZERO if total_owed > Pages::ZERO => {
+                wants = owed.to_vec();
+                let room = snapshot.free.saturating_sub(thresholds.high);
+                unmet = total_owed.saturating_sub(room);
+                room
+            }
+            room => room,
+        },
+        Manner::Directed => unpromised(snapshot, thresholds, targets, asks),
     };
     // What was ordered before and is not done yet will use free memory too.
     let pending: Pages = snapshot
@@ -65,20 +92,22 @@ pub(super) fn plan(
         .map(|vm| vm.ballooned.saturating_sub(memory.order(vm.id)))
         .sum();
     let room = room.saturating_sub(pending);
-    let wanted: Pages = asks.iter().map(|ask| ask.deflate).sum();
+    let wanted: Pages = wants.iter().copied().sum();
     let two_phase = memory.settings.safeguards.has(Safeguard::TwoPhase);
-    let allowed = asks.iter().map(|ask| {
+    let allowed = wants.iter().map(|&want| {
         if two_phase {
-            share(room, ask.deflate, wanted)
+            share(room, want, wanted)
         } else {
-            ask.deflate
+            want
         }
     });
     Growth {
         allowed: allowed.collect(),
         unmet: match manner {
-            Manner::OnDemand => Pages::ZERO,
-            Manner::Directed => wanted.saturating_sub(room),
+            Manner::OnDemand => unmet,
+            Manner::Directed => {
+                wanted.saturating_sub(room) + thresholds.high.saturating_sub(snapshot.free)
+            }
         },
     }
 }
@@ -110,18 +139,17 @@ fn unpromised(
     snapshot: &Snapshot,
     thresholds: &Thresholds,
     targets: &[Target],
-    memory: &PolicyState,
+    asks: &[Ask],
 ) -> Pages {
     let promised: Pages = snapshot
         .vms
         .iter()
         .zip(targets)
-        .map(|(vm, target)| {
+        .zip(asks)
+        .map(|((vm, target), ask)| {
             let allotment = vm.allocation.size.saturating_sub(vm.ballooned);
-            let balloon = memory.balloons.get(&vm.id);
-            let waits = !vm.balloon_driver || balloon.is_some_and(|balloon| balloon.is_stuck());
             // Whom its balloon does not hold, its target does: it is swapped down to it.
-            let allotment = if waits {
+            let allotment = if ask.refuses {
                 allotment.min(target.pages)
             } else {
                 allotment

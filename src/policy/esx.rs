@@ -8,8 +8,8 @@
 //!
 //! Each VM's part is `clamp(level * shares, reservation, min(limit, size))`, see [`fair`]. A VM that
 //! uses less than its part keeps the claim on it but does not waste it: nothing is taken from
-//! anybody before memory is short, and then only as much as is short (see
-//! [`reclaim`](super::reclaim)).
+//! anybody before memory is short, or before a balloon keeps memory from a VM below its target, and
+//! then only as much as is short (see [`reclaim`](super::reclaim)).
 //!
 //! **Idle-memory tax.** Memory that a VM is not using costs it more shares than memory in use:
 //! `rho = S / (P * (f + k * (1 - f)))`, `k = 1 / (1 - tax)`, with shares `S`, pages `P`, active

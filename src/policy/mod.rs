@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | state | [`state`] | how short is the host of memory: high, soft, hard, low? |
 //! | targets | one of the policies above, on [`fair`] | how much should each VM hold? |
-//! | reclaim | [`reclaim`], [`balloon`], [`deflate`] | which mechanism makes up the difference, and how fast? |
+//! | reclaim | [`reclaim`], [`balloon`], `deflate` | which mechanism makes up the difference, and how fast? |
 //!
 //! Only the second step differs between policies, and in one respect the third ([`Manner`]). Rules asked
 //! between decisions: [`grant`] (may this VM have more pages now?), [`admission`] (may this VM
@@ -234,9 +234,16 @@ impl PolicyState {
         self.balloons.get(&vm).map_or(Pages::ZERO, |r| r.order)
     }
 
-    fn forget_all_but(&mut self, snapshot: &Snapshot) {
+    /// Forgets who has gone, and gets to know who has come.
+    fn meet(&mut self, snapshot: &Snapshot) {
         let lives = |id: &VmId| snapshot.vms.binary_search_by_key(id, |vm| vm.id).is_ok();
         self.balloons.retain(|id, _| lives(id));
+        // A balloon that is seen for the first time (a VM that joins again after the host manager
+        // was restarted) is where it is: giving it all back at once would not be paid for.
+        for vm in &snapshot.vms {
+            let seen = || BalloonRecord::resting(vm.ballooned);
+            self.balloons.entry(vm.id).or_insert_with(seen);
+        }
         self.memory.own.retain(|id, _| lives(id));
         self.memory.pressure.retain(|id, _| lives(id));
     }
@@ -263,7 +270,7 @@ pub struct Target {
 /// The plan has one entry for each VM of the snapshot, in its order. VMs that are no longer in the
 /// snapshot are forgotten.
 pub fn decide(snapshot: &Snapshot, memory: &mut PolicyState) -> Plan {
-    memory.forget_all_but(snapshot);
+    memory.meet(snapshot);
     let settings = memory.settings;
     let thresholds = memory.thresholds(snapshot.budget);
     // Without hysteresis every decision starts from state high.

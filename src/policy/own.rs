@@ -10,7 +10,7 @@
 //! (xenballoond, `MINMEM=0`). No look at the other VMs, unless the host has less than all goals.
 //!
 //! `committed` is `Committed_AS` of /proc/meminfo for xenballoond; the balloon's statistics have no such
-//! figure. Use as the guest says, or as measured, stands for it ([`guest`](super::guest)), plus an
+//! figure. Use as the guest says, or as measured, stands for it (see `guest`), plus an
 //! eighth: use alone can never rise above what the balloon has left, so nobody could grow.
 //!
 //! Sources: Xen 3.3 `tools/xenballoon/xenballoond` and its `xenballoon.conf`; Linux

@@ -5,11 +5,14 @@
 //! avail = host memory - sum(pref)
 //! plenty (avail >= 0):  target = 0.999 * (pref + avail * pref / sum(pref)), at most the limit;
 //!                       what a limit leaves goes to the others
-//! scarce:               donors (need < 0) get pref, acceptors share the rest in proportion to pref
+//! scarce:               donors (need < 0) get pref, acceptors share the rest
 //! ```
 //!
+//! qmemman's acceptors share in proportion to pref; here by shares up to pref, for a reason told in
+//! `wish`: who refuses to shrink must not gain by it.
+//!
 //! `used` of qmemman's meminfo-writer is `total - free - buffers - caches + swapped`; what stands for it
-//! is told by [`guest`](super::guest). Donors shrink before acceptors grow: [`deflate`](super::deflate).
+//! is told in `guest`. Donors shrink before acceptors grow: `deflate`.
 //! Small imbalances are left alone, and a start that the donors cannot pay for is refused
 //! ([`ask_donors`]).
 //!

@@ -13,7 +13,7 @@
 //!
 //! Reads nothing from the guests and does not react to their need. A VM's floor is the larger of
 //! `dynamic_min` and `reservation`, its ceiling the smaller of `dynamic_max` and `limit`. Shrinking
-//! before growing: [`deflate`](super::deflate). Stuck guests: [`balloon`](super::balloon).
+//! before growing: `deflate`. Stuck guests: [`balloon`](super::balloon).
 //!
 //! Admission keeps the sum of the floors payable. If it is not (another policy ruled when the VMs
 //! were admitted), floors count down to the reservations, and the plan says so.

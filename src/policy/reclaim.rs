@@ -2,8 +2,11 @@
 //!
 //! **How much.** When free memory is below the high threshold, `short = high - free` pages are
 //! wanted back. They are taken from the VMs above their target, from each in proportion to how far
-//! it is above, and never below its target: `take = ceil(short * excess / sum(excess))`. A VM above
-//! its *limit* gives that part back in any state.
+//! it is above, and never below its target: `take = ceil(short * excess / sum(excess))`. What a balloon
+//! keeps from a VM below its target counts as short too: its neighbours above theirs owe it that.
+//! A VM above its *limit* gives that part back in any state; one that waits for pages at its limit
+//! makes room for them itself, by swapping, because a guest that waits for memory cannot serve its
+//! balloon.
 //!
 //! **By what.**
 //!
@@ -19,7 +22,8 @@
 //! somebody needs it. The policies of the Xen family are [`Manner::Directed`]: a balloon holds
 //! `size - target` in every state, so that a guest can never use more. The table's columns for
 //! swapping and blocking are the same; and a guest above its target that cannot be ballooned is
-//! swapped in state high too, but only as far as neighbours wait for what it refuses to give.
+//! swapped in state high too, but only as far as neighbours, or the reserve, wait for what it does
+//! not give.
 //!
 //! **The balloon loop is closed.** A guest first gives pages that it never touched or that are free
 //! anyway: those lower nothing. So the order is not "so many pages" once, but "that many more than
@@ -31,7 +35,7 @@
 //! nothing left, and when the balloon is *stuck* (see [`balloon`](super::balloon)). A stuck guest
 //! keeps its order.
 //!
-//! **Giving back** never counts on a shrink that is merely ordered, see [`deflate`](super::deflate).
+//! **Giving back** never counts on a shrink that is merely ordered, see `deflate`.
 
 use std::time::Duration;
 
@@ -56,13 +60,14 @@ const GUEST_AVAILABLE_MIN: Pages = Pages::mib(8);
 const STEP_DIVISOR: u64 = 16;
 /// And by at least this, so that small needs do not take many rounds. Chosen.
 const STEP_MIN: Pages = Pages(64);
-/// A directed balloon at rest stays where it is when its goal is this near (squeezed: 512 KiB)...
+/// A directed balloon at rest gives back nothing when it should give back less (squeezed: 512 KiB)...
 const DEAD_BAND: Pages = Pages(128);
 /// ... and nearer than size / this, for small guests. Chosen.
 const DEAD_BAND_DIVISOR: u64 = 512;
 /// What is the same for all VMs of one decision.
 struct Situation {
     state: MemState,
+    manner: Manner,
     memory: Memory,
     now: Duration,
     guards: Safeguards,
@@ -77,6 +82,9 @@ pub(super) struct Take {
     urgent: Pages,
     /// The part above the limit, due in any state.
     pub(super) over_limit: Pages,
+    /// The part of it that the guest itself waits for. Its balloon cannot make that room: the
+    /// driver waits, too.
+    stalled: Pages,
     /// What neighbours wait for and this VM should give: by swapping if its balloon refuses.
     awaited: Pages,
 }
@@ -88,7 +96,8 @@ pub fn plan(
     targets: Vec<Target>,
     memory: &mut PolicyState,
 ) -> Vec<VmPlan> {
-    let takes = takes(snapshot, thresholds, &targets);
+    let owed = deflate::owed(snapshot, &targets, memory);
+    let takes = takes(snapshot, thresholds, &targets, owed.iter().copied().sum());
     let asks: Vec<Ask> = snapshot
         .vms
         .iter()
@@ -96,10 +105,11 @@ pub fn plan(
         .zip(takes)
         .map(|((vm, target), take)| Ask::new(vm, target, take, memory))
         .collect();
-    let growth = deflate::plan(snapshot, thresholds, &targets, &asks, memory);
+    let growth = deflate::plan(snapshot, thresholds, &targets, &asks, &owed, memory);
     let awaited = part_of(growth.unmet, snapshot, &targets);
     let situation = Situation {
         state: memory.mem_state,
+        manner: memory.kind.manner(),
         memory: if thresholds.near_soft(snapshot.free) {
             Memory::Short
         } else {
@@ -129,6 +139,8 @@ pub fn plan(
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ask {
     pub(super) take: Take,
+    /// Whether the balloon cannot make up for it, as far as was known before this decision.
+    pub(super) refuses: bool,
     /// Pages that the balloon should hold beyond what it does.
     inflate: Pages,
     /// Pages that the balloon holds, or was asked for, and need not: wanted back by the guest.
@@ -143,11 +155,14 @@ impl Ask {
     fn new(vm: &VmSnapshot, target: &Target, take: Take, memory: &PolicyState) -> Ask {
         let order = memory.order(vm.id);
         let guards = memory.settings.safeguards;
+        let known = memory.balloons.get(&vm.id).copied().unwrap_or_default();
+        let refuses = |ceiling| cannot_balloon(vm, ceiling, &known, guards).is_some();
         match memory.kind.manner() {
             Manner::OnDemand => {
                 let ceiling = ceiling(vm, guards);
                 Ask {
                     take,
+                    refuses: refuses(ceiling),
                     inflate: take.all,
                     deflate: deflate::wanted_on_demand(vm, take, order),
                     goal: ceiling,
@@ -158,12 +173,14 @@ impl Ask {
                 let ceiling = directed_ceiling(vm, target, guards);
                 let size = vm.allocation.size;
                 let goal = size.saturating_sub(target.pages).min(ceiling);
-                // Resting balloons are not moved for next to nothing.
-                let rests = vm.ballooned == order;
-                let near = goal.0.abs_diff(order.0) <= DEAD_BAND.0.min(size.0 / DEAD_BAND_DIVISOR);
+                // A balloon at rest does not give back next to nothing.
+                let rests = vm.ballooned == order && goal < order;
+                let near =
+                    order.saturating_sub(goal).0 <= DEAD_BAND.0.min(size.0 / DEAD_BAND_DIVISOR);
                 let goal = if rests && near { order } else { goal };
                 Ask {
                     take,
+                    refuses: refuses(ceiling),
                     inflate: goal.saturating_sub(vm.ballooned),
                     deflate: order.min(vm.ballooned).saturating_sub(goal),
                     goal,
@@ -174,7 +191,12 @@ impl Ask {
     }
 }
 
-fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Vec<Take> {
+fn takes(
+    snapshot: &Snapshot,
+    thresholds: &Thresholds,
+    targets: &[Target],
+    owed: Pages,
+) -> Vec<Take> {
     let excess: Vec<Pages> = snapshot
         .vms
         .iter()
@@ -182,7 +204,9 @@ fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Ve
         .map(|(vm, target)| vm.consumed.saturating_sub(target.pages))
         .collect();
     let total: Pages = excess.iter().copied().sum();
-    let short = thresholds.high.saturating_sub(snapshot.free).min(total);
+    let short = (thresholds.high + owed)
+        .saturating_sub(snapshot.free)
+        .min(total);
     let urgent = if snapshot.free < thresholds.soft {
         thresholds
             .swap_goal()
@@ -197,11 +221,20 @@ fn takes(snapshot: &Snapshot, thresholds: &Thresholds, targets: &[Target]) -> Ve
         .zip(excess)
         .map(|(vm, excess)| {
             let limit = vm.allocation.limit.min(vm.allocation.size);
-            let over_limit = vm.consumed.saturating_sub(limit);
+            // Who may hold its whole size never has to make room for more.
+            let asked = if limit < vm.allocation.size {
+                vm.asked
+            } else {
+                Pages::ZERO
+            };
+            let over_limit = Pages(vm.consumed.0.saturating_add(asked.0))
+                .saturating_sub(limit)
+                .min(vm.consumed);
             Take {
                 all: part(short, excess, total).max(over_limit),
                 urgent: part(urgent, excess, total),
                 over_limit,
+                stalled: over_limit.min(asked),
                 awaited: Pages::ZERO,
             }
         })
@@ -243,18 +276,28 @@ fn plan_vm(
     let order = balloon_order(vm, ask, deflate, situation, record);
     let cannot = cannot_balloon(vm, ask.ceiling, record, situation.guards);
     let swap = match (situation.state, cannot) {
-        (MemState::High | MemState::Soft, None) => Pages::ZERO,
+        (MemState::High | MemState::Soft, None) => take.stalled,
         (MemState::High, Some(_)) => take.over_limit.max(take.awaited),
-        (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => take
-            .urgent
-            .max(cannot.map_or(Pages::ZERO, |_| take.over_limit.max(take.awaited))),
+        (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => {
+            let refused = take.over_limit.max(take.awaited);
+            take.urgent.max(cannot.map_or(take.stalled, |_| refused))
+        }
     };
     let above = vm.consumed > target.pages;
+    // Whom a directed balloon should hold and does not, is held where it is: it would take at once
+    // what was swapped out of it.
+    let held =
+        situation.manner == Manner::Directed && ask.inflate > Pages::ZERO && cannot.is_some();
+    let cap = held.then(|| vm.private + target.pages.saturating_sub(vm.consumed));
     VmPlan {
         id: vm.id,
         target: target.pages,
         balloon_target: order,
-        private_max: (swap > Pages::ZERO).then(|| vm.private.saturating_sub(swap)),
+        private_max: if swap > Pages::ZERO {
+            Some(vm.private.saturating_sub(swap))
+        } else {
+            cap
+        },
         mechanism: cannot.map_or(Mechanism::Balloon, |_| Mechanism::Swap),
         run: if situation.state == MemState::Low && above {
             Run::Block

@@ -14,6 +14,7 @@ use super::types::*;
 use super::*;
 
 mod closed_loop;
+mod every_policy;
 
 fn allocation(size: u64, reservation: u64, limit: u64, shares: u64) -> Allocation {
     Allocation {
@@ -36,6 +37,7 @@ fn vm(id: u32, consumed: u64, allocation: Allocation) -> VmSnapshot {
         ballooned: Pages::ZERO,
         swapped: Pages::ZERO,
         swap_in_pages: 0,
+        asked: Pages::ZERO,
         balloon_driver: true,
         active: None,
         overhead: Pages::ZERO,
@@ -160,6 +162,25 @@ fn a_guest_that_says_it_has_nothing_left_is_swapped_instead() {
     let plan = decide(&snapshot, &mut esx());
     assert_eq!(plan.vms[0].balloon_target, Pages::ZERO);
     assert!(plan.vms[0].private_max.is_some(), "{}", plan.vms[0].why);
+}
+
+#[test]
+fn who_waits_at_its_limit_is_swapped_at_once() {
+    let mut snapshot = two(50_000);
+    snapshot.vms[0].allocation.limit = Pages(30_000);
+    snapshot.vms[0].asked = Pages(64);
+    // The second may hold its whole size: there is nothing to make room for.
+    snapshot.vms[1].asked = Pages(80_000);
+    let plan = decide(&snapshot, &mut esx());
+    assert_eq!(plan.state, MemState::High);
+    assert_eq!(plan.vms[0].private_max, Some(Pages(30_000 - 64)));
+    assert_eq!(plan.vms[1].private_max, None);
+    // One that does not wait is ballooned first.
+    snapshot.vms[0].asked = Pages::ZERO;
+    snapshot.vms[0].allocation.limit = Pages(29_000);
+    let plan = decide(&snapshot, &mut esx());
+    assert_eq!(plan.vms[0].private_max, None);
+    assert!(plan.vms[0].balloon_target > Pages::ZERO);
 }
 
 #[test]
@@ -319,9 +340,12 @@ proptest! {
             prop_assert_eq!(plan.state, MemState::High);
             for (vm, plan) in host.vms.iter().zip(&plan.vms) {
                 prop_assert_eq!(plan.run, Run::Go);
-                if vm.consumed <= vm.allocation.limit {
+                let held_back = host.vms.iter().zip(targets(host)).any(|(vm, target)| {
+                    vm.consumed.0 < target && vm.ballooned > Pages::ZERO
+                });
+                if vm.consumed <= vm.allocation.limit && !held_back {
                     prop_assert_eq!(plan.private_max, None);
-                    let order = before.balloons.get(&vm.id).map_or(Pages::ZERO, |r| r.order);
+                    let order = before.balloons.get(&vm.id).map_or(vm.ballooned, |r| r.order);
                     prop_assert!(plan.balloon_target <= order);
                 }
             }
@@ -335,7 +359,7 @@ proptest! {
             if vm.consumed <= plan.target {
                 prop_assert_eq!(plan.private_max, None);
                 prop_assert_eq!(plan.run, Run::Go);
-                prop_assert_eq!(plan.balloon_target, Pages::ZERO);
+                prop_assert!(plan.balloon_target <= vm.ballooned);
             } else if let Some(private_max) = plan.private_max {
                 let below = vm.private.saturating_sub(private_max);
                 prop_assert!(vm.consumed - below >= plan.target);
@@ -363,7 +387,7 @@ proptest! {
             let before = state.clone();
             let plan = decide(host, &mut state);
             let given: Pages = host.vms.iter().zip(&plan.vms).map(|(vm, plan)| {
-                let order = before.balloons.get(&vm.id).map_or(Pages::ZERO, |r| r.order);
+                let order = before.balloons.get(&vm.id).map_or(vm.ballooned, |r| r.order);
                 order.min(vm.ballooned).saturating_sub(plan.balloon_target)
             }).sum();
             let over: bool = host.vms.iter().any(|vm| vm.consumed > vm.allocation.limit);

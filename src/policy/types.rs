@@ -61,6 +61,8 @@ pub struct VmSnapshot {
     pub swapped: Pages,
     /// Counter: pages read or decompressed back on touch, since its start.
     pub swap_in_pages: u64,
+    /// Further pages that it has asked for and was not granted.
+    pub asked: Pages,
     /// Whether the guest's balloon driver is up.
     pub balloon_driver: bool,
     /// Estimated working set, once sampled.

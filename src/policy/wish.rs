@@ -7,10 +7,12 @@
 //! | the host has | a VM gets |
 //! |---|---|
 //! | at least the sum of the wishes | its wish |
-//! | less, at least the sum of the floors | its floor, and a part of the rest in proportion to its wish |
-//! | less than the floors | its reservation, and a part of the rest in proportion to its floor |
+//! | less, at least the sum of the floors | its part by shares, between its floor and its wish |
+//! | less than the floors | its part by shares, between its reservation and its floor |
 //!
-//! Each row begins where the one above ends, so more memory never means a smaller target.
+//! Each row begins where the one above ends, so more memory never means a smaller target. By shares,
+//! not in proportion to the wishes: a guest that refuses to shrink holds more, so it seems to use
+//! more, so it would wish for more than its neighbours and keep it.
 
 use super::Target;
 use super::fair::{self, Claim};
@@ -26,6 +28,7 @@ pub(super) struct Wish {
     floor: Pages,
     pages: Pages,
     reservation: Pages,
+    shares: u64,
     /// One line for people.
     why: String,
 }
@@ -40,6 +43,7 @@ impl Wish {
             floor,
             pages: pages.min(ceiling).max(floor),
             reservation,
+            shares: vm.allocation.shares,
             why,
         }
     }
@@ -58,13 +62,15 @@ impl Wish {
     }
 }
 
-/// The least and the most that one VM gets in one row of the table.
-fn claim(floor: Pages, ceiling: Pages) -> Claim {
-    Claim {
-        floor,
-        ceiling,
-        weight: ceiling.0,
-        active: Pages::ZERO,
+impl Wish {
+    /// The least and the most that the VM gets in one row of the table.
+    fn claim(&self, floor: Pages, ceiling: Pages) -> Claim {
+        Claim {
+            floor,
+            ceiling,
+            weight: self.shares,
+            active: Pages::ZERO,
+        }
     }
 }
 
@@ -84,9 +90,9 @@ pub(super) fn fit(total: Pages, wishes: Vec<Wish>, guards: Safeguards) -> Vec<Ta
     let claims: Vec<Claim> = wishes
         .iter()
         .map(|wish| match (keep_floors, guards.has(Safeguard::Floors)) {
-            (true, true) => claim(wish.floor, wish.pages),
-            (false, true) => claim(wish.reservation, wish.floor),
-            (_, false) => claim(Pages::ZERO, wish.pages),
+            (true, true) => wish.claim(wish.floor, wish.pages),
+            (false, true) => wish.claim(wish.reservation, wish.floor),
+            (_, false) => wish.claim(Pages::ZERO, wish.pages),
         })
         .collect();
     let cut = if keep_floors {

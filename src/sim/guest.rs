@@ -94,6 +94,8 @@ impl Guest {
             private: self.held(),
             ballooned: Pages(self.ballooned),
             swapped: Pages(self.swapped),
+            // What a model guest is not granted it does without until the next step.
+            asked: Pages::ZERO,
             swap_in_pages: self.swap_ins,
             balloon_driver: true,
             active: Some(Pages(self.active.min(self.data + self.swapped))),

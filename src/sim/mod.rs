@@ -3,7 +3,7 @@
 //! A scenario is a host, model guests, events and an expected end. [`run`] plays it under one policy
 //! in steps of 100 ms: starts and changes, then [`decide`](crate::policy::decide), then every guest
 //! obeys its orders and touches memory through the [`grant`](crate::policy::grant) rule. After each
-//! step the [`laws`] are checked, which hold in every scenario; at the end the scenario's own
+//! step the laws are checked, which hold in every scenario; at the end the scenario's own
 //! expectations. A scenario that switches a safeguard off must fail, and says with which words.
 //!
 //! | file | job |
@@ -28,8 +28,6 @@ mod laws;
 mod outcome;
 mod plot;
 mod scenario;
-#[cfg(test)]
-mod tests;
 
 pub use file::{Mistake, parse};
 pub use outcome::{Outcome, VmOutcome};

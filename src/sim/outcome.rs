@@ -1,5 +1,6 @@
 //! How a scenario ended, and whether that is what was expected.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -52,7 +53,7 @@ pub struct VmOutcome {
     pub swapped_bytes: u64,
     /// In its balloon, bytes.
     pub ballooned_bytes: u64,
-    /// How its balloon behaved at last.
+    /// How its balloon behaved at worst.
     pub conduct: Conduct,
     /// running, died, refused or killed.
     pub end: &'static str,
@@ -64,14 +65,23 @@ pub struct VmOutcome {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Trace {
     steps: u64,
+    /// The worst conduct of each VM.
+    conduct: BTreeMap<VmId, Conduct>,
     /// (time, free, state) of every step.
     host: Vec<(Duration, Pages, MemState)>,
-    /// (time, free, held by each VM) of every fifth.
-    pub(super) curves: Vec<(Duration, Pages, Vec<(VmId, Pages)>)>,
+    /// Of every fifth step.
+    pub(super) curves: Vec<CurvePoint>,
 }
+
+/// Time, free memory, and what each VM holds.
+pub(super) type CurvePoint = (Duration, Pages, Vec<(VmId, Pages)>);
 
 impl Trace {
     pub(super) fn note(&mut self, snapshot: &Snapshot, plan: &Plan) {
+        for order in &plan.vms {
+            let worst = self.conduct.entry(order.id).or_default();
+            *worst = order.conduct.max(*worst);
+        }
         self.host.push((snapshot.now, snapshot.free, plan.state));
         if self.steps.is_multiple_of(TRACE_EVERY) {
             let held = snapshot.vms.iter().map(|vm| (vm.id, vm.consumed));
@@ -175,7 +185,7 @@ fn vm(host: &Host<'_>, id: VmId, fate: &Fate) -> VmOutcome {
             held_bytes: guest.held().bytes(),
             swapped_bytes: Pages(guest.swapped).bytes(),
             ballooned_bytes: Pages(guest.ballooned).bytes(),
-            conduct: plan.map_or(Conduct::Cooperative, |plan| plan.conduct),
+            conduct: host.trace.conduct.get(&id).copied().unwrap_or_default(),
             ..ended(End::Running, plan.map_or("", |plan| &plan.why))
         },
     }

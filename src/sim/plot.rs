@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::outcome::Outcome;
+use super::outcome::{CurvePoint, Outcome};
 use crate::units::Pages;
 
 const WIDTH: f64 = 720.0;
@@ -42,14 +42,12 @@ fn picture(out: &mut String, outcome: &Outcome, top: f64) {
     let end = curves
         .last()
         .map_or(1.0, |(at, _, _)| at.as_secs_f64().max(0.1));
-    let held = |(_, free, vms): &(_, Pages, Vec<(_, Pages)>)| {
-        vms.iter()
-            .map(|(_, held)| *held)
-            .max()
-            .unwrap_or(*free)
-            .max(*free)
+    let held = |(_, free, vms): &CurvePoint| {
+        let held = vms.iter().map(|(_, held)| *held);
+        held.max().unwrap_or(*free).max(*free)
     };
-    let most = curves.iter().map(held).max().unwrap_or(Pages(1)).0.max(1) as f64;
+    let top_pages = curves.iter().map(held).max().unwrap_or(Pages(1)).0.max(4);
+    let most = top_pages as f64;
     let x = |seconds: f64| LEFT + seconds / end * WIDTH;
     let y = |pages: Pages| top + HEIGHT - pages.0 as f64 / most * HEIGHT;
     let verdict = if outcome.ok { "ok" } else { "FAILED" };
@@ -63,8 +61,8 @@ fn picture(out: &mut String, outcome: &Outcome, top: f64) {
          <rect x=\"{LEFT}\" y=\"{top}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"none\" stroke=\"#999\"/>",
         top - 12.0
     );
-    for part in 0..=4 {
-        let pages = Pages((most * f64::from(part) / 4.0).round() as u64);
+    for part in 0..=4_u32 {
+        let pages = Pages(top_pages * u64::from(part) / 4);
         let seconds = end * f64::from(part) / 4.0;
         let _ = writeln!(
             out,

@@ -7,4 +7,5 @@ pub mod pagemap;
 pub mod pool_view;
 pub mod ram;
 pub mod space;
+mod transfer;
 pub mod uffd;

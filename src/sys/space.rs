@@ -27,7 +27,8 @@ use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 use super::pagemap::{Backing, PageTables};
 use super::pool_view::PoolView;
 use super::ram::GuestRam;
-use super::uffd::{self, Event, Stop, Transferred, Uffd};
+use super::transfer::{complete, transferred};
+use super::uffd::{self, Event, Uffd};
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
 
 /// Stage slots for [`GuestSpace::take`]: `0 .. TAKE_SLOTS`.
@@ -532,66 +533,13 @@ impl Drop for GuestSpace {
     }
 }
 
-fn guest_error(what: &'static str, range: GfnRange, source: Errno) -> Error {
+pub(super) fn guest_error(what: &'static str, range: GfnRange, source: Errno) -> Error {
     Error::Guest {
         what,
         start: range.start,
         count: range.count,
         source,
     }
-}
-
-/// Runs `step(offset, len)` over a range. The kernel transfers within one of its mappings only, and
-/// it merges neighbours when it likes: a step that is refused is tried again in halves, so that
-/// only the page that really cannot be done stops it. Returns pages done and the obstacle.
-fn over_mappings(
-    first: u32,
-    count: u32,
-    step: &impl Fn(usize, usize) -> Transferred,
-) -> (u32, Option<Stop>) {
-    let transfer = step(first as usize * PAGE_SIZE, count as usize * PAGE_SIZE);
-    let done = u32::try_from(transfer.bytes / PAGE_SIZE).expect("at most the range");
-    let rest = count - done;
-    match transfer.stop {
-        Some(Stop::Missing | Stop::Refused(Errno::INVAL)) if rest > 1 => {
-            let half = rest / 2;
-            let (front, stop) = over_mappings(first + done, half, step);
-            if stop.is_some() {
-                return (done + front, stop);
-            }
-            let (back, stop) = over_mappings(first + done + half, rest - half, step);
-            (done + half + back, stop)
-        }
-        stop => (done, stop),
-    }
-}
-
-/// Pages done; an obstacle ends the transfer early, a refusal is an error.
-fn transferred(
-    what: &'static str,
-    range: GfnRange,
-    step: impl Fn(usize, usize) -> Transferred,
-) -> Result<u32, Error> {
-    match over_mappings(0, range.count, &step) {
-        (_, Some(Stop::Refused(source))) => Err(guest_error(what, range, source)),
-        (done, _) => Ok(done),
-    }
-}
-
-/// All of it or an error.
-fn complete(
-    what: &'static str,
-    range: GfnRange,
-    step: impl Fn(usize, usize) -> Transferred,
-) -> Result<(), Error> {
-    let source = match over_mappings(0, range.count, &step).1 {
-        None => return Ok(()),
-        Some(Stop::Exists) => Errno::EXIST,
-        Some(Stop::Missing) => Errno::NOENT,
-        Some(Stop::Busy) => Errno::BUSY,
-        Some(Stop::Refused(errno)) => errno,
-    };
-    Err(guest_error(what, range, source))
 }
 
 pub(super) fn map_anonymous(bytes: usize, what: &'static str) -> Result<usize, Error> {

@@ -89,6 +89,8 @@ pub(super) struct Agent<'a> {
     due: Due,
     stopping: bool,
     held: bool,
+    /// When the program was started.
+    started: Instant,
 }
 
 impl<'a> Agent<'a> {
@@ -106,6 +108,8 @@ impl<'a> Agent<'a> {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
             signal_hook::low_level::pipe::register(signal, tell.try_clone()?)?;
         }
+        // A limit on the size of files is an error of the swap file, not the end of the VM.
+        signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
         let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
         let mappings = mappings.and_then(|text| text.trim().parse().ok());
         let now = Instant::now();
@@ -136,11 +140,14 @@ impl<'a> Agent<'a> {
             },
             stopping: false,
             held: false,
+            started: now,
         })
     }
 
-    /// Waits for the machine to be built, starts it, and serves it until it ends.
-    pub fn run(mut self, building: Building) -> Exit {
+    /// Waits for the machine to be built, starts it, and serves it until it ends. `started` is
+    /// when the program was.
+    pub fn run(mut self, building: Building, started: Instant) -> Exit {
+        self.started = started;
         let mut machine: Option<Machine> = None;
         let ended = loop {
             if let Some(message) = self.failure.get() {
@@ -500,6 +507,9 @@ impl<'a> Agent<'a> {
             report.balloon_actual = balloon.actual();
             report.guest_memory = balloon.stats();
             report.guest = machine.console().report();
+            report.start_us = machine
+                .first_run()
+                .and_then(|at| at.duration_since(self.started).as_micros().try_into().ok());
         }
         self.send(&ToHost::Report(Box::new(report)));
         Ok(())

@@ -5,24 +5,27 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::exit::{self, ExitCell};
 use super::gate::Gate;
 use super::vcpu::{self, Ending, Shared, TripleFault};
 use super::{Error, platform};
+use crate::boot::cpuid::{self, DeadlineTimer};
 use crate::boot::image::Image;
-use crate::boot::{Entry, StartState, cpuid, direct, elf, pvh};
-use crate::devices::bus::Bus;
+use crate::boot::{Entry, StartState, acpi, bzimage, direct, elf, pvh};
+use crate::devices::bus::{Bus, BusDevice};
 use crate::devices::console::Console;
 use crate::devices::idle::IdlePort;
 use crate::devices::interrupt::{Interrupt, IrqFd, NoInterrupt};
-use crate::devices::ports::{ExitPort, PORT_RESET, ResetPort};
+use crate::devices::ports::{self, ExitPort, PORT_RESET, PowerPorts, ResetPort};
 use crate::devices::serial::{self, Serial};
 use crate::devices::sink::BalloonSink;
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::block::{self, Disk};
 use crate::devices::virtio::mmio::WINDOW_BYTES;
+use crate::devices::virtio::rng;
 use crate::link::message::{Exit, ExitReason};
 use crate::sys::kvm::{GuestVm, install_kick_handler};
 use crate::sys::ram::GuestRam;
@@ -40,12 +43,14 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 /// What the guest is made of, beside its memory.
 #[derive(Debug)]
 pub struct MachineSpec {
-    /// An ELF file with tidemark's ring-3 note or a PVH note.
+    /// A bzImage, or an ELF file with tidemark's ring-3 note or a PVH note.
     pub kernel: Image,
-    /// The initial RAM disk, for PVH kernels.
+    /// The initial RAM disk of an operating system.
     pub initrd: Option<Image>,
-    /// The user's part of the command line; the devices are appended.
+    /// The command line; a test guest's gets its devices appended.
     pub cmdline: String,
+    /// Its disks, in order: /dev/vda is the first.
+    pub disks: Vec<Disk>,
     /// Number of vCPUs. In a ring-3 guest only the first one runs.
     pub cpus: u8,
 }
@@ -81,12 +86,20 @@ impl Machine {
             let cpus = spec.cpus;
             return Err(Error::Cpus { cpus, allowed });
         }
-        let (start, entry) = load(&spec, &ram)?;
+        // Balloon, entropy, disks.
+        let windows_used = u32::try_from(spec.disks.len()).map_or(u32::MAX, |disks| 2 + disks);
+        if windows_used > platform::VIRTIO_WINDOWS {
+            return Err(Error::Disks {
+                count: spec.disks.len(),
+                allowed: platform::VIRTIO_WINDOWS - 2,
+            });
+        }
+        let (start, who) = load(&spec, &ram, windows_used)?;
         let vm = kvm.create_vm().map_err(failed("create a VM"))?;
-        let wiring = match entry {
+        let wiring = match who {
             // No IDT, so no interrupt can be taken: no controllers, no timer, a faster start.
-            Entry::Ring3 { .. } => Wiring::None,
-            Entry::Pvh { .. } => Wiring::InKernel,
+            Guest::Program => Wiring::None,
+            Guest::System => Wiring::InKernel,
         };
         wiring.create_controllers(&vm)?;
         let ending = Arc::new(Ending {
@@ -94,22 +107,29 @@ impl Machine {
             gate: Gate::default(),
             idle: Arc::new(IdlePort::default()),
         });
-        let irq = wiring.line(&vm, platform::virtio_irq(0))?;
-        let balloon = Balloon::new(Arc::clone(&ram), sink, irq, Arc::clone(&ending.idle));
+        let irq = |window| wiring.line(&vm, platform::virtio_irq(window));
+        let idle = || Arc::clone(&ending.idle);
+        let balloon = Balloon::new(Arc::clone(&ram), sink, irq(0)?, idle());
+        let entropy = rng::bus_device(Arc::clone(&ram), irq(1)?, idle());
+        let mut devices = vec![balloon.bus_device(), entropy];
+        for (window, disk) in (2..).zip(spec.disks) {
+            let disk = block::bus_device(disk, Arc::clone(&ram), irq(window)?, idle());
+            devices.push(disk);
+        }
         let serial_irq = wiring.line(&vm, serial::IRQ)?;
         let serial = Arc::new(Serial::new(serial_irq, console.clone()));
         let shared = Shared {
-            ports: ports(&ending, &serial)?,
-            memory: windows(&balloon)?,
-            triple_fault: match entry {
-                Entry::Ring3 { .. } => TripleFault::Fault,
-                Entry::Pvh { .. } => TripleFault::Reset,
+            ports: port_bus(&ending, &serial)?,
+            memory: windows(devices)?,
+            triple_fault: match who {
+                Guest::Program => TripleFault::Fault,
+                Guest::System => TripleFault::Reset,
             },
             ending,
             first_run: OnceLock::new(),
             guest: GuestVm::new(vm, ram)?,
         };
-        let vcpus = create_vcpus(&kvm, &shared.guest, spec.cpus, entry, &start)?;
+        let vcpus = create_vcpus(&kvm, &shared.guest, spec.cpus, who, &start)?;
         Ok(Machine {
             shared: Arc::new(shared),
             balloon,
@@ -272,35 +292,61 @@ fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error::Kvm { what, source }
 }
 
+/// Who runs in the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Guest {
+    /// One of tidemark's own programs, in ring 3.
+    Program,
+    /// An operating system's kernel.
+    System,
+}
+
 /// Loads the guest's files; nothing of KVM is needed for that.
-fn load(spec: &MachineSpec, ram: &GuestRam) -> Result<(StartState, Entry), Error> {
+fn load(spec: &MachineSpec, ram: &GuestRam, windows: u32) -> Result<(StartState, Guest), Error> {
+    let initrd = spec.initrd.as_ref();
+    let hardware = platform::hardware(spec.cpus, windows);
+    if bzimage::is_bzimage(&spec.kernel)? {
+        let header = bzimage::load(&spec.kernel, ram)?;
+        let rsdp = acpi::write(ram, &hardware)?;
+        let start = bzimage::prepare(ram, &header, &spec.cmdline, initrd, rsdp)?;
+        return Ok((start, Guest::System));
+    }
     let loaded = elf::load(&spec.kernel, ram)?;
-    let cmdline = platform::cmdline_with_devices(&spec.cmdline, 1);
-    let start = match loaded.entry {
+    match loaded.entry {
         Entry::Ring3 { gpa } => {
-            direct::prepare(ram, &loaded, gpa, &cmdline, platform::VIRTIO_START)?
+            let cmdline = platform::cmdline_with_devices(&spec.cmdline, 1);
+            let start = direct::prepare(ram, &loaded, gpa, &cmdline, platform::VIRTIO_START)?;
+            Ok((start, Guest::Program))
         }
-        Entry::Pvh { gpa } => pvh::prepare(ram, loaded.end, gpa, &cmdline, spec.initrd.as_ref())?,
+        Entry::Pvh { gpa } => {
+            let rsdp = acpi::write(ram, &hardware)?;
+            let start = pvh::prepare(ram, loaded.end, gpa, &spec.cmdline, initrd, rsdp)?;
+            Ok((start, Guest::System))
+        }
+    }
+}
+
+fn port_bus(ending: &Arc<Ending>, serial: &Arc<Serial>) -> Result<Bus, Error> {
+    let mut bus = Bus::default();
+    bus.insert(serial::PORT.into(), serial::PORTS.into(), serial.clone())?;
+    bus.insert(PORT_EXIT.into(), 1, Arc::new(ExitPort(ending.clone())))?;
+    bus.insert(PORT_RESET.into(), 1, Arc::new(ResetPort(ending.clone())))?;
+    bus.insert(PORT_IDLE.into(), 1, ending.idle.clone())?;
+    let power = PowerPorts {
+        sink: ending.clone(),
+        sleep_type_off: acpi::SLEEP_TYPE_OFF,
+        reset_value: acpi::RESET_VALUE,
     };
-    Ok((start, loaded.entry))
+    let (first, count) = (ports::PORT_POWER, ports::POWER_PORTS);
+    bus.insert(first.into(), count.into(), Arc::new(power))?;
+    Ok(bus)
 }
 
-fn ports(ending: &Arc<Ending>, serial: &Arc<Serial>) -> Result<Bus, Error> {
-    let mut ports = Bus::default();
-    ports.insert(serial::PORT.into(), serial::PORTS.into(), serial.clone())?;
-    ports.insert(PORT_EXIT.into(), 1, Arc::new(ExitPort(ending.clone())))?;
-    ports.insert(PORT_RESET.into(), 1, Arc::new(ResetPort(ending.clone())))?;
-    ports.insert(PORT_IDLE.into(), 1, ending.idle.clone())?;
-    Ok(ports)
-}
-
-fn windows(balloon: &Balloon) -> Result<Bus, Error> {
+fn windows(devices: Vec<Arc<dyn BusDevice>>) -> Result<Bus, Error> {
     let mut windows = Bus::default();
-    windows.insert(
-        platform::virtio_window(0),
-        WINDOW_BYTES,
-        balloon.bus_device(),
-    )?;
+    for (n, device) in (0..).zip(devices) {
+        windows.insert(platform::virtio_window(n), WINDOW_BYTES, device)?;
+    }
     Ok(windows)
 }
 
@@ -308,16 +354,18 @@ fn create_vcpus(
     kvm: &Kvm,
     guest: &GuestVm,
     cpus: u8,
-    entry: Entry,
+    who: Guest,
     start: &StartState,
 ) -> Result<Vec<VcpuFd>, Error> {
     let supported = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(failed("list CPU features"))?;
-    // Nobody could start the others: a ring-3 guest has no interrupt controllers.
-    let cpus = match entry {
-        Entry::Ring3 { .. } => 1,
-        Entry::Pvh { .. } => cpus,
+    let deadline = guest.vm().check_extension(Cap::TscDeadlineTimer);
+    let (cpus, timer) = match who {
+        // Nobody could start the others: a ring-3 guest has no interrupt controllers.
+        Guest::Program => (1, DeadlineTimer::Absent),
+        Guest::System if deadline => (cpus, DeadlineTimer::Present),
+        Guest::System => (cpus, DeadlineTimer::Absent),
     };
     let mut vcpus = Vec::new();
     for cpu in 0..cpus {
@@ -325,8 +373,11 @@ fn create_vcpus(
             .vm()
             .create_vcpu(cpu.into())
             .map_err(failed("create a vCPU"))?;
-        vcpu.set_cpuid2(&cpuid::adapt(&supported, cpu, cpus))
+        vcpu.set_cpuid2(&cpuid::adapt(&supported, cpu, cpus, timer))
             .map_err(failed("set CPU features"))?;
+        if who == Guest::System {
+            vcpu::set_firmware_registers(&vcpu).map_err(failed("set registers"))?;
+        }
         if cpu == 0 {
             vcpu::start_at(&vcpu, start).map_err(failed("set registers"))?;
         } else {

@@ -40,6 +40,14 @@ pub enum Error {
         /// Most that are possible.
         allowed: usize,
     },
+    /// More disks than there are windows.
+    #[error("{count} disks were asked for, {allowed} are possible")]
+    Disks {
+        /// Asked for.
+        count: usize,
+        /// Most that are possible.
+        allowed: u32,
+    },
     /// Memslots or the kick signal.
     #[error(transparent)]
     Sys(#[from] crate::sys::kvm::Error),

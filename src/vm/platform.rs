@@ -6,9 +6,12 @@
 //! | keyboard controller (reset only) | port 0x64 | - |
 //! | exit port | port 0xf4 | - |
 //! | idle port | port 0xf8 | - |
+//! | power off and reset (ACPI) | ports 0x600-0x602 | - |
 //! | virtio-mmio window n | 0xd0000000 + n * 0x1000 | 5 + n |
 
+use crate::boot::acpi::{Hardware, VirtioWindow};
 use crate::devices::virtio::mmio::WINDOW_BYTES;
+use crate::devices::{ports, serial};
 
 /// Guest-physical start of the virtio-mmio windows.
 pub const VIRTIO_START: u64 = 0xd000_0000;
@@ -27,7 +30,24 @@ pub fn virtio_irq(n: u32) -> u32 {
     VIRTIO_IRQ + n
 }
 
-/// The command line of the guest with the `windows` first windows named as Linux wants it.
+/// What the ACPI tables of a machine with the first `windows` windows in use say.
+pub fn hardware(cpus: u8, windows: u32) -> Hardware {
+    let low = |address: u64| u32::try_from(address).expect("windows lie below 4 GiB");
+    let window = |n| VirtioWindow {
+        gpa: low(virtio_window(n)),
+        length: low(WINDOW_BYTES),
+        gsi: virtio_irq(n),
+    };
+    Hardware {
+        cpus,
+        virtio: (0..windows).map(window).collect(),
+        serial: (serial::PORT, serial::IRQ),
+        sleep_port: ports::PORT_POWER + ports::SLEEP_CONTROL,
+        reset_port: ports::PORT_POWER + ports::RESET_REGISTER,
+    }
+}
+
+/// The command line of a test guest with the `windows` first windows named as Linux wants it.
 pub fn cmdline_with_devices(cmdline: &str, windows: u32) -> String {
     let mut words: Vec<String> = Vec::new();
     if !cmdline.is_empty() {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -25,6 +25,7 @@ use crate::boot::image::Image;
 use crate::config::{Boot, VmSpec};
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
+use crate::devices::virtio::block::{self, Access, Disk};
 use crate::link::message::{Exit, ExitReason, Hello, ToHost, ToVm, Welcome};
 use crate::link::socket::{self, Link, Received};
 use crate::mem::credit::CreditBook;
@@ -81,6 +82,9 @@ pub enum Error {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] super::sandbox::Error),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] block::Error),
     /// A file of the spec.
     #[error("cannot open {path}")]
     Open {
@@ -200,7 +204,7 @@ pub(super) fn join(
     }))?;
     match link.recv(Some(WELCOME_TIMEOUT))? {
         Received::Message(ToVm::Welcome(welcome), Some(pool)) => {
-            let view = PoolView::new(pool, welcome.pool_frames)?;
+            let view = PoolView::new(pool, welcome.pool_frames);
             Ok((welcome, view))
         }
         Received::Message(ToVm::Welcome(_), None) => Err(Error::Protocol("sent no frame pool")),
@@ -211,13 +215,14 @@ pub(super) fn join(
     }
 }
 
-/// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`.
+/// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`. The time
+/// to the guest's first instruction is reported from `started` on.
 /// `lease` is the one it redeems.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
 /// was told.
-pub fn run(spec: &VmSpec, link: Link, lease: Option<u64>) -> Result<Exit, Error> {
+pub fn run(spec: &VmSpec, link: Link, lease: Option<u64>, started: Instant) -> Result<Exit, Error> {
     stop_on_panic();
     let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
@@ -225,7 +230,7 @@ pub fn run(spec: &VmSpec, link: Link, lease: Option<u64>) -> Result<Exit, Error>
         Ok((pager, building, seed)) => {
             let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
-            Ok(agent.run(building))
+            Ok(agent.run(building, started))
         }
         Err(error) => {
             failure.set(&error);
@@ -355,9 +360,13 @@ fn build(spec: &VmSpec, ram: Arc<GuestRam>, sink: Arc<dyn BalloonSink>) -> Resul
             (open_image(kernel)?, initrd)
         }
     };
+    // Opened and locked here, before the sandbox closes.
+    let disk = spec.disk.as_deref();
+    let disk = disk.map(|path| Disk::open(path, Access::Writable));
     let machine = MachineSpec {
         kernel,
         initrd,
+        disks: disk.transpose()?.into_iter().collect(),
         cmdline: spec.cmdline.clone(),
         cpus: spec.cpus,
     };

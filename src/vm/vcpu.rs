@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
+use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_mp_state, kvm_msr_entry};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::exit::{self, ExitCell};
@@ -50,6 +50,7 @@ impl EndSink for Arc<Ending> {
                 message: None,
             },
             EndRequest::Reset => exit::plain(ExitReason::Reset),
+            EndRequest::Shutdown => exit::plain(ExitReason::Shutdown),
         });
     }
 }
@@ -85,6 +86,28 @@ pub(super) fn start_at(vcpu: &VcpuFd, start: &StartState) -> Result<(), kvm_ioct
     sregs.efer = start.efer;
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&start.regs)
+}
+
+/// Default memory type register: enabled, write-back, fixed ranges on. Kernels expect firmware to
+/// have set it and leave their page attributes off otherwise.
+const MSR_MTRR_DEFAULT: (u32, u64) = (0x2ff, 0xc06);
+/// Miscellaneous features: fast string operations.
+const MSR_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+
+/// What firmware would have left in the model-specific registers; KVMs that lack one keep theirs.
+pub(super) fn set_firmware_registers(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    for (index, data) in [MSR_MTRR_DEFAULT, MSR_MISC_ENABLE] {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let entries = Msrs::from_entries(&[entry]).expect("one entry fits");
+        if vcpu.set_msrs(&entries)? == 0 {
+            log::debug!("KVM does not take {data:#x} in MSR {index:#x}");
+        }
+    }
+    Ok(())
 }
 
 /// Makes a further vCPU wait for the first one's INIT and start-up interrupts.

@@ -8,6 +8,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "test figures are small")]
 
 pub mod asm;
+pub mod fleet;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -187,6 +188,7 @@ impl TestVm {
             kernel,
             initrd: None,
             cmdline: cmdline.to_string(),
+            disks: Vec::new(),
             cpus,
         };
         let machine = Machine::new(spec, ram.clone(), sink.clone(), console).unwrap();

@@ -217,6 +217,7 @@ impl Child {
             cow_breaks: 0,
             swap_errors: 0,
             peak: Peaks::default(),
+            start_ms: None,
             boot_ms: None,
             guest: None,
         }

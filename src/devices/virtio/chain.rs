@@ -62,6 +62,19 @@ pub enum Direction {
     ToDevice,
     /// The device may write them.
     FromDevice,
+    /// A device that tells them apart itself. No buffer goes both ways.
+    Both,
+}
+
+impl Direction {
+    /// The driver's word for such a buffer.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Direction::ToDevice => "device-readable",
+            Direction::FromDevice => "device-writable",
+            Direction::Both => "two-way",
+        }
+    }
 }
 
 /// A checked buffer: every byte of it is guest RAM.
@@ -71,9 +84,11 @@ pub struct Buffer {
     pub gpa: u64,
     /// Length in bytes; may be zero.
     pub length: u32,
+    /// Which way it goes.
+    pub way: Direction,
 }
 
-/// A chain whose descriptors all passed: it ends, goes one way, lies in RAM.
+/// A chain whose descriptors all passed: it ends, goes the right way, lies in RAM.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chain {
     /// What to give back to the driver.
@@ -133,25 +148,20 @@ fn check_buffer(
     layout: &Layout,
     direction: Direction,
 ) -> Result<Buffer, Malformed> {
-    let (readable, writable) = ("device-readable", "device-writable");
-    match (direction, descriptor.is_write_only()) {
-        (Direction::ToDevice, false) | (Direction::FromDevice, true) => {}
-        (Direction::ToDevice, true) => {
-            return Err(Malformed::Direction {
-                found: writable,
-                expected: readable,
-            });
-        }
-        (Direction::FromDevice, false) => {
-            return Err(Malformed::Direction {
-                found: readable,
-                expected: writable,
-            });
-        }
+    let way = if descriptor.is_write_only() {
+        Direction::FromDevice
+    } else {
+        Direction::ToDevice
+    };
+    if direction != Direction::Both && way != direction {
+        return Err(Malformed::Direction {
+            found: way.name(),
+            expected: direction.name(),
+        });
     }
     let (gpa, length) = (descriptor.addr().0, descriptor.len());
     frames_touched(layout, gpa, u64::from(length))?;
-    Ok(Buffer { gpa, length })
+    Ok(Buffer { gpa, length, way })
 }
 
 /// Gives a chain back to the driver, with nothing written into it.
@@ -164,7 +174,21 @@ pub fn give_back(
     ram: &GuestRam,
     head: u16,
 ) -> Result<(), Malformed> {
+    give_back_written(index, queue, ram, head, 0)
+}
+
+/// Gives a chain back to the driver, with `written` bytes written into it.
+///
+/// # Errors
+/// When the used ring is not RAM.
+pub fn give_back_written(
+    index: usize,
+    queue: &mut Queue,
+    ram: &GuestRam,
+    head: u16,
+    written: u32,
+) -> Result<(), Malformed> {
     queue
-        .add_used(ram.memory(), head, 0)
+        .add_used(ram.memory(), head, written)
         .map_err(|source| Malformed::Queue { index, source })
 }

@@ -238,6 +238,13 @@ impl<D: VirtioDevice> Transport<D> {
             }
         }
         self.signals.add_status(added);
+        if added & STATUS_DRIVER_OK != 0 {
+            // Linux' balloon driver announces its statistics buffer before it says that it is
+            // ready, and does not do so again.
+            for index in (0u32..).take(inner.queues.len()) {
+                self.notify(inner, index);
+            }
+        }
     }
 
     fn set_driver_features(&self, inner: &mut Inner<D>, value: u32) {

@@ -1,8 +1,10 @@
 //! Virtio devices behind the MMIO transport (virtio 1.2).
 
 pub mod balloon;
+pub mod block;
 pub mod chain;
 pub mod mmio;
+pub mod rng;
 mod signals;
 
 use virtio_queue::Queue;

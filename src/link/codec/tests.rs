@@ -55,6 +55,7 @@ fn report() -> impl Strategy<Value = ToHost> {
                 free_bytes: stat,
                 ..GuestMemoryStats::default()
             },
+            start_us: stat.and_then(|n| u32::try_from(n).ok()),
             guest: stat.map(|n| GuestReport {
                 pages_verified: n,
                 pages_corrupt: 0,

@@ -106,7 +106,7 @@ impl BalloonDevice {
     fn read_list(&mut self, chain: &Chain, ram: &GuestRam) -> Result<(), Malformed> {
         self.gfns.clear();
         let mut total = 0;
-        for Buffer { gpa, length } in &chain.buffers {
+        for Buffer { gpa, length, .. } in &chain.buffers {
             total += u64::from(*length);
             if *length > LIST_BYTES_MAX || total > CHAIN_BYTES_MAX {
                 return Err(Malformed::Length {
@@ -165,7 +165,7 @@ impl BalloonDevice {
         let mut used = Used::Nothing;
         for chain in chain::take_available(index, queue, ram, Direction::ToDevice)? {
             let mut bytes = Vec::new();
-            for Buffer { gpa, length } in &chain.buffers {
+            for Buffer { gpa, length, .. } in &chain.buffers {
                 let room = stats::ENTRIES_MAX * stats::ENTRY_BYTES - bytes.len();
                 let start = bytes.len();
                 bytes.resize(start + room.min(*length as usize), 0);
@@ -201,7 +201,7 @@ impl BalloonDevice {
     ) -> Result<Used, Malformed> {
         let mut used = Used::Nothing;
         for chain in chain::take_available(index, queue, ram, Direction::FromDevice)? {
-            for Buffer { gpa, length } in &chain.buffers {
+            for Buffer { gpa, length, .. } in &chain.buffers {
                 if let Some(range) = frames_inside(ram.layout(), *gpa, (*length).into())? {
                     self.sink.report_free(range);
                 }

@@ -1,0 +1,113 @@
+//! Page transfers over a range of the guest, whatever mappings of the kernel it lies in.
+
+use rustix::io::Errno;
+
+use super::space::{Error, guest_error};
+use super::uffd::{Stop, Transferred};
+use crate::units::{GfnRange, PAGE_SIZE};
+
+/// Runs `step(offset, len)` over a range. The kernel transfers within one of its mappings only, and
+/// it merges neighbours when it likes: a step that is refused is tried again in halves, so that
+/// only the page that really cannot be done stops it. Returns pages done and the obstacle.
+fn over_mappings(
+    first: u32,
+    count: u32,
+    step: &impl Fn(usize, usize) -> Transferred,
+) -> (u32, Option<Stop>) {
+    let transfer = step(first as usize * PAGE_SIZE, count as usize * PAGE_SIZE);
+    let done = u32::try_from(transfer.bytes / PAGE_SIZE).expect("at most the range");
+    let rest = count - done;
+    match transfer.stop {
+        Some(Stop::Missing | Stop::Refused(Errno::INVAL)) if rest > 1 => {
+            let half = rest / 2;
+            let (front, stop) = over_mappings(first + done, half, step);
+            if stop.is_some() {
+                return (done + front, stop);
+            }
+            let (back, stop) = over_mappings(first + done + half, rest - half, step);
+            (done + half + back, stop)
+        }
+        stop => (done, stop),
+    }
+}
+
+/// Pages done; an obstacle ends the transfer early, a refusal is an error.
+pub(super) fn transferred(
+    what: &'static str,
+    range: GfnRange,
+    step: impl Fn(usize, usize) -> Transferred,
+) -> Result<u32, Error> {
+    match over_mappings(0, range.count, &step) {
+        (_, Some(Stop::Refused(source))) => Err(guest_error(what, range, source)),
+        (done, _) => Ok(done),
+    }
+}
+
+/// All of it or an error.
+pub(super) fn complete(
+    what: &'static str,
+    range: GfnRange,
+    step: impl Fn(usize, usize) -> Transferred,
+) -> Result<(), Error> {
+    let source = match over_mappings(0, range.count, &step).1 {
+        None => return Ok(()),
+        Some(Stop::Exists) => Errno::EXIST,
+        Some(Stop::Missing) => Errno::NOENT,
+        Some(Stop::Busy) => Errno::BUSY,
+        Some(Stop::Refused(errno)) => errno,
+    };
+    Err(guest_error(what, range, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Gfn;
+
+    /// A kernel with a mapping of `border` pages, then another; page `hole` is missing.
+    fn kernel(border: usize, hole: Option<usize>) -> impl Fn(usize, usize) -> Transferred {
+        move |at, len| {
+            let (first, end) = (at / PAGE_SIZE, (at + len) / PAGE_SIZE);
+            if first < border && end > border {
+                return Transferred {
+                    bytes: 0,
+                    stop: Some(Stop::Missing),
+                };
+            }
+            match hole.filter(|hole| (first..end).contains(hole)) {
+                Some(hole) => {
+                    let bytes = (hole - first) * PAGE_SIZE;
+                    Transferred {
+                        bytes,
+                        stop: Some(Stop::Missing),
+                    }
+                }
+                None => Transferred {
+                    bytes: len,
+                    stop: None,
+                },
+            }
+        }
+    }
+
+    #[test]
+    fn a_border_between_mappings_is_no_obstacle() {
+        let range = GfnRange::new(Gfn(0), 100);
+        for border in [1, 37, 50, 99] {
+            assert_eq!(
+                transferred("move", range, kernel(border, None)).unwrap(),
+                100
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_page_is_found_exactly() {
+        let range = GfnRange::new(Gfn(0), 100);
+        for hole in [0, 36, 37, 38, 99] {
+            let done = transferred("move", range, kernel(37, Some(hole))).unwrap();
+            assert_eq!(done as usize, hole);
+            assert!(complete("move", range, kernel(37, Some(hole))).is_err());
+        }
+    }
+}

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Runs the Linux tests on an emulated host: QEMU's TCG plays an AMD machine with SVM, Debian's cloud
+# kernel runs on it and boots stock Debian guests with tidemark. Needs no /dev/kvm.
+#
+#     lab.sh VERSION [TEST...]        VERSION of the host's and the guests' kernel: 6.1 or 6.12
+#
+# Everything made lies under target/. The serial console of the host, which carries the results, goes
+# to standard output. Exit status 0: every test passed.
+set -eu
+top=$(cd "$(dirname "$0")/../.." && pwd)
+. "$top/guest-images/linux/pack.sh"
+version=${1:?usage: lab.sh VERSION [TEST...]}
+shift
+cache=$top/target/linux
+guest=$cache/guest-$version
+lab=$top/target/lab/${LAB_NAME:-$version}
+mkdir -p "$lab"
+
+for tool in qemu-system-x86_64 cpio xz cargo apt-get; do
+    command -v "$tool" >/dev/null || { echo "lab.sh: $tool is not installed" >&2; exit 2; }
+done
+# Two labs may run at once, but they share the cache and the build.
+exec 9>"$top/target/lab/lock"
+flock 9
+sh "$top/guest-images/linux/fetch.sh" "$cache"
+sh "$top/guest-images/linux/build.sh" "$cache" "$version" "$guest" --disk
+
+# Static, because the host has no libraries; a target directory of its own, because of the flags.
+(cd "$top" && RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --bins --example lab_runner \
+    --target x86_64-unknown-linux-gnu --target-dir target/static 9>&-)
+flock -u 9
+
+start_tree "$cache/busybox" "$lab/tree" "$top/tests/lab/init"
+add_modules "$cache/$version" "$lab/tree" irqbypass kvm kvm-amd
+strip -o "$lab/tree/lab_runner" \
+    "$top/target/static/x86_64-unknown-linux-gnu/debug/examples/lab_runner"
+strip -o "$lab/tree/tidemark" "$top/target/static/x86_64-unknown-linux-gnu/debug/tidemark"
+mkdir "$lab/tree/guest"
+cp "$guest/vmlinuz" "$guest/initrd.gz" "$guest/root.img" "$lab/tree/guest/"
+{
+    echo "LAB_TESTS='$*'"
+    [ -z "${LAB_ECHO:-}" ] || echo "export LAB_ECHO=1"
+    echo "export LAB_CMDLINE='${LAB_CMDLINE:-}'"
+    echo "export RUST_LOG=${RUST_LOG:-warn}"
+} >"$lab/tree/lab.env"
+pack_tree "$lab/tree" >"$lab/initramfs"
+
+# -cx16: QEMU 7.2 mishandles cmpxchg16b with several CPUs, and the 6.12 kernel then dies now and then.
+qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max,+svm,+npt,-cx16 -smp 2 -m 2560M \
+    -nodefaults -no-user-config -display none -no-reboot -serial stdio \
+    -kernel "$cache/$version"/boot/vmlinuz-* -initrd "$lab/initramfs" \
+    -append "console=ttyS0 quiet panic=-1" </dev/null 9>&- | tee "$lab/console.log"
+grep -q 'LAB DONE failures=0' "$lab/console.log"

@@ -1,0 +1,181 @@
+//! The tests with one guest at a time; [`super::fleet`] has those with several.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tidemark::link::message::ExitReason;
+use tidemark::mem::credit::CreditBook;
+use tidemark::mem::reclaim::Reclaimer;
+use tidemark::units::Pages;
+
+use super::fleet;
+use super::rig::{Failure, Plan, Rig};
+
+type Test = fn(&Path) -> Result<(), Failure>;
+
+/// Name and body of each test, in the order in which they run.
+pub const TESTS: [(&str, Test); 7] = [
+    ("boot_disk_and_reboot", boot_disk_and_reboot),
+    ("smp_boot_and_power_off", smp_boot_and_power_off),
+    ("balloon", balloon),
+    ("host_swapping", host_swapping),
+    ("overcommit", fleet::overcommit),
+    ("two_sisters", fleet::two_sisters),
+    ("four_sisters", fleet::four_sisters),
+];
+
+/// How long the guest's driver may take for what it does by itself.
+const DRIVER_LIMIT: Duration = Duration::from_secs(40);
+
+fn plan(guest: &Path, cpus: u8) -> Plan {
+    Plan {
+        guest: guest.into(),
+        memory: Pages::mib(160),
+        cpus,
+        cmdline: "quiet".into(),
+        credit: CreditBook::unlimited(),
+        swap: "/tmp".into(),
+        disk: None,
+    }
+}
+
+fn check(condition: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
+    if condition {
+        Ok(())
+    } else {
+        Err(what().into())
+    }
+}
+
+fn ends_with(rig: &Rig, reason: &ExitReason) -> Result<(), Failure> {
+    let exit = rig.wait_exit(Duration::from_secs(30))?;
+    check(exit.reason == *reason, || {
+        format!("the guest ended with {exit:?}")
+    })
+}
+
+fn boot_disk_and_reboot(guest: &Path) -> Result<(), Failure> {
+    std::fs::copy(guest.join("root.img"), "/tmp/root.img")?;
+    let plan = Plan {
+        disk: Some("/tmp/root.img".into()),
+        ..plan(guest, 1)
+    };
+    let mut rig = Rig::boot(&plan)?;
+    let clock = rig.run("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")?;
+    check(clock == "kvm-clock", || format!("the clock is {clock}"))?;
+    rig.run("head -c 64 /dev/hwrng >/tmp/random && [ $(wc -c </tmp/random) = 64 ]")?;
+    rig.run("mount /dev/vda /mnt && [ -x /mnt/bin/busybox ]")?;
+    rig.run("head -c 3000000 /dev/urandom >/mnt/data && sync && sha1sum </mnt/data >/mnt/sum")?;
+    rig.run("umount /mnt && echo 3 >/proc/sys/vm/drop_caches && mount /dev/vda /mnt")?;
+    rig.run("[ \"$(sha1sum </mnt/data)\" = \"$(cat /mnt/sum)\" ] && umount /mnt")?;
+    rig.send("reboot -f\n")?;
+    ends_with(&rig, &ExitReason::Reset)
+}
+
+fn smp_boot_and_power_off(guest: &Path) -> Result<(), Failure> {
+    let mut rig = Rig::boot(&plan(guest, 2))?;
+    let cpus = rig.run("nproc")?;
+    check(cpus == "2", || format!("{cpus} CPUs"))?;
+    // Both do something at once, and the second one takes interrupts.
+    rig.run("(taskset 1 sha1sum /bin/busybox & taskset 2 sha1sum /bin/busybox; wait)")?;
+    rig.send("poweroff -f\n")?;
+    ends_with(&rig, &ExitReason::Shutdown)
+}
+
+fn balloon(guest: &Path) -> Result<(), Failure> {
+    let mut rig = Rig::boot(&plan(guest, 1))?;
+    statistics(&rig)?;
+    inflate_and_deflate(&mut rig)?;
+    free_page_reporting(&mut rig)?;
+    deflate_on_oom(&mut rig)
+}
+
+fn statistics(rig: &Rig) -> Result<(), Failure> {
+    let balloon = rig.machine.balloon();
+    let before = balloon.stats_updates();
+    println!("  {before} statistics before the first request");
+    // A request is dropped while the device is busy.
+    let fresh = |_: &Rig| {
+        balloon.request_stats();
+        Ok(balloon.stats_updates() > before)
+    };
+    rig.until("statistics", DRIVER_LIMIT, fresh)?;
+    let stats = balloon.stats();
+    let total = stats.total_bytes.ok_or("no total in the statistics")?;
+    let free = stats.free_bytes.ok_or("no free memory in the statistics")?;
+    check(free < total && total > 100 << 20, || format!("{stats:?}"))
+}
+
+fn inflate_and_deflate(rig: &mut Rig) -> Result<(), Failure> {
+    // Memory that is used and freed again is what a balloon takes first.
+    rig.run("fill /tmp/data 48 && rm /tmp/data")?;
+    let wanted = Pages::mib(64);
+    rig.machine.balloon().set_target(wanted);
+    let full = |rig: &Rig| Ok(rig.machine.balloon().actual() == wanted);
+    rig.until("inflate", DRIVER_LIMIT, full)?;
+    let ballooned = rig.backed()?;
+    println!("  64 MiB in the balloon: {ballooned} back the guest");
+    check(ballooned <= Pages::mib(160 - 64), || {
+        format!("{ballooned} are left")
+    })?;
+    rig.machine.balloon().set_target(Pages::ZERO);
+    let empty = |rig: &Rig| Ok(rig.machine.balloon().actual() == Pages::ZERO);
+    rig.until("deflate", DRIVER_LIMIT, empty)?;
+    rig.run("fill /tmp/data 64 && rm /tmp/data")?;
+    Ok(())
+}
+
+fn free_page_reporting(rig: &mut Rig) -> Result<(), Failure> {
+    rig.run("fill /tmp/data 64")?;
+    let used = rig.backed()?;
+    rig.run("rm /tmp/data")?;
+    let back = |rig: &Rig| Ok(rig.backed()? + Pages::mib(40) <= used);
+    rig.until("free page reporting", DRIVER_LIMIT, back)?;
+    println!("  reported free: {used} before, {} after", rig.backed()?);
+    Ok(())
+}
+
+fn deflate_on_oom(rig: &mut Rig) -> Result<(), Failure> {
+    let free = rig.run("free -m | sed -n 's/^Mem: *[0-9]* *[0-9]* *\\([0-9]*\\).*/\\1/p'")?;
+    let free: u64 = free.trim().parse()?;
+    // To within 24 MiB of what the guest has; the workload then wants 40.
+    let wanted = Pages::mib(free - 24);
+    rig.machine.balloon().set_target(wanted);
+    let full = |rig: &Rig| Ok(rig.machine.balloon().actual() == wanted);
+    rig.until("inflate", DRIVER_LIMIT, full)?;
+    rig.run("fill /tmp/data 40")?;
+    let actual = rig.machine.balloon().actual();
+    println!("  out of memory: the balloon went from {wanted} to {actual}");
+    check(actual < wanted, || "the balloon did not deflate".into())?;
+    rig.machine.balloon().set_target(Pages::ZERO);
+    rig.run("rm /tmp/data")?;
+    Ok(())
+}
+
+fn host_swapping(guest: &Path) -> Result<(), Failure> {
+    let mut rig = Rig::boot(&plan(guest, 1))?;
+    rig.run("fill /tmp/data 32")?;
+    let before = rig.run("sha1sum </tmp/data")?;
+    let mut reclaimer = Reclaimer::new(3);
+    let used = rig.backed()?;
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let mut taken = Pages::ZERO;
+    while taken < Pages(used.0 * 2 / 3) && std::time::Instant::now() < deadline {
+        let done = reclaimer.step(&rig.pager, 32)?;
+        if let Some(failure) = done.failure {
+            return Err(failure.into());
+        }
+        taken += Pages(u64::from(done.pages));
+    }
+    let swapped = rig.pager.report()?;
+    println!("  {taken} of {used} taken, {} swapped", swapped.swapped);
+    check(swapped.swapped >= Pages::mib(16), || {
+        "too little was swapped".into()
+    })?;
+    let after = rig.run("sha1sum </tmp/data")?;
+    check(before == after, || format!("{before} became {after}"))?;
+    let report = rig.pager.report()?;
+    check(report.swap_in_pages > 1000, || format!("{report:?}"))?;
+    rig.pager.audit()?;
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! Runs inside a Linux host, emulated or not, and tests tidemark with stock Debian guests.
+//!
+//!     lab_runner GUEST_FOLDER [TEST...]
+//!
+//! Prints `PASS name seconds` or `FAIL name seconds` followed by the reason, for each test.
+
+mod fleet;
+mod list;
+mod rig;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let mut arguments = std::env::args().skip(1);
+    let guest = PathBuf::from(arguments.next().unwrap_or_else(|| "/guest".into()));
+    let wanted: Vec<String> = arguments.collect();
+    let mut failures = 0;
+    for (name, test) in list::TESTS {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let start = Instant::now();
+        let outcome = test(&guest);
+        let seconds = start.elapsed().as_secs_f32();
+        match outcome {
+            Ok(()) => println!("PASS {name} {seconds:.1}"),
+            Err(failure) => {
+                failures += 1;
+                println!("FAIL {name} {seconds:.1} {failure}");
+            }
+        }
+    }
+    println!("LAB DONE failures={failures}");
+    if failures == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
