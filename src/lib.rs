@@ -1,7 +1,7 @@
 //! tidemark: a small KVM virtual machine monitor and host manager with memory overcommit.
 //!
 //! One process per guest owns its KVM VM, its guest-physical map, its devices and its swap file. One
-//! host manager owns the budget, the ledger, the frame pool, the share index and the policy. They
+//! host manager owns the budget, the ledger, the share groups with their frame pools and the policy. They
 //! talk over one SOCK_SEQPACKET socket, and neither trusts the other. ARCHITECTURE.md has the whole
 //! picture, with its invariants and known gaps; in brief, in dependency order (each module uses only
 //! those above it, which `tests/tidy.rs` checks):
@@ -19,7 +19,7 @@
 //! | [`devices`] | bus, serial, virtio-mmio, balloon; what they learn goes to sink traits |
 //! | [`boot`] | kernel files, entry states, the built-in test guests |
 //! | [`vm`] | one VM process: machine, vCPU threads, sandbox, agent |
-//! | [`host`] | the host manager: ledger, frame pool, share index, decisions, control API |
+//! | [`host`] | the host manager: ledger, share groups and their frame pools, leases, decisions, control API |
 //! | [`cli`] | text in, calls to [`host`] or [`vm`], text out |
 //!
 //! The way of a page: a guest's first touch is a page fault that [`mem`] serves, if the VM's credit
