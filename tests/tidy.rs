@@ -84,6 +84,7 @@ const UNSAFE: &[&str] = &[
 
 /// Every crate that the root package names.
 const DEPENDENCIES: &[&str] = &[
+    "acpi_tables",
     "clap",
     "criterion",
     "env_logger",
