@@ -92,7 +92,7 @@ const DEPENDENCIES: &[&str] = &[
     "kvm-bindings",
     "kvm-ioctls",
     "libc",
-    "linux-loader",
+    "acpi_tables",
     "log",
     "lz4_flex",
     "postcard",

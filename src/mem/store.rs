@@ -37,10 +37,9 @@ pub struct Compressed(Box<[u8]>);
 
 /// Compresses a page; `None` when it does not shrink enough.
 pub fn compress(page: &PageBuf) -> Option<Compressed> {
-    let mut buffer = [0u8; COMPRESSED_BYTES_MAX];
-    // A buffer too small for the result ends the attempt early.
+    let mut buffer = [0u8; lz4_flex::block::get_maximum_output_size(PAGE_SIZE)];
     let len = lz4_flex::block::compress_into(&page.0, &mut buffer).ok()?;
-    Some(Compressed(buffer[..len].into()))
+    (len <= COMPRESSED_BYTES_MAX).then(|| Compressed(buffer[..len].into()))
 }
 
 fn quanta(bytes: &[u8]) -> u64 {

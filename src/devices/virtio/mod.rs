@@ -13,7 +13,7 @@ use crate::sys::ram::GuestRam;
 use chain::Malformed;
 
 /// Feature bit that every device of ours demands: virtio 1.0 or later (virtio 1.2, section 6).
-pub const FEATURE_VERSION_1: u64 = 1 << 32;
+pub const FEATURE_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 /// Whether the driver is to be interrupted because buffers were returned to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

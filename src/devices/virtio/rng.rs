@@ -16,7 +16,7 @@ use crate::devices::interrupt::Interrupt;
 use crate::sys::ram::GuestRam;
 
 /// Virtio device type of an entropy source (virtio 1.2, section 5).
-const DEVICE_ID: u32 = 4;
+const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Bytes given for one request, however many were asked for: the device may give fewer.
 const REQUEST_BYTES_MAX: u32 = 256;

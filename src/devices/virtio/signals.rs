@@ -10,14 +10,16 @@ use super::super::idle::IdlePort;
 use super::super::interrupt::Interrupt;
 
 /// Device status: the driver found the device and knows how to drive it (virtio 1.2, section 2.1).
-pub(super) const STATUS_DRIVER_OK: u32 = 4;
+pub(super) const STATUS_DRIVER_OK: u32 = virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
 /// Device status: the driver accepted features.
-pub(super) const STATUS_FEATURES_OK: u32 = 8;
+pub(super) const STATUS_FEATURES_OK: u32 =
+    virtio_bindings::virtio_config::VIRTIO_CONFIG_S_FEATURES_OK;
 /// Device status: the device stopped and wants a reset.
-pub(super) const STATUS_NEEDS_RESET: u32 = 64;
+pub(super) const STATUS_NEEDS_RESET: u32 =
+    virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
-const INTERRUPT_USED: u32 = 1;
-const INTERRUPT_CONFIG: u32 = 2;
+const INTERRUPT_USED: u32 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
+const INTERRUPT_CONFIG: u32 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
 
 /// Status, interrupt causes and the line of one device.
 pub(super) struct Signals {

@@ -20,7 +20,7 @@ use crate::sys::ram::GuestRam;
 use crate::units::Gfn;
 
 /// Virtio device type of the traditional memory balloon (virtio 1.2, section 5).
-const DEVICE_ID: u32 = 5;
+const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 /// Feature bits (virtio 1.2, section 5.5.3).
 const FEATURE_MUST_TELL_HOST: u64 = 1 << 0;
 const FEATURE_STATS_VQ: u64 = 1 << 1;

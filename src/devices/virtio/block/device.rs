@@ -14,13 +14,13 @@ use crate::devices::guest_range::NotRam;
 use crate::sys::ram::GuestRam;
 
 /// Virtio device type of a block device (virtio 1.2, section 5).
-const DEVICE_ID: u32 = 2;
+const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 /// Feature bits (virtio 1.2, section 5.2.3).
-const FEATURE_SIZE_MAX: u64 = 1 << 1;
-const FEATURE_SEG_MAX: u64 = 1 << 2;
-const FEATURE_READ_ONLY: u64 = 1 << 5;
-const FEATURE_FLUSH: u64 = 1 << 9;
-const FEATURE_DISCARD: u64 = 1 << 13;
+const FEATURE_SIZE_MAX: u64 = 1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_SIZE_MAX;
+const FEATURE_SEG_MAX: u64 = 1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_SEG_MAX;
+const FEATURE_READ_ONLY: u64 = 1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_RO;
+const FEATURE_FLUSH: u64 = 1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
+const FEATURE_DISCARD: u64 = 1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_DISCARD;
 
 const QUEUE_SIZES: [u16; 1] = [128];
 /// Data buffers of one request: the queue's entries less header and status.
@@ -39,10 +39,10 @@ const DISCARD_RANGES_MAX: u32 = 16;
 const CONFIG_BYTES: usize = 60;
 
 /// Request types (virtio 1.2, section 5.2.6).
-const TYPE_READ: u32 = 0;
-const TYPE_WRITE: u32 = 1;
-const TYPE_FLUSH: u32 = 4;
-const TYPE_GET_ID: u32 = 8;
+const TYPE_READ: u32 = virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
+const TYPE_WRITE: u32 = virtio_bindings::virtio_blk::VIRTIO_BLK_T_OUT;
+const TYPE_FLUSH: u32 = virtio_bindings::virtio_blk::VIRTIO_BLK_T_FLUSH;
+const TYPE_GET_ID: u32 = virtio_bindings::virtio_blk::VIRTIO_BLK_T_GET_ID;
 const TYPE_DISCARD: u32 = 11;
 
 const STATUS_OK: u8 = 0;
