@@ -107,6 +107,7 @@ const DEPENDENCIES: &[&str] = &[
     "thiserror",
     "tidemark-guest-protocol",
     "toml",
+    "virtio-bindings",
     "virtio-queue",
     "vm-memory",
     "vm-superio",
