@@ -89,6 +89,8 @@ pub(super) struct Agent<'a> {
     due: Due,
     stopping: bool,
     held: bool,
+    /// Why a message could not be sent.
+    lost: Option<String>,
     /// When the program was started.
     started: Instant,
 }
@@ -140,6 +142,7 @@ impl<'a> Agent<'a> {
             },
             stopping: false,
             held: false,
+            lost: None,
             started: now,
         })
     }
@@ -252,12 +255,15 @@ impl<'a> Agent<'a> {
     }
 
     fn hear_host(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
+        if let Some(why) = self.lost.take() {
+            self.lose_host(&format!("cannot be told anything: {why}"), machine);
+        }
         while self.joined {
             match self.link.recv(Some(Duration::ZERO)) {
                 Ok(Received::TimedOut) => break,
                 Ok(Received::Message(message, _)) => self.obey(message, machine)?,
                 Ok(Received::Closed) => self.lose_host("closed the link", machine),
-                Err(error) => self.lose_host(&error.to_string(), machine),
+                Err(error) => self.lose_host(&format!("cannot be heard: {error}"), machine),
             }
         }
         Ok(())
@@ -297,11 +303,11 @@ impl<'a> Agent<'a> {
 
     fn send(&mut self, message: &ToHost) {
         if self.joined
+            && self.lost.is_none()
             && let Err(error) = self.link.send(message)
         {
-            log::warn!("{}: cannot reach the host manager: {error}", self.spec.name);
-            self.joined = false;
-            self.without_host();
+            // Whoever sends may be in the middle of something: the next turn draws the conclusion.
+            self.lost = Some(error.to_string());
         }
     }
 
