@@ -1,12 +1,12 @@
 //! Sharing: which VM is in which share group, and what all groups together hold.
 //!
-//! Owned by the host manager. Every VM is in one [`Group`](super::group) (its own when the user named
+//! Owned by the host manager. Every VM is in one `Group` (its own when the user named
 //! none) and is routed to it by its number alone: nothing that a VM says names a group. A group has
 //! its own frame pool, its own index and its own seed; it is made for its first VM and dropped with
 //! its last. So a VM process has a descriptor of its own group's frames only, and a frame number means
 //! a frame of the VM's own group or nothing.
 //!
-//! Bounds, so that a VM can only exhaust what is its own ([`Member`](super::member)): hints at most one
+//! Bounds, so that a VM can only exhaust what is its own (`Member`): hints at most one
 //! a page of its memory, references at most its pages plus one message of candidates, [`WANTS_MAX`]
 //! contents asked at a time, [`WAITING_MAX`] pages waiting for one content. A want that is not answered
 //! in [`WANT_EXPIRY`] is forgotten, and an answer after that is ignored. A group's pool is as long as

@@ -2,7 +2,7 @@
 //!
 //! | thread | does |
 //! |---|---|
-//! | main | joins the host manager, then [`super::agent`]: orders, credit, sharing, swapping, reports |
+//! | main | joins the host manager, then `agent`: orders, credit, sharing, swapping, reports |
 //! | faults | serves page faults; must never wait for another thread |
 //! | vcpu N | run the guest and its devices |
 //! | builder, then statistics | loads the guest; then asks its balloon driver for statistics. Both touch guest memory and may wait for credit, which the main thread brings |
