@@ -1,4 +1,4 @@
-//! The two entries of a guest's image, and the way from each into [`start`].
+//! The two entries of a guest's image, and the way from each into `start`.
 //!
 //! Ring 0 is the hand-written code below and nothing else: a software KVM interprets it, and the
 //! precompiled `core` uses SSE, which such a KVM does not interpret. It builds what the VMM builds
