@@ -22,15 +22,6 @@ pub struct CreditBook {
     requested: Pages,
 }
 
-/// Whether the VM may keep credit for what comes next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Demand {
-    /// It may.
-    Free,
-    /// It is under orders to shrink.
-    Shrinking,
-}
-
 /// What the account asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CreditMove {
@@ -117,37 +108,23 @@ impl CreditBook {
     }
 
     /// What to tell the host manager now, recorded as told: ask when less than one batch is left
-    /// (so that a fault seldom waits), give back what exceeds two. Under orders to shrink, a VM
-    /// asks only for what it uses already and keeps nothing to spare.
-    pub fn settle(&mut self, demand: Demand) -> Option<CreditMove> {
-        let headroom = self.headroom();
-        let over = self.used().saturating_sub(self.granted);
-        if demand == Demand::Shrinking {
-            return self.settle_shrinking(headroom, over);
-        }
-        let wanted = over + self.batch;
-        if headroom < self.batch && self.requested < wanted {
+    /// (so that a fault seldom waits), give back what exceeds two. A VM under orders to use at most
+    /// `most` asks for nothing beyond that and keeps next to nothing to spare.
+    pub fn settle(&mut self, most: Option<Pages>) -> Option<CreditMove> {
+        let (used, headroom) = (self.used(), self.headroom());
+        let ahead = most.map_or(self.batch, |most| {
+            most.saturating_sub(used).min(self.batch)
+        });
+        let wanted = used.saturating_sub(self.granted) + ahead;
+        if headroom < wanted && self.requested < wanted {
             let ask = wanted - self.requested;
             self.requested += ask;
             return Some(CreditMove::Request(ask));
         }
-        let spare = headroom.saturating_sub(Pages(2 * self.batch.0));
-        if spare.0 >= self.batch.0.max(1) {
-            self.granted -= spare;
-            return Some(CreditMove::Return(spare));
-        }
-        None
-    }
-
-    fn settle_shrinking(&mut self, headroom: Pages, over: Pages) -> Option<CreditMove> {
-        if over > self.requested {
-            let ask = over - self.requested;
-            self.requested += ask;
-            return Some(CreditMove::Request(ask));
-        }
-        // In small steps this would be a message a page.
-        let spare = headroom.saturating_sub(Pages(self.batch.0 / 4));
-        if spare.0 >= (self.batch.0 / 4).max(1) {
+        // In smaller steps this would be a message a page.
+        let step = Pages(ahead.0.max(self.batch.0 / 4).max(1));
+        let spare = headroom.saturating_sub(step.max(Pages(2 * ahead.0)));
+        if spare >= step {
             self.granted -= spare;
             return Some(CreditMove::Return(spare));
         }
@@ -166,13 +143,13 @@ mod tests {
     fn asks_before_it_runs_dry_and_only_once() {
         let mut book = CreditBook::new(Pages(100), Pages(50));
         book.mapped(Pages(40));
-        assert_eq!(book.settle(Demand::Free), None);
+        assert_eq!(book.settle(None), None);
         book.mapped(Pages(20));
         assert_eq!(
-            book.settle(Demand::Free),
+            book.settle(None),
             Some(CreditMove::Request(Pages(50)))
         );
-        assert_eq!(book.settle(Demand::Free), None);
+        assert_eq!(book.settle(None), None);
         book.grant(Pages(50));
         assert_eq!(book.headroom(), Pages(90));
     }
@@ -182,11 +159,11 @@ mod tests {
         let mut book = CreditBook::new(Pages(1000), Pages(50));
         book.measured(Pages(300));
         assert_eq!(
-            book.settle(Demand::Free),
+            book.settle(None),
             Some(CreditMove::Return(Pages(600)))
         );
         assert_eq!(book.granted(), Pages(400));
-        assert_eq!(book.settle(Demand::Free), None);
+        assert_eq!(book.settle(None), None);
     }
 
     #[test]
@@ -195,7 +172,7 @@ mod tests {
         book.measured(Pages(130));
         assert!(book.is_over());
         assert_eq!(
-            book.settle(Demand::Free),
+            book.settle(None),
             Some(CreditMove::Request(Pages(40)))
         );
         book.grant(Pages(40));
@@ -206,16 +183,29 @@ mod tests {
     fn a_shrinking_vm_keeps_nothing_to_spare() {
         let mut book = CreditBook::new(Pages(400), Pages(40));
         book.measured(Pages(300));
-        assert_eq!(
-            book.settle(Demand::Shrinking),
-            Some(CreditMove::Return(Pages(90)))
-        );
-        assert_eq!(book.settle(Demand::Shrinking), None);
+        let most = Some(Pages(280));
+        assert_eq!(book.settle(most), Some(CreditMove::Return(Pages(90))));
+        assert_eq!(book.settle(most), None);
         book.mapped(Pages(30));
-        assert_eq!(
-            book.settle(Demand::Shrinking),
-            Some(CreditMove::Request(Pages(20)))
-        );
-        assert_eq!(book.settle(Demand::Shrinking), None);
+        assert_eq!(book.settle(most), Some(CreditMove::Request(Pages(20))));
+        assert_eq!(book.settle(most), None);
+    }
+
+    #[test]
+    fn a_capped_vm_asks_up_to_its_cap() {
+        let mut book = CreditBook::new(Pages(300), Pages(40));
+        book.measured(Pages(300));
+        let most = Some(Pages(330));
+        assert_eq!(book.settle(most), Some(CreditMove::Request(Pages(30))));
+        assert_eq!(book.settle(most), None);
+        book.grant(Pages(30));
+        assert_eq!(book.settle(most), None);
+        book.mapped(Pages(30));
+        assert_eq!(book.settle(most), None);
+        // Far below the cap, the cap is not felt.
+        let mut book = CreditBook::new(Pages(300), Pages(40));
+        book.measured(Pages(270));
+        let request = Some(CreditMove::Request(Pages(40)));
+        assert_eq!(book.settle(Some(Pages(3000))), request);
     }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use vmm_sys_util::eventfd::EventFd;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::credit::CreditBook;
@@ -14,6 +16,7 @@ use super::swapfile::SwapStore;
 use crate::page::pmap::Pmap;
 use crate::page::state::{PageEvent, PageState};
 use crate::page::swapmap::SwapMap;
+use crate::sys::event::borrow;
 use crate::sys::ram::GuestRam;
 use crate::sys::space::{self, GuestSpace, PageBuf, StageSlot, TakePath};
 use crate::sys::uffd::Event;
@@ -46,6 +49,9 @@ pub enum Error {
     /// A compressed page cannot be had back.
     #[error(transparent)]
     Compressed(#[from] Corrupt),
+    /// No eventfd is to be had.
+    #[error("cannot create an eventfd")]
+    Starved(#[source] io::Error),
     /// The descriptor of the page faults failed.
     #[error("cannot read page faults")]
     Events(#[source] rustix::io::Errno),
@@ -110,6 +116,8 @@ pub struct Pager {
     books: Mutex<Books>,
     /// Fault threads that want the books: the worker lets them go first.
     waiting: AtomicU32,
+    /// Readable when a fault has begun to wait for credit.
+    starved: EventFd,
     pub(super) swap: Box<dyn SwapStore>,
     pub(super) seed: u64,
 }
@@ -141,6 +149,7 @@ impl Pager {
             space,
             books: Mutex::new(books),
             waiting: AtomicU32::new(0),
+            starved: EventFd::new(libc::EFD_NONBLOCK).map_err(Error::Starved)?,
             swap: settings.swap,
             seed: settings.seed,
         })
@@ -238,7 +247,7 @@ impl Pager {
     fn fill(&self, books: &mut Books, gfn: Gfn) -> Result<(), Error> {
         let stride = u32::try_from(books.credit.stride().0).unwrap_or(u32::MAX);
         if stride == 0 {
-            hold(books, gfn);
+            self.hold(books, gfn);
             return Ok(());
         }
         let ballooned = books.pmap.is_ballooned(gfn);
@@ -281,7 +290,7 @@ impl Pager {
 
     fn decompress(&self, books: &mut Books, gfn: Gfn, slot: u32) -> Result<(), Error> {
         if books.credit.headroom() == Pages::ZERO {
-            hold(books, gfn);
+            self.hold(books, gfn);
             return Ok(());
         }
         let mut page = PageBuf::ZERO;
@@ -303,7 +312,7 @@ impl Pager {
         slot: SwapSlot,
     ) -> Result<(), Error> {
         if books.credit.headroom() == Pages::ZERO {
-            hold(&mut books, gfn);
+            self.hold(&mut books, gfn);
             return Ok(());
         }
         let checksum = books.swapmap.checksum(slot);
@@ -346,6 +355,29 @@ impl Pager {
         Ok(())
     }
 
+    /// A fault waits for credit; the worker asks for it.
+    fn hold(&self, books: &mut Books, gfn: Gfn) {
+        if !books.held.contains(&gfn) {
+            books.held.push(gfn);
+        }
+        books.counters.held += 1;
+        if let Err(error) = self.starved.write(1) {
+            // The worker looks at the account anyway, only later.
+            log::debug!("cannot tell of a fault that waits: {error}");
+        }
+    }
+
+    /// Readable when a fault has begun to wait for credit.
+    pub fn starved(&self) -> BorrowedFd<'_> {
+        borrow(&self.starved)
+    }
+
+    /// Makes [`Pager::starved`] unreadable; whether a fault waits.
+    pub fn is_starved(&self) -> bool {
+        let _ = self.starved.read();
+        self.held_faults() > 0
+    }
+
     /// Faults that wait for credit.
     pub fn held_faults(&self) -> usize {
         self.books().held.len()
@@ -372,14 +404,6 @@ impl Pager {
 
 /// Bound of the worker's politeness: some milliseconds.
 const YIELDS_MAX: u32 = 1000;
-
-/// A fault waits for credit; the worker asks for it.
-fn hold(books: &mut Books, gfn: Gfn) {
-    if !books.held.contains(&gfn) {
-        books.held.push(gfn);
-    }
-    books.counters.held += 1;
-}
 
 pub(super) fn stage_slot(slot: u32) -> StageSlot {
     StageSlot(u16::try_from(slot).expect("stage slots are numbered from a u16"))

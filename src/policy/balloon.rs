@@ -2,8 +2,12 @@
 //!
 //! | conduct | when | until |
 //! |---|---|---|
-//! | stuck | asked for more, and in [`STUCK_AFTER`] it gained less than [`PROGRESS_MIN`] | it gains that much, or memory is no longer short |
-//! | uncooperative | what it was asked for first is not done after [`UNCOOPERATIVE_AFTER`] | it is done, or memory is no longer short |
+//! | stuck | asked for more, and in [`STUCK_AFTER`] it gained less than [`PROGRESS_MIN`] | it gains that much, or memory has not been short for [`FORGET_AFTER`] |
+//! | uncooperative | what it was asked for first is not done after [`UNCOOPERATIVE_AFTER`] | it is done, or memory has not been short for [`FORGET_AFTER`] |
+//!
+//! Only time in which it was asked counts, summed up over pauses: swapping ends a shortage in less
+//! than a second, for as long as the guest needs to touch what was swapped, so that a balloon that
+//! never answers is hardly ever asked for five seconds without a break.
 //!
 //! Both are judged over windows. squeezed's own design page names three ways around its detection,
 //! closed here: a guest that frees a page now and then is not active (the trickler), one that wakes
@@ -23,6 +27,9 @@ use crate::units::Pages;
 pub const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// A guest that has not done for so long what it was asked for is uncooperative (squeezed: 20 s).
 pub const UNCOOPERATIVE_AFTER: Duration = Duration::from_secs(20);
+/// What was held against a balloon is forgotten when memory has not been short for so long. Chosen,
+/// as long as it takes to flag a guest: guilt shall not be proven anew in each shortage of many.
+pub const FORGET_AFTER: Duration = Duration::from_secs(20);
 /// Less than this in [`STUCK_AFTER`] is no progress, unless it is all that was asked for. Chosen:
 /// 256 KiB, a hundredth of what the slowest useful balloon gives.
 pub const PROGRESS_MIN: Pages = Pages(64);
@@ -31,7 +38,7 @@ pub const PROGRESS_MIN: Pages = Pages(64);
 /// the like come and go.
 const TOLERANCE: Pages = Pages(16);
 
-/// What a balloon held at a time.
+/// What a balloon held at a time of its own clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     held: Pages,
@@ -43,10 +50,16 @@ struct Mark {
 pub struct BalloonRecord {
     /// The last order.
     pub(super) order: Pages,
-    /// Where the running window of [`STUCK_AFTER`] began; `None` while nothing is asked.
+    /// The balloon's own clock: for how long more was wanted of it than it held.
+    asked_for: Duration,
+    /// When the clock was read last; `None` while it stands still, because nothing is asked.
+    asked_at: Option<Duration>,
+    /// Where the running window of [`STUCK_AFTER`] began.
     window: Option<Mark>,
     /// What the balloon shall hold, and since when it was asked for; `None`: it owes nothing.
     owed: Option<Mark>,
+    /// Since when memory has not been short, nor asked for.
+    enough_since: Option<Duration>,
     stuck: bool,
     uncooperative: bool,
 }
@@ -78,12 +91,19 @@ impl BalloonRecord {
 
     /// Notes what the balloon holds while more is wanted of it.
     pub(super) fn observe(&mut self, ballooned: Pages, now: Duration, guards: Safeguards) {
-        let window = self.window.get_or_insert(Mark {
+        let mark = |at| Mark {
             held: ballooned,
-            at: now,
-        });
+            at,
+        };
+        let before = self.asked_at.replace(now);
+        let window = self.window.get_or_insert(mark(self.asked_for));
         // A balloon that shrank (deflate on out-of-memory) is measured from where it is.
         window.held = window.held.min(ballooned);
+        let Some(before) = before else {
+            // What it did while nothing was asked is no answer.
+            return;
+        };
+        self.asked_for += now.saturating_sub(before);
         let gained = ballooned - window.held;
         let progress = if guards.has(Safeguard::TrickleRule) {
             let asked = self.order.saturating_sub(window.held);
@@ -91,56 +111,55 @@ impl BalloonRecord {
         } else {
             Pages(1)
         };
+        let over = self.asked_for.saturating_sub(window.at) >= STUCK_AFTER;
         if gained >= progress {
             self.stuck = false;
-            self.window = Some(Mark {
-                held: ballooned,
-                at: now,
-            });
-        } else if ballooned + TOLERANCE < self.order && now.saturating_sub(window.at) >= STUCK_AFTER
-        {
+            self.window = Some(mark(self.asked_for));
+        } else if ballooned + TOLERANCE < self.order && over {
             self.stuck = guards.has(Safeguard::StuckDetection);
             // A new window: pages that trickled in count for nothing.
-            self.window = Some(Mark {
-                held: ballooned,
-                at: now,
-            });
+            self.window = Some(mark(self.asked_for));
         }
-        self.settle(ballooned, now, guards);
+        self.settle(ballooned, guards);
     }
 
-    fn settle(&mut self, ballooned: Pages, now: Duration, guards: Safeguards) {
+    fn settle(&mut self, ballooned: Pages, guards: Safeguards) {
         let Some(owed) = self.owed else {
             return;
         };
         if ballooned + TOLERANCE >= owed.held {
             self.owed = None;
             self.uncooperative = false;
-        } else if now.saturating_sub(owed.at) >= UNCOOPERATIVE_AFTER {
+        } else if self.asked_for.saturating_sub(owed.at) >= UNCOOPERATIVE_AFTER {
             self.uncooperative = guards.has(Safeguard::StuckDetection);
         }
     }
 
     /// Orders the balloon to hold `order` from now on, more than it does.
-    pub(super) fn ask(&mut self, order: Pages, now: Duration) {
+    pub(super) fn ask(&mut self, order: Pages) {
         self.order = order;
+        self.enough_since = None;
         let owed = self.owed.get_or_insert(Mark {
             held: order,
-            at: now,
+            at: self.asked_for,
         });
         owed.held = owed.held.min(order);
     }
 
     /// Nothing more is asked for: the balloon shall hold `order`, at most what it does.
-    pub(super) fn rest(&mut self, order: Pages, memory: Memory) {
+    pub(super) fn rest(&mut self, order: Pages, memory: Memory, now: Duration) {
         self.order = order;
-        self.window = None;
-        self.owed = None;
-        if memory == Memory::Enough {
-            // Only a host with enough memory forgets: guilt shall not be proven anew, five seconds
-            // each time, for as long as memory is short.
-            self.stuck = false;
-            self.uncooperative = false;
+        self.asked_at = None;
+        if memory == Memory::Short {
+            self.enough_since = None;
+            return;
+        }
+        let since = *self.enough_since.get_or_insert(now);
+        if now.saturating_sub(since) >= FORGET_AFTER {
+            *self = BalloonRecord {
+                enough_since: Some(since),
+                ..BalloonRecord::resting(order)
+            };
         }
     }
 }
@@ -166,7 +185,7 @@ mod tests {
             let now = Duration::from_millis(ms);
             let held = Pages(held_at(ms));
             record.observe(held, now, Safeguards::default());
-            record.ask(held + Pages(4096), now);
+            record.ask(held + Pages(4096));
             if ms % 1000 == 0 {
                 conduct.push(record.conduct());
             }
@@ -212,5 +231,40 @@ mod tests {
         let conduct = play(40, |ms| if ms < 30_000 { 0 } else { 4096 });
         assert_eq!(conduct[29], Conduct::Uncooperative);
         assert_eq!(conduct[31], Conduct::Cooperative);
+    }
+
+    #[test]
+    fn a_balloon_that_is_asked_now_and_then_is_found_out() {
+        let mut record = BalloonRecord::default();
+        // Asked for half of each second.
+        for ms in (0..12_000).step_by(100) {
+            let now = Duration::from_millis(ms);
+            if ms % 1000 < 600 {
+                record.observe(Pages(7), now, Safeguards::default());
+                record.ask(Pages(4096));
+            } else {
+                record.rest(Pages(7), Memory::Enough, now);
+            }
+        }
+        assert_eq!(record.conduct(), Conduct::Stuck);
+        let enough = |record: &mut BalloonRecord, seconds: u64| {
+            record.rest(Pages(7), Memory::Enough, Duration::from_secs(seconds));
+            record.conduct()
+        };
+        assert_eq!(enough(&mut record, 12), Conduct::Stuck);
+        assert_eq!(enough(&mut record, 31), Conduct::Stuck);
+        assert_eq!(enough(&mut record, 32), Conduct::Cooperative);
+    }
+
+    #[test]
+    fn a_balloon_is_not_blamed_for_a_withdrawn_order() {
+        let mut record = BalloonRecord::default();
+        for ms in (0..60_000).step_by(200) {
+            let now = Duration::from_millis(ms);
+            record.observe(Pages(7), now, Safeguards::default());
+            record.ask(Pages(4096));
+            record.rest(Pages(7), Memory::Short, now + Duration::from_millis(100));
+        }
+        assert_eq!(record.conduct(), Conduct::Cooperative);
     }
 }

@@ -336,7 +336,7 @@ fn balloon_order(
     }
     if ask.inflate == Pages::ZERO {
         let order = record.order.min(vm.ballooned).saturating_sub(deflate);
-        record.rest(order, situation.memory);
+        record.rest(order, situation.memory, situation.now);
         return order;
     }
     record.observe(vm.ballooned, situation.now, situation.guards);
@@ -345,7 +345,7 @@ fn balloon_order(
     let step = ask.inflate.max(STEP_MIN).min(step);
     // No order above the goal, but no deflation either while memory is wanted.
     let order = (vm.ballooned + step).min(ask.goal.max(vm.ballooned));
-    record.ask(order, situation.now);
+    record.ask(order);
     order
 }
 

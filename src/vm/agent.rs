@@ -25,7 +25,7 @@ use crate::link::message::{
     Welcome,
 };
 use crate::link::socket::{Link, Received};
-use crate::mem::credit::{CreditMove, Demand};
+use crate::mem::credit::CreditMove;
 use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use crate::mem::share::{Scanner, merge};
 use crate::mem::{self, Pager};
@@ -197,6 +197,7 @@ impl<'a> Agent<'a> {
         let fds: Vec<BorrowedFd<'_>> = [
             Some(self.failure.event()),
             Some(self.signals.as_fd()),
+            Some(self.pager.starved()),
             self.joined.then(|| self.link.as_fd()),
             machine.map(AsFd::as_fd),
             built,
@@ -220,6 +221,10 @@ impl<'a> Agent<'a> {
             self.due.census = now + CENSUS.max(census.took * CENSUS_PART);
         }
         self.reclaim(now)?;
+        if self.pager.is_starved() {
+            self.due.quiet = MEASURE_BUSY;
+            self.due.measure = self.due.measure.min(now + MEASURE_BUSY);
+        }
         if now >= self.due.measure {
             self.measure(now)?;
         }
@@ -366,12 +371,16 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// Pages that the orders want out of memory.
+    /// Pages that the orders want out of memory. A guest that waits at the most it may use gets its
+    /// page for others of its own: nobody owes it credit, so it would wait for ever.
     fn excess(&self) -> Pages {
+        let Some(most) = self.orders.private_max else {
+            return Pages::ZERO;
+        };
         let used = self.pager.with_credit(|credit| credit.used());
-        self.orders
-            .private_max
-            .map_or(Pages::ZERO, |max| used.saturating_sub(max))
+        let waits = self.pager.held_faults() > 0;
+        let room = if waits { BATCH_PAGES as u64 } else { 0 };
+        (used + Pages(room)).saturating_sub(most)
     }
 
     fn reclaim(&mut self, now: Instant) -> Result<(), mem::Error> {
@@ -388,6 +397,7 @@ impl<'a> Agent<'a> {
                 .min(BATCH_PAGES);
             let done = self.reclaimer.step(&self.pager, wanted)?;
             self.pager.measure()?;
+            self.pager.retry_held()?;
             if let Some(error) = done.failure {
                 log::error!(
                     "{}: pages stay in memory: swap file: {error}",
@@ -397,6 +407,7 @@ impl<'a> Agent<'a> {
                 break;
             }
             if done.pages == 0 {
+                self.due.swap = now + MEASURE_BUSY;
                 break;
             }
         }
@@ -418,19 +429,13 @@ impl<'a> Agent<'a> {
         self.pager.retry_held()
     }
 
-    /// Tells the host manager what the credit account wants. Under orders to shrink no spare
-    /// credit is kept.
+    /// Tells the host manager what the credit account wants.
     fn settle(&mut self) {
         if !self.joined {
             return;
         }
-        let shrinking = self.orders.private_max.is_some();
-        let demand = if shrinking {
-            Demand::Shrinking
-        } else {
-            Demand::Free
-        };
-        while let Some(step) = self.pager.with_credit(|credit| credit.settle(demand)) {
+        let most = self.orders.private_max;
+        while let Some(step) = self.pager.with_credit(|credit| credit.settle(most)) {
             match step {
                 CreditMove::Request(pages) => self.send(&ToHost::CreditRequest { pages }),
                 CreditMove::Return(pages) => self.send(&ToHost::CreditReturn { pages }),
