@@ -110,6 +110,9 @@ pub struct VmFigures {
     pub exit: Option<Exit>,
     /// Configured memory.
     pub memory_bytes: u64,
+    /// What it needed when it was admitted, and from whom that was to come.
+    #[serde(default)]
+    pub admission: String,
     /// What it should consume at most when memory is short.
     pub target_bytes: u64,
     /// Why.

@@ -302,7 +302,7 @@ fn set_host(manager: &mut Manager, changes: &BTreeMap<String, String>) -> Result
         manager.set_budget(budget)?;
     }
     if let Some(policy) = policy {
-        manager.set_policy(policy);
+        manager.set_policy(policy)?;
     }
     Ok(Value::Null)
 }

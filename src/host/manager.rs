@@ -7,31 +7,30 @@
 //! A VM that breaks the protocol is told nothing: `message` returns the [`Violation`], the event
 //! loop ends the link and calls [`Manager::gone`], and everything the VM held is returned.
 
+mod admission;
+mod figures;
 mod leases;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::time::Duration;
 
+pub use admission::{Change, credit_batch};
+use figures::Life;
 pub use leases::LeaseEnd;
 
-use super::accounts::{
-    Figures, FramePart, History, HostFigures, Peaks, VmFigures, VmState, split_frames,
-};
+use super::accounts::{FramePart, History, Peaks, VmFigures, VmState};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::share::{Lent, NotHeld, ShareIndex};
-use crate::link::message::{
-    Exit, ExitReason, Hello, LIST_MAX, Orders, Report, ToHost, ToVm, Welcome,
-};
-use crate::policy::admission::{self, HostBooks};
+use crate::link::message::{Exit, ExitReason, LIST_MAX, Orders, Report, ToHost, ToVm, Welcome};
 use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::{Allocation, Plan, Run, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::policy::{PolicyKind, PolicyState, decide};
-use crate::units::{Gfn, PAGE_SIZE, PAGES_MAX, Pages};
+use crate::units::{Gfn, PAGE_SIZE, Pages};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -90,25 +89,12 @@ pub enum Outgoing {
     LeaseEnded(OwnerId, LeaseEnd),
 }
 
-/// What `tidemark set` can change of a VM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Change {
-    /// New weight.
-    pub shares: Option<u64>,
-    /// New guaranteed minimum.
-    pub reservation: Option<Pages>,
-    /// New maximum.
-    pub limit: Option<Pages>,
-    /// New lower end of the dynamic range.
-    pub dynamic_min: Option<Pages>,
-    /// New upper end of the dynamic range.
-    pub dynamic_max: Option<Pages>,
-}
-
 #[derive(Debug)]
 struct Vm {
     name: String,
     allocation: Allocation,
+    /// From whom its memory was to come when it was admitted.
+    admission: String,
     report: Option<Report>,
     plan: Option<VmPlan>,
     orders: Option<Orders>,
@@ -227,66 +213,6 @@ impl Manager {
     /// Notes the memory that the host manager's own process uses.
     pub fn set_host_overhead(&mut self, overhead: Pages) {
         self.ledger.set_host_overhead(overhead);
-    }
-
-    /// Admits a VM: its `Welcome` is in the outgoing messages.
-    ///
-    /// # Errors
-    /// Why it is refused: one line with the arithmetic.
-    pub fn join(&mut self, hello: Hello) -> Result<VmId, String> {
-        let mut allocation = self.checked(&hello)?;
-        let (leases, owner) = self.redeemed(hello.lease, &mut allocation)?;
-        let overhead = overhead_estimate(allocation.size);
-        let request = admission::Request {
-            name: hello.name.clone(),
-            reservation: self.policy.kind().entitlement(&allocation),
-            overhead,
-        };
-        let books = leases.counted_in(&self.books_of_vms(None));
-        admission::admit(&books, &request).map_err(|refusal| refusal.to_string())?;
-        let id = VmId(self.next_vm);
-        let group = hello.share_group.as_deref();
-        let budget = self.ledger.budget();
-        let key_seed = self
-            .shares
-            .join(id, allocation.size, group, budget)
-            .map_err(|error| error.to_string())?;
-        let pool_frames = self.pool(id).expect("it has joined").frames();
-        self.leases = leases;
-        if let Some(owner) = owner {
-            let end = LeaseEnd::Redeemed(hello.name.clone());
-            self.outgoing.push(Outgoing::LeaseEnded(owner, end));
-        }
-        self.next_vm += 1;
-        self.ledger.open(id, hello.held, overhead);
-        let vm = Vm {
-            name: hello.name,
-            allocation,
-            report: None,
-            plan: None,
-            orders: None,
-            asked: Pages::ZERO,
-            asked_since: 0,
-            stopping: false,
-            exit: None,
-            peak: Peaks::default(),
-        };
-        self.vms.insert(id, vm);
-        let batch = credit_batch(self.ledger.budget());
-        let first = self.affordable(id, batch);
-        self.ledger.grant(id, first);
-        self.outgoing.push(Outgoing::Welcome(
-            id,
-            Welcome {
-                key_seed,
-                pool_frames,
-                sampling: self.settings.sampling,
-                credit: first + hello.held,
-                credit_batch: batch,
-            },
-        ));
-        self.urgent = true;
-        Ok(id)
     }
 
     /// Takes one message of a VM.
@@ -436,90 +362,6 @@ impl Manager {
         }
     }
 
-    /// Changes a VM's allocation.
-    ///
-    /// # Errors
-    /// What is wrong with it, in one line; nothing is changed.
-    pub fn set(&mut self, id: VmId, change: Change) -> Result<(), String> {
-        let vm = self.vms.get(&id).ok_or("the VM has ended")?;
-        let old = vm.allocation;
-        let new = Allocation {
-            size: old.size,
-            reservation: change.reservation.unwrap_or(old.reservation),
-            limit: change.limit.unwrap_or(old.limit),
-            shares: change.shares.unwrap_or(old.shares),
-            dynamic_min: change.dynamic_min.unwrap_or(old.dynamic_min),
-            dynamic_max: change.dynamic_max.unwrap_or(old.dynamic_max),
-        };
-        check_allocation(&new)?;
-        let kind = self.policy.kind();
-        if kind.entitlement(&new) > kind.entitlement(&old) {
-            let request = admission::Request {
-                name: vm.name.clone(),
-                reservation: kind.entitlement(&new),
-                overhead: self.charged_overhead(id, vm),
-            };
-            admission::admit(&self.books(Some(id)), &request)
-                .map_err(|refusal| refusal.to_string())?;
-        }
-        self.vms.get_mut(&id).expect("found above").allocation = new;
-        self.urgent = true;
-        Ok(())
-    }
-
-    /// Changes the budget.
-    ///
-    /// # Errors
-    /// When the reservations and overheads do not fit it, in one line; nothing is changed.
-    pub fn set_budget(&mut self, budget: Pages) -> Result<(), String> {
-        let books = self.books(None);
-        let promised = books.reserved + books.overhead;
-        if budget < promised {
-            return Err(format!(
-                "host memory {budget} is less than what is promised: {} are reserved by {} VMs and leases and \
-                 {} are overhead",
-                books.reserved, books.vms, books.overhead
-            ));
-        }
-        self.ledger.set_budget(budget);
-        self.urgent = true;
-        Ok(())
-    }
-
-    /// Lets another policy set the targets.
-    pub fn set_policy(&mut self, kind: PolicyKind) {
-        self.policy.set_kind(kind);
-        self.urgent = true;
-    }
-
-    /// All figures at this moment; of ended VMs, how they ended and their counters.
-    pub fn figures(&mut self) -> Figures {
-        self.count_frames();
-        let live = self
-            .vms
-            .iter()
-            .map(|(&id, vm)| self.vm_figures(id, vm, Life::Live));
-        let vms: Vec<VmFigures> = self.ended.iter().cloned().chain(live).collect();
-        let overhead_bytes = self.ledger.overhead().bytes();
-        let consumed_bytes = vms.iter().map(|vm| vm.consumed_bytes).sum::<u64>() + overhead_bytes;
-        self.history.consumes(consumed_bytes);
-        let host = HostFigures {
-            memory_bytes: self.ledger.budget().bytes(),
-            consumed_bytes,
-            consumed_bytes_peak: self.history.peak_bytes(),
-            overhead_bytes,
-            free_bytes: self.ledger.free().bytes(),
-            leased_bytes: self.leases.reserved().bytes(),
-            state: self.policy.mem_state(),
-            state_seconds: self.history.state_seconds(),
-            frames_shared: self.shares.frames(),
-            pages_sharing: self.shares.references(),
-            seed: self.settings.seed,
-            policy: self.policy.kind().name().to_owned(),
-        };
-        Figures { host, vms }
-    }
-
     /// Checks all books.
     ///
     /// # Panics
@@ -544,29 +386,6 @@ impl Manager {
         let private = self.vms.values().map(own).sum::<Pages>();
         let consumed = private + self.ledger.frames() + self.ledger.overhead();
         self.history.consumes(consumed.bytes());
-    }
-
-    /// Raises the VMs' peaks.
-    fn observe(&mut self) {
-        let figures = self.figures();
-        let live = figures.vms.iter().skip(self.ended.len());
-        for (vm, figures) in self.vms.values_mut().zip(live) {
-            vm.peak.observe(figures);
-        }
-    }
-
-    /// Splits the frames again if any reference has changed.
-    fn count_frames(&mut self) {
-        if self.frame_parts.0 != self.shares.generation() {
-            self.frame_parts = (
-                self.shares.generation(),
-                split_frames(self.shares.holders()),
-            );
-        }
-    }
-
-    fn frame_part(&self, id: VmId) -> FramePart {
-        self.frame_parts.1.get(&id).copied().unwrap_or_default()
     }
 
     /// What a VM holds in the books: its credit and its part of the frames.
@@ -673,176 +492,6 @@ impl Manager {
             vms: vms.collect(),
         }
     }
-
-    fn vm_figures(&self, id: VmId, vm: &Vm, life: Life) -> VmFigures {
-        let report = vm.report.clone().unwrap_or_default();
-        // The memory of an ended VM is back: only its counters are left.
-        let held = |pages: Pages| if life == Life::Live { pages.bytes() } else { 0 };
-        // By our own index, which is what the frames are split by: a VM's report is a little older,
-        // and the figures would not add up.
-        let frames = match life {
-            Life::Live => self.frame_part(id),
-            Life::Ended => FramePart::default(),
-        };
-        VmFigures {
-            name: vm.name.clone(),
-            state: if life == Life::Live {
-                vm.state()
-            } else {
-                VmState::Ended
-            },
-            exit: vm.exit.clone().filter(|_| life == Life::Ended),
-            memory_bytes: vm.allocation.size.bytes(),
-            target_bytes: vm.target().bytes(),
-            target_why: vm
-                .plan
-                .as_ref()
-                .map(|plan| plan.why.clone())
-                .unwrap_or_default(),
-            consumed_bytes: held(report.own()) + frames.bytes,
-            private_bytes: held(report.private + report.orphaned),
-            shared_bytes: frames.references.bytes(),
-            saved_bytes: frames.references.bytes() - frames.bytes,
-            zero_bytes: held(report.zero),
-            ballooned_bytes: held(report.ballooned),
-            compressed_bytes: held(report.compressed),
-            swapped_bytes: held(report.swapped),
-            active_bytes: held(report.active.unwrap_or_default()),
-            active_error_bytes: held(report.active_error),
-            take_path: report.take_path,
-            balloon: vm
-                .plan
-                .as_ref()
-                .map(|plan| plan.conduct)
-                .unwrap_or_default(),
-            overhead_bytes: held(self.ledger.vm_overhead(id)),
-            credit_bytes: held(self.ledger.charge(id)),
-            swap_in_pages: report.swap_in_pages,
-            swap_out_pages: report.swap_out_pages,
-            cow_breaks: report.cow_breaks,
-            swap_errors: report.swap_errors,
-            peak: vm.peak,
-            start_ms: report.start_us.map(|start| f64::from(start) / 1e3),
-            boot_ms: None,
-            guest: report.guest,
-        }
-    }
-
-    /// The books as admission sees them, without one VM.
-    fn books(&self, without: Option<VmId>) -> HostBooks {
-        self.leases.counted_in(&self.books_of_vms(without))
-    }
-
-    /// The same without leases.
-    fn books_of_vms(&self, without: Option<VmId>) -> HostBooks {
-        let others = || self.vms.iter().filter(|(id, _)| Some(**id) != without);
-        let host = self.ledger.overhead()
-            - self
-                .vms
-                .keys()
-                .map(|&id| self.ledger.vm_overhead(id))
-                .sum::<Pages>();
-        HostBooks {
-            budget: self.ledger.budget(),
-            reserved: others()
-                .map(|(_, vm)| self.policy.kind().entitlement(&vm.allocation))
-                .sum(),
-            overhead: host
-                + others()
-                    .map(|(&id, vm)| self.charged_overhead(id, vm))
-                    .sum(),
-            vms: others().count(),
-            free: self.ledger.free(),
-        }
-    }
-
-    fn charged_overhead(&self, id: VmId, vm: &Vm) -> Pages {
-        overhead_estimate(vm.allocation.size).max(self.ledger.vm_overhead(id))
-    }
-
-    /// A `Hello` is as hostile as any other message.
-    fn checked(&self, hello: &Hello) -> Result<Allocation, String> {
-        for text in std::iter::once(&hello.name).chain(&hello.share_group) {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            if text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
-                return Err(format!(
-                    "name {text:?}: 1 to 64 of [A-Za-z0-9._-] are allowed"
-                ));
-            }
-        }
-        if self.find(&hello.name).is_some() {
-            return Err(format!("a VM named {:?} runs already", hello.name));
-        }
-        if self.vms.len() == VMS_MAX {
-            return Err(format!("{VMS_MAX} VMs run already"));
-        }
-        let allocation = Allocation {
-            size: hello.size,
-            reservation: hello.reservation,
-            limit: hello.limit,
-            shares: hello.shares,
-            dynamic_min: hello.dynamic_min,
-            dynamic_max: hello.dynamic_max,
-        };
-        check_allocation(&allocation)?;
-        if hello.held > hello.size {
-            return Err(format!("holds {} of {}", hello.held, hello.size));
-        }
-        Ok(allocation)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Life {
-    Live,
-    Ended,
-}
-
-/// Credit asked for at a time: large enough that asking is rare, small enough that what all VMs
-/// keep unused is nothing beside the budget.
-pub fn credit_batch(budget: Pages) -> Pages {
-    Pages((budget.0 / 512).clamp(64, 1024))
-}
-
-/// Memory of a VM process beside its guest's RAM before it is measured: page tables, the pager's
-/// books (about 16 bytes a page) and the program itself.
-fn overhead_estimate(size: Pages) -> Pages {
-    Pages::mib(1) + Pages(size.0 / 128)
-}
-
-fn check_allocation(a: &Allocation) -> Result<(), String> {
-    let largest = Pages(PAGES_MAX);
-    if a.size == Pages::ZERO || a.size > largest {
-        return Err(format!("memory {}: 4 KiB to {largest} are allowed", a.size));
-    }
-    if a.reservation > a.limit {
-        return Err(format!(
-            "reservation {} exceeds the limit {}",
-            a.reservation, a.limit
-        ));
-    }
-    if a.limit > a.size {
-        return Err(format!("limit {} exceeds the memory {}", a.limit, a.size));
-    }
-    if a.dynamic_min > a.dynamic_max {
-        return Err(format!(
-            "dynamic_min {} exceeds dynamic_max {}",
-            a.dynamic_min, a.dynamic_max
-        ));
-    }
-    if a.dynamic_max > a.size {
-        return Err(format!(
-            "dynamic_max {} exceeds the memory {}",
-            a.dynamic_max, a.size
-        ));
-    }
-    if a.shares > SHARES_MAX {
-        return Err(format!(
-            "shares {}: 0 to {SHARES_MAX} are allowed",
-            a.shares
-        ));
-    }
-    Ok(())
 }
 
 /// A VM process can report what it likes; figures beyond its size would only confuse the sums.

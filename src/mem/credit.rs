@@ -112,9 +112,7 @@ impl CreditBook {
     /// `most` asks for nothing beyond that and keeps next to nothing to spare.
     pub fn settle(&mut self, most: Option<Pages>) -> Option<CreditMove> {
         let (used, headroom) = (self.used(), self.headroom());
-        let ahead = most.map_or(self.batch, |most| {
-            most.saturating_sub(used).min(self.batch)
-        });
+        let ahead = most.map_or(self.batch, |most| most.saturating_sub(used).min(self.batch));
         let wanted = used.saturating_sub(self.granted) + ahead;
         if headroom < wanted && self.requested < wanted {
             let ask = wanted - self.requested;
@@ -145,10 +143,7 @@ mod tests {
         book.mapped(Pages(40));
         assert_eq!(book.settle(None), None);
         book.mapped(Pages(20));
-        assert_eq!(
-            book.settle(None),
-            Some(CreditMove::Request(Pages(50)))
-        );
+        assert_eq!(book.settle(None), Some(CreditMove::Request(Pages(50))));
         assert_eq!(book.settle(None), None);
         book.grant(Pages(50));
         assert_eq!(book.headroom(), Pages(90));
@@ -158,10 +153,7 @@ mod tests {
     fn gives_back_what_it_does_not_need() {
         let mut book = CreditBook::new(Pages(1000), Pages(50));
         book.measured(Pages(300));
-        assert_eq!(
-            book.settle(None),
-            Some(CreditMove::Return(Pages(600)))
-        );
+        assert_eq!(book.settle(None), Some(CreditMove::Return(Pages(600))));
         assert_eq!(book.granted(), Pages(400));
         assert_eq!(book.settle(None), None);
     }
@@ -171,10 +163,7 @@ mod tests {
         let mut book = CreditBook::new(Pages(100), Pages(10));
         book.measured(Pages(130));
         assert!(book.is_over());
-        assert_eq!(
-            book.settle(None),
-            Some(CreditMove::Request(Pages(40)))
-        );
+        assert_eq!(book.settle(None), Some(CreditMove::Request(Pages(40))));
         book.grant(Pages(40));
         assert!(!book.is_over());
     }

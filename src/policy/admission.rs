@@ -7,7 +7,8 @@
 //! What is promised before a VM exists stands in the [`LeaseBook`](super::lease::LeaseBook).
 //!
 //! A VM that is admitted need not find its memory free: [`assess`] says from whom it will come. A
-//! guest that does not cooperate is named, but is no reason to refuse: it is swapped instead.
+//! guest that does not cooperate is named, but is no reason to refuse: it is swapped instead. Under
+//! `pref` nobody is squeezed below what it prefers for a start ([`Squeeze::Surplus`]).
 
 use std::fmt;
 
@@ -42,6 +43,13 @@ pub struct Request {
     pub overhead: Pages,
 }
 
+impl Request {
+    /// What must be promised to it.
+    pub fn needed(&self) -> Pages {
+        self.reservation + self.overhead
+    }
+}
+
 /// Why it may not. Displays the arithmetic in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -49,8 +57,19 @@ pub struct Refusal {
     pub request: Request,
     /// The books at that time.
     pub books: HostBooks,
-    /// Whom memory could be taken from, if asked about; it would not be enough.
+    /// Whom memory could be taken from, if asked about.
     pub holders: Vec<Holder>,
+    /// Set when the promises would fit, but the holders can give no more than this.
+    pub surplus: Option<Pages>,
+}
+
+/// How far the others are squeezed for a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Squeeze {
+    /// Down to what they are promised: then whatever is promised to the new VM will come free.
+    Promises,
+    /// By what they have to spare, as qmemman: if that is too little, the VM may not start.
+    Surplus,
 }
 
 /// A VM that runs already: what it holds, and what of it can be taken.
@@ -60,8 +79,8 @@ pub struct Holder {
     pub name: String,
     /// What it consumes.
     pub consumed: Pages,
-    /// What it is promised.
-    pub entitled: Pages,
+    /// What it is left.
+    pub keeps: Pages,
     /// How its balloon behaves.
     pub conduct: Conduct,
 }
@@ -69,7 +88,7 @@ pub struct Holder {
 impl Holder {
     /// What can be taken from it.
     pub fn reclaimable(&self) -> Pages {
-        self.consumed.saturating_sub(self.entitled)
+        self.consumed.saturating_sub(self.keeps)
     }
 }
 
@@ -98,20 +117,31 @@ impl fmt::Display for Refusal {
         let Refusal { request, books, .. } = self;
         write!(
             f,
-            "cannot admit {:?}: needs {} (reservation {} + overhead {}), but of {} {} are reserved \
-             by {} {} and {} are overhead, so {} can be promised ({} is free now)",
+            "cannot admit {:?}: needs {} (reservation {} + overhead {})",
             request.name,
-            request.reservation + request.overhead,
+            request.needed(),
             request.reservation,
             request.overhead,
-            books.budget,
-            books.reserved,
-            books.vms,
-            if books.vms == 1 { "VM" } else { "VMs" },
-            books.overhead,
-            self.unreserved(),
-            books.free,
         )?;
+        match self.surplus {
+            Some(surplus) => write!(
+                f,
+                ", but {} is free, and the others have only {surplus} above what they prefer",
+                books.free,
+            )?,
+            None => write!(
+                f,
+                ", but of {} {} are reserved by {} {} and {} are overhead, so {} can be promised \
+                 ({} is free now)",
+                books.budget,
+                books.reserved,
+                books.vms,
+                if books.vms == 1 { "VM" } else { "VMs" },
+                books.overhead,
+                self.unreserved(),
+                books.free,
+            )?,
+        }
         write_holders(f, &self.holders)
     }
 }
@@ -156,13 +186,14 @@ fn unreserved(books: &HostBooks) -> Pages {
 /// # Errors
 /// The arithmetic, when its reservation and overhead cannot be covered.
 pub fn admit(books: &HostBooks, request: &Request) -> Result<(), Refusal> {
-    if request.reservation + request.overhead <= unreserved(books) {
+    if request.needed() <= unreserved(books) {
         Ok(())
     } else {
         Err(Refusal {
             request: request.clone(),
             books: *books,
             holders: Vec::new(),
+            surplus: None,
         })
     }
 }
@@ -175,14 +206,24 @@ pub fn assess(
     books: &HostBooks,
     request: &Request,
     holders: &[Holder],
+    squeeze: Squeeze,
 ) -> Result<Admission, Refusal> {
-    admit(books, request).map_err(|refusal| Refusal {
-        holders: holders.to_vec(),
-        ..refusal
-    })?;
-    let needed = request.reservation + request.overhead;
+    let needed = request.needed();
     let missing = needed.saturating_sub(books.free);
     let total: Pages = holders.iter().map(Holder::reclaimable).sum();
+    let refused = |refusal: Refusal| Refusal {
+        holders: holders.to_vec(),
+        ..refusal
+    };
+    admit(books, request).map_err(refused)?;
+    if squeeze == Squeeze::Surplus && missing > total {
+        return Err(Refusal {
+            request: request.clone(),
+            books: *books,
+            holders: holders.to_vec(),
+            surplus: Some(total),
+        });
+    }
     let part = |holder: &Holder| {
         let part = u128::from(missing.0) * u128::from(holder.reclaimable().0);
         let part = part.div_ceil(u128::from(total.0.max(1)));
@@ -254,7 +295,7 @@ mod tests {
         let holder = |name: &str, consumed, conduct| Holder {
             name: name.into(),
             consumed: Pages::mib(consumed),
-            entitled: Pages::mib(40),
+            keeps: Pages::mib(40),
             conduct,
         };
         vec![
@@ -266,17 +307,39 @@ mod tests {
 
     #[test]
     fn an_admission_says_who_is_squeezed_and_who_does_not_cooperate() {
-        let admission = assess(&books(300), &request(), &holders()).expect("it fits");
+        let admission =
+            assess(&books(300), &request(), &holders(), Squeeze::Promises).expect("it fits");
         assert_eq!(
             admission.to_string(),
             "needs 100.0 MiB, 20.0 MiB is free; squeezes web-0 by 20.0 MiB, web-2 by 60.0 MiB \
              (does not cooperate: swapped)"
         );
-        let refusal = assess(&books(420), &request(), &holders()).expect_err("80 MiB are left");
+        let refusal = assess(&books(420), &request(), &holders(), Squeeze::Promises)
+            .expect_err("80 MiB are left");
         let line = refusal.to_string();
         assert!(
             line.ends_with("; reclaimable: 100.0 MiB from web-0, 300.0 MiB from web-2 (stuck)"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn who_lives_on_the_surplus_of_others_is_refused_when_there_is_none() {
+        // 80 MiB are missing.
+        let give = |mib: u64| {
+            let mut holders = holders();
+            holders.truncate(1);
+            holders[0].consumed = Pages::mib(40 + mib);
+            holders
+        };
+        assert!(assess(&books(300), &request(), &give(80), Squeeze::Surplus).is_ok());
+        let refusal = assess(&books(300), &request(), &give(79), Squeeze::Surplus);
+        assert_eq!(
+            refusal.expect_err("a MiB is missing").to_string(),
+            "cannot admit \"web-3\": needs 100.0 MiB (reservation 96.0 MiB + overhead 4.0 MiB), but \
+             20.0 MiB is free, and the others have only 79.0 MiB above what they prefer; \
+             reclaimable: 79.0 MiB from web-0"
+        );
+        assert!(assess(&books(300), &request(), &give(79), Squeeze::Promises).is_ok());
     }
 }

@@ -65,11 +65,12 @@ mod wish;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use self::admission::{Admission, Holder, HostBooks, Refusal, Request, Squeeze};
 use self::balloon::BalloonRecord;
 use self::safeguard::Safeguard;
 use self::settings::PolicySettings;
 use self::state::Thresholds;
-use self::types::{Allocation, Conduct, MemState, Plan, Snapshot, VmId};
+use self::types::{Allocation, Conduct, MemState, Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
 
 /// The policies, by the names that a fleet file uses.
@@ -227,6 +228,37 @@ impl PolicyState {
     pub fn conduct(&self, vm: VmId) -> Conduct {
         let record = self.balloons.get(&vm);
         record.map_or(Conduct::Cooperative, BalloonRecord::conduct)
+    }
+
+    /// Whether a VM may start, and from whom its memory comes; `books` with the leases counted.
+    ///
+    /// # Errors
+    /// The arithmetic.
+    pub fn assess(
+        &self,
+        books: &HostBooks,
+        request: &Request,
+        snapshot: &Snapshot,
+        name: impl Fn(VmId) -> String,
+    ) -> Result<Admission, Refusal> {
+        let surplus_only = self.kind == PolicyKind::Pref;
+        let holder = |vm: &VmSnapshot| Holder {
+            name: name(vm.id),
+            consumed: vm.consumed,
+            keeps: if surplus_only {
+                pref::keeps(vm, &self.settings)
+            } else {
+                self.kind.entitlement(&vm.allocation)
+            },
+            conduct: self.conduct(vm.id),
+        };
+        let holders: Vec<Holder> = snapshot.vms.iter().map(holder).collect();
+        let squeeze = if surplus_only {
+            Squeeze::Surplus
+        } else {
+            Squeeze::Promises
+        };
+        admission::assess(books, request, &holders, squeeze)
     }
 
     /// The last order to a VM's balloon.

@@ -14,7 +14,7 @@
 //! `used` of qmemman's meminfo-writer is `total - free - buffers - caches + swapped`; what stands for it
 //! is told in `guest`. Donors shrink before acceptors grow: `deflate`.
 //! Small imbalances are left alone, and a start that the donors cannot pay for is refused
-//! ([`ask_donors`]).
+//! ([`Squeeze::Surplus`](super::admission::Squeeze)).
 //!
 //! Source: Qubes `qubes/qmemman/algo.py` and `systemstate.py`. Their 50 MiB of free host memory is the
 //! high threshold here; their 150 MiB dead band is bounded by a part of the budget, for hosts with
@@ -42,8 +42,6 @@ const BALANCE_MIN: Pages = Pages::mib(150);
 const BALANCE_MIN_DIVISOR: u64 = 32;
 /// ... unless a VM is below its pref by more than this (qmemman: 15 MiB).
 const NEED_MAX: Pages = Pages::mib(15);
-/// A donor gives this much more than its part, percent (qmemman 1.05).
-const DONATION_PERCENT: u64 = 105;
 /// Donors with a smaller surplus are left alone (qmemman: 10 MiB).
 const DONATION_MIN: Pages = Pages::mib(10);
 
@@ -182,47 +180,13 @@ fn settle(snapshot: &Snapshot, total: Pages, targets: &mut [Target], record: &mu
         .collect();
 }
 
-/// The donors cannot free so much.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{needed} are needed, but the donors have only {surplus} above what they prefer")]
-pub struct TooLittleSurplus {
-    /// What was asked for.
-    pub needed: Pages,
-    /// What all donors have above their preferred memory.
-    pub surplus: Pages,
-}
-
-/// Who gives how much so that `needed` pages come free, in the order of the snapshot.
-///
-/// Each donor gives in proportion to its surplus, five percent more for safety, at most all of it.
-///
-/// # Errors
-/// When the surplus of all donors is too small: then nobody gives.
-pub fn ask_donors(
-    snapshot: &Snapshot,
-    needed: Pages,
-    settings: &PolicySettings,
-) -> Result<Vec<(VmId, Pages)>, TooLittleSurplus> {
-    let surpluses: Vec<(VmId, Pages)> = snapshot
-        .vms
-        .iter()
-        .map(|vm| {
-            let pref = preferred(vm, settings).pages();
-            (vm.id, vm.consumed.saturating_sub(pref))
-        })
-        .filter(|(_, surplus)| *surplus >= DONATION_MIN)
-        .collect();
-    let surplus: Pages = surpluses.iter().map(|(_, surplus)| *surplus).sum();
-    if surplus < needed {
-        return Err(TooLittleSurplus { needed, surplus });
+/// What the start of another VM leaves this one: what it prefers, or all it holds when it has too
+/// little to spare.
+pub(super) fn keeps(vm: &VmSnapshot, settings: &PolicySettings) -> Pages {
+    let pref = preferred(vm, settings).pages();
+    if vm.consumed.saturating_sub(pref) < DONATION_MIN {
+        vm.consumed
+    } else {
+        pref
     }
-    let gives = |own: Pages| {
-        let part = u128::from(needed.0) * u128::from(own.0) * u128::from(DONATION_PERCENT);
-        let part = part.div_ceil(u128::from(surplus.0.max(1)) * 100);
-        Pages(u64::try_from(part).unwrap_or(u64::MAX)).min(own)
-    };
-    Ok(surpluses
-        .into_iter()
-        .map(|(id, own)| (id, gives(own)))
-        .collect())
 }

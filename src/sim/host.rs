@@ -201,6 +201,12 @@ impl<'a> Host<'a> {
             reservation: self.state.kind().entitlement(&spec.allocation),
             overhead: spec.overhead,
         };
+        let books = self.leases.counted_in(&self.books());
+        let name = |id| self.spec(id).name.clone();
+        let assessed = self.state.assess(&books, &request, &self.snapshot(), name);
+        if let Err(refusal) = assessed {
+            return Some(Fate::Ended(End::Refused, refusal.to_string()));
+        }
         let until = self.now + START_TIMEOUT;
         match self.leases.take(&self.books(), &request, OWNER, until) {
             Ok(lease) => {

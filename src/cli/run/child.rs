@@ -196,6 +196,7 @@ impl Child {
             state: VmState::Ended,
             exit: None,
             memory_bytes: self.memory_bytes,
+            admission: String::new(),
             target_bytes: 0,
             target_why: String::new(),
             consumed_bytes: 0,

@@ -8,7 +8,8 @@
 
 use std::time::Duration;
 
-use super::{Manager, Outgoing, overhead_estimate};
+use super::admission::overhead_estimate;
+use super::{Manager, Outgoing};
 use crate::policy::admission::Request;
 use crate::policy::lease::{Lease, LeaseBook, LeaseId, OwnerId};
 use crate::policy::types::Allocation;
@@ -54,6 +55,7 @@ impl Manager {
             overhead: overhead_estimate(most),
         };
         let books = self.books_of_vms(None);
+        self.assess(&self.leases.counted_in(&books), &request)?;
         let taken = self
             .leases
             .take_range(&books, &request, most, owner, expires_at);

@@ -1,6 +1,7 @@
 use serde_bytes::ByteBuf;
 
 use super::*;
+use crate::link::message::Hello;
 use crate::page::key::key_of;
 use crate::units::FrameId;
 
