@@ -4,9 +4,13 @@
 //!
 //! | the guest reports | its use is |
 //! |---|---|
-//! | total and available | `total - available + swapped by itself` |
-//! | total and free | `total - free - caches + swapped by itself` |
+//! | total and available | `total - available - balloon + swapped by itself` |
+//! | total and free | `total - free - caches - balloon + swapped by itself` |
 //! | nothing | what it is measured to hold, swapped pages included |
+//!
+//! The balloon counts as far as `total` contains it: Linux takes it out of its total unless the driver
+//! deflates on out-of-memory (`adjust_managed_page_count` in `drivers/virtio/virtio_balloon.c`), and what
+//! total and balloon have beyond the VM's size is in both.
 //!
 //! A guest is never believed to use more than it is measured to hold: who claims too much would be
 //! paid by its neighbours.
@@ -56,6 +60,12 @@ fn claimed(vm: &VmSnapshot) -> Option<Pages> {
         .swap_out_bytes
         .unwrap_or(0)
         .saturating_sub(guest.swap_in_bytes.unwrap_or(0));
-    let used = guest.total_bytes?.saturating_sub(unused);
+    let total = guest.total_bytes?;
+    let ballooned = vm.ballooned.bytes();
+    let twice = total
+        .saturating_add(ballooned)
+        .saturating_sub(vm.allocation.size.bytes())
+        .min(ballooned);
+    let used = total.saturating_sub(unused).saturating_sub(twice);
     Some(Pages::in_bytes(used.saturating_add(own_swap)))
 }

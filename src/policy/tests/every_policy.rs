@@ -214,6 +214,27 @@ fn self_goes_up_at_once_and_down_by_tenths() {
     assert_eq!(target(&host), Pages::mib(270));
 }
 
+/// Linux leaves ballooned pages in its total when its driver deflates on out-of-memory.
+#[test]
+fn a_total_with_the_balloon_in_it_and_one_without_mean_the_same() {
+    let mut host = two(20_000);
+    let vm = &mut host.vms[0];
+    vm.ballooned = Pages(30_000);
+    vm.guest.available_bytes = Some(Pages(10_000).bytes());
+    for kind in [PolicyKind::Own, PolicyKind::Pref] {
+        let mut with_total = |total: Pages| {
+            host.vms[0].guest.total_bytes = Some(total.bytes());
+            targets(&host, kind)
+        };
+        let size = Pages(80_000);
+        assert_eq!(
+            with_total(size),
+            with_total(size - Pages(30_000)),
+            "{kind:?}"
+        );
+    }
+}
+
 #[test]
 fn the_floors_of_self_come_in_pieces() {
     for (size, floor) in [
