@@ -15,7 +15,7 @@ mkdir -p "$out"
 
 start_tree "$cache/busybox" "$out/tree" "$here/init"
 add_modules "$kernel" "$out/tree" \
-    virtio virtio_ring virtio_mmio virtio_balloon virtio_blk virtio-rng
+    virtio_ring virtio virtio_mmio virtio_balloon virtio_blk virtio-rng
 cp "$kernel"/boot/vmlinuz-* "$out/vmlinuz"
 pack_tree "$out/tree" | gzip -n -9 >"$out/initrd.gz"
 

@@ -14,9 +14,10 @@ use super::rig::{Failure, Plan, Rig};
 type Test = fn(&Path) -> Result<(), Failure>;
 
 /// Name and body of each test, in the order in which they run.
-pub const TESTS: [(&str, Test); 7] = [
+pub const TESTS: [(&str, Test); 8] = [
     ("boot_disk_and_reboot", boot_disk_and_reboot),
     ("smp_boot_and_power_off", smp_boot_and_power_off),
+    ("smp_reboot", smp_reboot),
     ("balloon", balloon),
     ("host_swapping", host_swapping),
     ("overcommit", fleet::overcommit),
@@ -80,6 +81,13 @@ fn smp_boot_and_power_off(guest: &Path) -> Result<(), Failure> {
     rig.run("(taskset 1 sha1sum /bin/busybox & taskset 2 sha1sum /bin/busybox; wait)")?;
     rig.send("poweroff -f\n")?;
     ends_with(&rig, &ExitReason::Shutdown)
+}
+
+/// The kernel stops its other CPUs before it resets.
+fn smp_reboot(guest: &Path) -> Result<(), Failure> {
+    let mut rig = Rig::boot(&plan(guest, 2))?;
+    rig.send("reboot -f\n")?;
+    ends_with(&rig, &ExitReason::Reset)
 }
 
 fn balloon(guest: &Path) -> Result<(), Failure> {

@@ -156,8 +156,12 @@ impl Rig {
     }
 
     pub fn wait_ready(&mut self) -> Result<(), Failure> {
-        self.wait_text("tidemark-guest: ready", BOOT_LIMIT)?;
-        Ok(())
+        let before = self.wait_text("tidemark-guest: ready", BOOT_LIMIT)?;
+        // A guest without its drivers would pass whatever does not need them.
+        match before.lines().find(|line| line.contains("does not load")) {
+            Some(line) => Err(line.into()),
+            None => Ok(()),
+        }
     }
 
     /// Waits for a line that contains `mark`; returns what came before it and has not been returned.
