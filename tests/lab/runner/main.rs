@@ -16,6 +16,10 @@ fn main() -> ExitCode {
     env_logger::init();
     let mut arguments = std::env::args().skip(1);
     let guest = PathBuf::from(arguments.next().unwrap_or_else(|| "/guest".into()));
+    // What the tests make lies in their working folder.
+    let guest = std::path::absolute(guest).expect("a working folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::env::set_current_dir(&folder).expect("enter the temporary folder");
     let wanted: Vec<String> = arguments.collect();
     let mut failures = 0;
     for (name, test) in list::TESTS {
