@@ -51,6 +51,8 @@ const BATCHES_A_TURN: usize = 16;
 const MERGES_A_TURN: usize = 256;
 /// Pages scanned in one turn, at most.
 const SCAN_A_TURN: u32 = 1024;
+/// A scan takes at most this part of the time, however slow the machine is: the guest needs it too.
+const SCAN_TIME_PART: u32 = 4;
 /// Pause after the swap file failed.
 const SWAP_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts to join a host manager again.
@@ -483,8 +485,10 @@ impl<'a> Agent<'a> {
         }
         // A turn's worth in one go, then as long a pause as the rate asks for.
         let pages = (rate / 20).clamp(64, SCAN_A_TURN);
+        let start = Instant::now();
         let found = self.scanner.step(&self.pager, pages)?;
-        self.due.scan = now + Duration::from_secs(1) * found.pages / rate;
+        let by_rate = Duration::from_secs(1) * found.pages / rate;
+        self.due.scan = now + by_rate.max(start.elapsed() * SCAN_TIME_PART);
         for part in found.offers.chunks(OFFER_PAGES_MAX) {
             self.send(&ToHost::Offer {
                 pages: part.to_vec(),

@@ -13,7 +13,7 @@ use tidemark::host::control::{Request, call};
 use super::rig::Failure;
 
 /// Limit of one fleet; far above what it needs.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(300);
 /// Sharing is complete when this long nothing was added to speak of,
 const QUIET: Duration = Duration::from_secs(8);
 /// which is this much.
@@ -45,19 +45,17 @@ pub fn overcommit(guest: &Path) -> Result<(), Failure> {
         peak >> 20,
         host["state_seconds"]
     );
-    for vm in list(&figures)? {
+    for (n, vm) in (0..).zip(list(&figures)?) {
         println!(
             "  {} swapped out {} pages, ballooned {} MiB",
             vm["name"],
             vm["swap_out_pages"],
             vm["peak"]["ballooned_bytes"].as_u64().unwrap_or(0) >> 20
         );
-        if vm["exit"]["reason"] != "shutdown" {
-            return Err(format!("{} ended with {}", vm["name"], vm["exit"]).into());
-        }
-    }
-    for n in 0..fleet.count {
         let log = console(n)?;
+        if vm["exit"]["reason"] != "shutdown" {
+            return Err(format!("{} ended with {}, it said: {log}", vm["name"], vm["exit"]).into());
+        }
         if !log.contains("checked 56 MiB") || log.contains("CORRUPT") {
             return Err(format!("guest {n} said: {log}").into());
         }
@@ -169,6 +167,9 @@ impl Run {
             let Ok(figures) = call(Path::new(SOCKET), &Request::Ps) else {
                 continue;
             };
+            if list(&figures)?.iter().any(|vm| !vm["exit"].is_null()) {
+                return Err(self.complaint("a guest ended"));
+            }
             let saved = sum(&figures, "saved_bytes")?;
             let up = (0..count).all(|n| console(n).is_ok_and(|log| ready(&log).is_ok()));
             if !up || saved > most + NOISE_BYTES {
@@ -196,13 +197,9 @@ impl Run {
 
     fn complaint(&self, what: &str) -> Failure {
         let said = |file| std::fs::read_to_string(file).unwrap_or_default();
-        format!(
-            "tidemark run: {what}: {}{}; the first guest's console: {}",
-            said("fleet.err"),
-            said("fleet.out"),
-            said("sister-0.log")
-        )
-        .into()
+        let (errors, figures) = (said("fleet.err"), said("fleet.out"));
+        let consoles: String = (0..4).filter_map(|n| console(n).ok()).collect();
+        format!("tidemark run: {what}: {errors}{figures}; the consoles:\n{consoles}").into()
     }
 }
 
