@@ -118,7 +118,7 @@ fn more_than_4_gib(guest: &Path) -> Result<(), Failure> {
     let total: u64 = total.parse()?;
     check(total > 4 << 20, || format!("the guest has {total} KiB"))?;
     let before = backed_from(&rig, FOUR_GIB)?;
-    rig.run("fill /tmp/data 32 && [ \"$(sha1sum </tmp/data)\" = \"$(sha1sum </tmp/data)\" ]")?;
+    rig.run("fill /tmp/data 48 && [ \"$(sha1sum </tmp/data)\" = \"$(sha1sum </tmp/data)\" ]")?;
     let after = backed_from(&rig, FOUR_GIB)?;
     println!("  {total} KiB in all; {before} back what is above 4 GiB, then {after}");
     check(after >= before + Pages::mib(24), || {
