@@ -443,6 +443,37 @@ fn a_sample_counts_what_is_touched() {
     });
 }
 
+/// The kernel serves the first write to a page that reads as zero without asking the pager. Sampling
+/// drops such pages, and once dropped one that had just been written.
+#[test]
+fn a_write_to_a_zero_page_survives_being_sampled() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    const SAMPLED: u32 = 64;
+    both_paths(|path| {
+        let rig = Rig::unlimited(path);
+        let gfns: Vec<Gfn> = (0..SAMPLED).map(Gfn).collect();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            rig.pager.inflate(&gfns).unwrap();
+            rig.pager.deflate(&gfns);
+            for gfn in &gfns {
+                assert_eq!(rig.read(*gfn), [0; PAGE_SIZE]);
+            }
+            std::thread::scope(|scope| {
+                scope.spawn(|| gfns.iter().for_each(|gfn| rig.write(*gfn, &[7; PAGE_SIZE])));
+                rig.pager.begin_sample(&gfns).unwrap();
+            });
+            for gfn in &gfns {
+                assert_eq!(rig.read(*gfn), [7; PAGE_SIZE], "{gfn}");
+            }
+        }
+        rig.pager.audit().unwrap();
+        rig.finish().unwrap();
+    });
+}
+
 /// The cheap measurement and the exact census agree, up to the kernel's per-CPU counters.
 #[test]
 fn measurement_agrees_with_the_census() {

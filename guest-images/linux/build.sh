@@ -4,8 +4,9 @@
 #
 #     build.sh CACHE VERSION OUT [--disk]
 #
-# VERSION is 6.1 or 6.12. Leaves OUT/vmlinuz and OUT/initrd.gz; with --disk also OUT/root.img, an ext4
-# image with the same programs (boot it with "root=/dev/vda" on the command line).
+# VERSION is 6.1 or 6.12. Leaves OUT/vmlinuz, OUT/vmlinux (the same kernel, unpacked) and
+# OUT/initrd.gz; with --disk also OUT/root.img, an ext4 image with the same programs (boot it with
+# "root=/dev/vda" on the command line).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/pack.sh"
@@ -15,8 +16,9 @@ mkdir -p "$out"
 
 start_tree "$cache/busybox" "$out/tree" "$here/init"
 add_modules "$kernel" "$out/tree" \
-    virtio virtio_ring virtio_mmio virtio_balloon virtio_blk virtio-rng
+    virtio_ring virtio virtio_mmio virtio_balloon virtio_blk virtio-rng
 cp "$kernel"/boot/vmlinuz-* "$out/vmlinuz"
+"$here/vmlinux.sh" "$out/vmlinuz" >"$out/vmlinux"
 pack_tree "$out/tree" | gzip -n -9 >"$out/initrd.gz"
 
 if [ "$disk" = --disk ]; then

@@ -4,6 +4,8 @@
 #
 #     fetch.sh CACHE          leaves CACHE/6.1/, CACHE/6.12/ (kernel and modules), CACHE/busybox
 #
+# Needs the package lists (apt-get update).
+#
 # Kernel packages carry their ABI number in the name; old ones leave the archive soon. So the
 # meta-package is asked which one is current.
 set -eu
@@ -22,11 +24,12 @@ unpack() {
 }
 
 for flavour in 6.1:linux-image-cloud-amd64 6.12:linux-image-6.12-cloud-amd64; do
-    folder=$cache/${flavour%%:*}
+    version=${flavour%%:*} folder=$cache/${flavour%%:*}
     [ -d "$folder" ] && continue
+    # Other releases of Debian have other kernels behind the same names.
     package=$(apt-cache depends "${flavour#*:}" |
-        sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
-    [ -n "$package" ] || { echo "fetch.sh: no package behind ${flavour#*:} (apt-get update?)" >&2; exit 1; }
+        sed -n "s/^ *Depends: \(linux-image-$version\.[0-9].*\)\$/\1/p" | head -n 1)
+    [ -n "$package" ] || { echo "fetch.sh: no $version kernel behind ${flavour#*:}" >&2; exit 1; }
     unpack "$package" "$folder"
 done
 

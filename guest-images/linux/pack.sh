@@ -24,7 +24,10 @@ start_tree() {
     cp "$1" "$2/bin/busybox"
     cp "$3" "$2/init"
     chmod 755 "$2/bin/busybox" "$2/init"
-    ln -s busybox "$2/bin/sh"
+    # Not `busybox --install` at boot: a root file system may be read-only.
+    for applet in $("$1" --list); do
+        [ "$applet" = busybox ] || ln -s busybox "$2/bin/$applet"
+    done
 }
 
 # Packs the tree $1 into a cpio archive on standard output: the same bytes from the same files.

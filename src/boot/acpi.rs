@@ -6,7 +6,11 @@
 //! ```text
 //! 0xe0000  RSDP -> XSDT -> FADT -> DSDT
 //!                       -> MADT
+//! 0xffff0  the firmware's entry, which resets
 //! ```
+//!
+//! On hardware-reduced ACPI, Linux asks UEFI for the reset and, where there is none, jumps to the
+//! firmware's entry in real mode; it does not try the reset register before.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::ResourceTemplate;
@@ -25,8 +29,10 @@ use crate::sys::ram::GuestRam;
 
 /// Where the tables lie: in a PC's firmware area, which no kernel takes for ordinary memory.
 pub const TABLES_GPA: u64 = 0xe_0000;
-/// Room for them.
+/// Room for them and for the firmware's entry.
 pub const TABLES_BYTES: u64 = 0x2_0000;
+/// Where a PC's firmware is entered in real mode: f000:fff0.
+const FIRMWARE_ENTRY_GPA: u64 = 0xf_fff0;
 
 /// Sleep type of the state "soft off" (S5), as our DSDT names it (chosen).
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -79,7 +85,7 @@ pub fn write(ram: &GuestRam, hardware: &Hardware) -> Result<u64, Error> {
         let gpa = next;
         put(ram, gpa, &table)?;
         next = (gpa + table.len() as u64).next_multiple_of(64);
-        assert!(next <= TABLES_GPA + TABLES_BYTES, "ACPI tables are small");
+        assert!(next <= FIRMWARE_ENTRY_GPA, "ACPI tables are small");
         Ok(gpa)
     };
     let dsdt = place(dsdt(hardware))?;
@@ -90,7 +96,15 @@ pub fn write(ram: &GuestRam, hardware: &Hardware) -> Result<u64, Error> {
     xsdt.add_entry(madt);
     let xsdt = place(bytes(&xsdt))?;
     put(ram, TABLES_GPA, &bytes(&Rsdp::new(OEM, xsdt)))?;
+    put(ram, FIRMWARE_ENTRY_GPA, &reset_code(hardware.reset_port))?;
     Ok(TABLES_GPA)
+}
+
+/// All the firmware there is, in 16-bit code: writes the reset value to the reset register.
+fn reset_code(port: u16) -> [u8; 9] {
+    let [low, high] = port.to_le_bytes();
+    // mov al, value; mov dx, port; out dx, al; again: hlt; jmp again
+    [0xb0, RESET_VALUE, 0xba, low, high, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
 fn port(address: u16) -> GAS {
@@ -225,5 +239,7 @@ mod tests {
         let dsdt = table(&ram, address(&fadt, 140));
         let devices = dsdt.windows(8).filter(|id| id == b"LNRO0005").count();
         assert_eq!((&dsdt[..4], devices), (&b"DSDT"[..], 8));
+        let entry: [u8; 9] = ram.memory().read_obj(GuestAddress(0xf_fff0)).unwrap();
+        assert_eq!(entry, [0xb0, 1, 0xba, 2, 6, 0xee, 0xf4, 0xeb, 0xfd]);
     }
 }

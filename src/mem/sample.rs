@@ -74,9 +74,10 @@ impl Pager {
                             }
                         }
                         Backing::ZeroPage => {
-                            self.space.discard(GfnRange::one(gfn))?;
-                            books.pmap.apply(gfn, PageEvent::Discard);
-                            books.sample.absent.push(gfn);
+                            if self.space.discard_zero(gfn)? {
+                                books.pmap.apply(gfn, PageEvent::Discard);
+                                books.sample.absent.push(gfn);
+                            }
                         }
                         Backing::Nothing | Backing::File => {}
                     }

@@ -367,6 +367,27 @@ impl GuestSpace {
             .map_err(|source| guest_error("discard", range, source))
     }
 
+    /// Drops an armed page that reads as zero, so that the next touch is a missing fault. False when
+    /// the guest has written it meanwhile: the kernel serves such a write unseen, so the page is
+    /// write-protected before it is looked at.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn discard_zero(&self, gfn: Gfn) -> Result<bool, Error> {
+        let range = GfnRange::one(gfn);
+        complete("write-protect", range, |at, len| {
+            self.uffd.protect_part(self.hva(range) + at, len)
+        })?;
+        if self.backing(range)?[0] != Backing::ZeroPage {
+            self.unprotect(gfn)?;
+            return Ok(false);
+        }
+        self.discard(range)?;
+        // A writer that met the protection must try again and find the page missing.
+        self.wake(range)?;
+        Ok(true)
+    }
+
     /// Maps the frames from `frame` copy-on-write over `range` and wakes.
     ///
     /// # Errors

@@ -51,6 +51,8 @@ const BATCHES_A_TURN: usize = 16;
 const MERGES_A_TURN: usize = 256;
 /// Pages scanned in one turn, at most.
 const SCAN_A_TURN: u32 = 1024;
+/// A scan takes at most this part of the time, however slow the machine is: the guest needs it too.
+const SCAN_TIME_PART: u32 = 4;
 /// Pause after the swap file failed.
 const SWAP_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts to join a host manager again.
@@ -488,8 +490,9 @@ impl<'a> Agent<'a> {
         }
         // A turn's worth in one go, then as long a pause as the rate asks for.
         let pages = (rate / 20).clamp(64, SCAN_A_TURN);
+        let start = Instant::now();
         let found = self.scanner.step(&self.pager, pages)?;
-        self.due.scan = now + Duration::from_secs(1) * found.pages / rate;
+        self.due.scan = now + scan_period(found.pages, rate, start.elapsed());
         for part in found.offers.chunks(OFFER_PAGES_MAX) {
             self.send(&ToHost::Offer {
                 pages: part.to_vec(),
@@ -553,6 +556,12 @@ fn start(mut machine: Machine) -> Result<(Machine, Option<File>), super::Error> 
     Ok((machine, waits))
 }
 
+/// From one turn of the scan to the next, when one of `pages` took so long.
+fn scan_period(pages: u32, pages_per_second: u32, took: Duration) -> Duration {
+    let by_rate = Duration::from_secs(1) * pages / pages_per_second;
+    by_rate.max(took * SCAN_TIME_PART)
+}
+
 fn no_orders() -> Orders {
     Orders {
         state: MemState::High,
@@ -560,5 +569,18 @@ fn no_orders() -> Orders {
         private_max: None,
         run: Run::Go,
         scan_pages_per_second: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scan_keeps_its_rate_where_it_can_and_never_takes_all_the_time() {
+        let ms = Duration::from_millis;
+        assert_eq!(scan_period(400, 8000, ms(1)), ms(50));
+        assert_eq!(scan_period(400, 8000, ms(60)), ms(240));
+        assert_eq!(scan_period(0, 8000, ms(1)), ms(4));
     }
 }

@@ -59,6 +59,16 @@ pub fn require(capabilities: &[Capability]) -> Option<Host> {
     let Some(missing) = missing else {
         return Some(Host(()));
     };
+    skip(&missing);
+    None
+}
+
+/// Says visibly that the calling test does not run, and why; with TIDEMARK_REQUIRE=1 that is a
+/// failure.
+///
+/// # Panics
+/// With TIDEMARK_REQUIRE=1.
+pub fn skip(missing: &str) {
     assert!(
         std::env::var_os("TIDEMARK_REQUIRE").is_none_or(|value| value != "1"),
         "TIDEMARK_REQUIRE=1 and {missing}"
@@ -70,7 +80,6 @@ pub fn require(capabilities: &[Capability]) -> Option<Host> {
         std::io::stderr(),
         "SKIP {name}: {missing} (set TIDEMARK_REQUIRE=1 to fail instead)"
     );
-    None
 }
 
 /// Says something on the raw standard error, which a passing test does not swallow.

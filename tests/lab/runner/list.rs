@@ -1,12 +1,15 @@
 //! The tests with one guest at a time; [`super::fleet`] has those with several.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use tidemark::devices::virtio::block::Access;
 use tidemark::link::message::ExitReason;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::units::Pages;
+use tidemark::sys::pagemap::Backing;
+use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 
 use super::fleet;
 use super::rig::{Failure, Plan, Rig};
@@ -14,9 +17,12 @@ use super::rig::{Failure, Plan, Rig};
 type Test = fn(&Path) -> Result<(), Failure>;
 
 /// Name and body of each test, in the order in which they run.
-pub const TESTS: [(&str, Test); 7] = [
+pub const TESTS: [(&str, Test); 10] = [
     ("boot_disk_and_reboot", boot_disk_and_reboot),
     ("smp_boot_and_power_off", smp_boot_and_power_off),
+    ("smp_reboot", smp_reboot),
+    ("vmlinux_on_its_own_root", vmlinux_on_its_own_root),
+    ("more_than_4_gib", more_than_4_gib),
     ("balloon", balloon),
     ("host_swapping", host_swapping),
     ("overcommit", fleet::overcommit),
@@ -27,14 +33,17 @@ pub const TESTS: [(&str, Test); 7] = [
 /// How long the guest's driver may take for what it does by itself.
 const DRIVER_LIMIT: Duration = Duration::from_secs(40);
 
+/// First frame above the hole for devices.
+const FOUR_GIB: Gfn = Gfn(1 << 20);
+
 fn plan(guest: &Path, cpus: u8) -> Plan {
     Plan {
         guest: guest.into(),
+        kernel: "vmlinuz",
         memory: Pages::mib(160),
         cpus,
         cmdline: "quiet".into(),
         credit: CreditBook::unlimited(),
-        swap: "/tmp".into(),
         disk: None,
     }
 }
@@ -55,9 +64,10 @@ fn ends_with(rig: &Rig, reason: &ExitReason) -> Result<(), Failure> {
 }
 
 fn boot_disk_and_reboot(guest: &Path) -> Result<(), Failure> {
-    std::fs::copy(guest.join("root.img"), "/tmp/root.img")?;
+    let image = Path::new("root.img");
+    std::fs::copy(guest.join(image), image)?;
     let plan = Plan {
-        disk: Some("/tmp/root.img".into()),
+        disk: Some((image.into(), Access::Writable)),
         ..plan(guest, 1)
     };
     let mut rig = Rig::boot(&plan)?;
@@ -67,9 +77,69 @@ fn boot_disk_and_reboot(guest: &Path) -> Result<(), Failure> {
     rig.run("mount /dev/vda /mnt && [ -x /mnt/bin/busybox ]")?;
     rig.run("head -c 3000000 /dev/urandom >/mnt/data && sync && sha1sum </mnt/data >/mnt/sum")?;
     rig.run("umount /mnt && echo 3 >/proc/sys/vm/drop_caches && mount /dev/vda /mnt")?;
-    rig.run("[ \"$(sha1sum </mnt/data)\" = \"$(cat /mnt/sum)\" ] && umount /mnt")?;
+    rig.run("[ \"$(sha1sum </mnt/data)\" = \"$(cat /mnt/sum)\" ]")?;
+    // What the guest discards leaves the image's file.
+    let blocks = || std::fs::metadata(image).map(|it| it.blocks());
+    let before = blocks()?;
+    rig.run("rm /mnt/data && sync && fstrim /mnt && umount /mnt")?;
+    let after = blocks()?;
+    let freed = before.saturating_sub(after) * 512;
+    check(freed >= 3_000_000, || {
+        format!("the discard freed {freed} bytes")
+    })?;
     rig.send("reboot -f\n")?;
     ends_with(&rig, &ExitReason::Reset)
+}
+
+/// The uncompressed kernel, entered by PVH, takes its root from a disk that it may not write.
+fn vmlinux_on_its_own_root(guest: &Path) -> Result<(), Failure> {
+    let plan = Plan {
+        kernel: "vmlinux",
+        cmdline: "quiet root=/dev/vda".into(),
+        disk: Some((guest.join("root.img"), Access::ReadOnly)),
+        ..plan(guest, 1)
+    };
+    let mut rig = Rig::boot(&plan)?;
+    let root = rig.run("sed -n 's/^[^ ]* [/] \\(ext4 r[ow]\\).*/\\1/p' /proc/mounts")?;
+    check(root == "ext4 ro", || format!("the root is {root:?}"))?;
+    rig.run("[ $(blockdev --getro /dev/vda) = 1 ] && ! echo x >/dev/vda")?;
+    rig.send("poweroff -f\n")?;
+    ends_with(&rig, &ExitReason::Shutdown)
+}
+
+/// Memory on both sides of the hole below 4 GiB; far more than the emulated host has.
+fn more_than_4_gib(guest: &Path) -> Result<(), Failure> {
+    let plan = Plan {
+        memory: Pages::mib(5 << 10),
+        ..plan(guest, 1)
+    };
+    let mut rig = Rig::boot(&plan)?;
+    let total = rig.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+    let total: u64 = total.parse()?;
+    check(total > 4 << 20, || format!("the guest has {total} KiB"))?;
+    let before = backed_from(&rig, FOUR_GIB)?;
+    rig.run("fill /tmp/data 48 && [ \"$(sha1sum </tmp/data)\" = \"$(sha1sum </tmp/data)\" ]")?;
+    let after = backed_from(&rig, FOUR_GIB)?;
+    println!("  {total} KiB in all; {before} back what is above 4 GiB, then {after}");
+    check(after >= before + Pages::mib(24), || {
+        "the guest keeps below 4 GiB".into()
+    })?;
+    rig.send("poweroff -f\n")?;
+    ends_with(&rig, &ExitReason::Shutdown)
+}
+
+/// Anonymous memory behind the guest from `start` on.
+fn backed_from(rig: &Rig, start: Gfn) -> Result<Pages, Failure> {
+    let space = rig.pager.space();
+    let end = space.ram().layout().end().0;
+    let mut backed = Pages::ZERO;
+    for first in (start.0..end).step_by(CHUNK_PAGES as usize) {
+        let range = GfnRange::new(Gfn(first), CHUNK_PAGES.min(end - first));
+        let pages = space.backing(range)?;
+        let pages = pages.iter().filter(|it| **it == Backing::Anonymous);
+        backed += Pages(pages.count() as u64);
+    }
+    Ok(backed)
 }
 
 fn smp_boot_and_power_off(guest: &Path) -> Result<(), Failure> {
@@ -80,6 +150,13 @@ fn smp_boot_and_power_off(guest: &Path) -> Result<(), Failure> {
     rig.run("(taskset 1 sha1sum /bin/busybox & taskset 2 sha1sum /bin/busybox; wait)")?;
     rig.send("poweroff -f\n")?;
     ends_with(&rig, &ExitReason::Shutdown)
+}
+
+/// The kernel stops its other CPUs before it resets.
+fn smp_reboot(guest: &Path) -> Result<(), Failure> {
+    let mut rig = Rig::boot(&plan(guest, 2))?;
+    rig.send("reboot -f\n")?;
+    ends_with(&rig, &ExitReason::Reset)
 }
 
 fn balloon(guest: &Path) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 //!
 //!     lab_runner GUEST_FOLDER [TEST...]
 //!
+//! Without names it runs all tests, otherwise these in this order; one that is named twice runs twice.
 //! Prints `PASS name seconds` or `FAIL name seconds` followed by the reason, for each test.
 
 mod fleet;
@@ -16,12 +17,21 @@ fn main() -> ExitCode {
     env_logger::init();
     let mut arguments = std::env::args().skip(1);
     let guest = PathBuf::from(arguments.next().unwrap_or_else(|| "/guest".into()));
+    // What the tests make lies in their working folder.
+    let guest = std::path::absolute(guest).expect("a working folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::env::set_current_dir(&folder).expect("enter the temporary folder");
+    let mut tests = list::TESTS.to_vec();
     let wanted: Vec<String> = arguments.collect();
+    if !wanted.is_empty() {
+        let find = |name: &String| list::TESTS.into_iter().find(|test| test.0 == name);
+        tests = wanted
+            .iter()
+            .map(|name| find(name).unwrap_or_else(|| panic!("there is no test {name}")))
+            .collect();
+    }
     let mut failures = 0;
-    for (name, test) in list::TESTS {
-        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
-            continue;
-        }
+    for (name, test) in tests {
         let start = Instant::now();
         let outcome = test(&guest);
         let seconds = start.elapsed().as_secs_f32();

@@ -35,17 +35,17 @@ const PIECE_BYTES: usize = 16;
 /// What a guest is made of.
 #[derive(Clone)]
 pub struct Plan {
-    /// Folder with `vmlinuz` and `initrd.gz`.
+    /// Folder with the kernel and `initrd.gz`.
     pub guest: PathBuf,
+    /// File name of the kernel.
+    pub kernel: &'static str,
     pub memory: Pages,
     pub cpus: u8,
     /// Further words for the kernel.
     pub cmdline: String,
     pub credit: CreditBook,
-    /// Folder of the swap file.
-    pub swap: PathBuf,
     /// Image of the guest's disk, if it has one.
-    pub disk: Option<PathBuf>,
+    pub disk: Option<(PathBuf, Access)>,
 }
 
 /// What the guest wrote so far.
@@ -112,7 +112,7 @@ impl Rig {
         let ram = GuestRam::new(Layout::new(plan.memory))?;
         let settings = Settings {
             path: TakePath::choose(tidemark::sys::uffd::probe()?, None)?,
-            swap: Box::new(SwapFile::create(&plan.swap)?),
+            swap: Box::new(SwapFile::create(Path::new("."))?),
             seed: 7,
             credit: plan.credit.clone(),
         };
@@ -127,10 +127,10 @@ impl Rig {
         };
         let console = Arc::new(Console::new("", Box::new(recorder)));
         let more = std::env::var("LAB_CMDLINE").unwrap_or_default();
-        let disk = plan.disk.as_deref();
-        let disk = disk.map(|path| Disk::open(path, Access::Writable));
+        let disk = plan.disk.as_ref();
+        let disk = disk.map(|(path, access)| Disk::open(path, *access));
         let spec = MachineSpec {
-            kernel: Image::File(open(&plan.guest.join("vmlinuz"))?),
+            kernel: Image::File(open(&plan.guest.join(plan.kernel))?),
             initrd: Some(Image::File(open(&plan.guest.join("initrd.gz"))?)),
             cmdline: format!("console=ttyS0 tidemark.commands {} {more}", plan.cmdline),
             cpus: plan.cpus,
@@ -156,8 +156,12 @@ impl Rig {
     }
 
     pub fn wait_ready(&mut self) -> Result<(), Failure> {
-        self.wait_text("tidemark-guest: ready", BOOT_LIMIT)?;
-        Ok(())
+        let before = self.wait_text("tidemark-guest: ready", BOOT_LIMIT)?;
+        // A guest without its drivers would pass whatever does not need them.
+        match before.lines().find(|line| line.contains("does not load")) {
+            Some(line) => Err(line.into()),
+            None => Ok(()),
+        }
     }
 
     /// Waits for a line that contains `mark`; returns what came before it and has not been returned.
