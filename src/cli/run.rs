@@ -20,11 +20,12 @@ use self::screen::Screen;
 use super::host::{drain, signal_pipe};
 use super::{Error, check, folder, machine, table};
 use crate::config::size::parse_duration;
-use crate::config::{FleetSpec, HostArgs, VmArgs};
+use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
 use crate::link::message::{Exit, ExitReason};
+use crate::vm::files::Files;
 
 /// How long VMs may take to stop before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -57,6 +58,12 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// Where the VMs are described, for messages.
+    fn origin(&self) -> String {
+        let file = self.fleet.as_ref().map(|path| path.display().to_string());
+        file.unwrap_or_else(|| COMMAND_LINE.to_owned())
+    }
+
     fn spec(&self) -> Result<FleetSpec, Error> {
         let count = self.count.as_deref();
         match &self.fleet {
@@ -81,6 +88,7 @@ impl RunArgs {
 pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let spec = args.spec()?;
+    check_files(&spec, &args.origin())?;
     check::require()?;
     let settings = Settings {
         budget: spec.host.memory,
@@ -116,6 +124,14 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
             false => ExitCode::FAILURE,
         },
     )
+}
+
+/// Opens what every VM boots from, before any of them is started. All are open at once, so that one
+/// disk under two names meets its own lock.
+fn check_files(spec: &FleetSpec, origin: &str) -> Result<(), ConfigError> {
+    let open = |vm| Files::open(vm, origin).map(|files| files.disk);
+    let disks: Result<Vec<_>, _> = spec.vms.iter().map(open).collect();
+    disks.map(drop)
 }
 
 /// The control socket is a convenience: without a folder for it the fleet runs all the same.

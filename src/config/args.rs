@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::check::{Draft, Value};
-use super::error::ConfigError;
+use super::error::{COMMAND_LINE, ConfigError};
 use super::fleet::Machine;
 use super::spec::VmSpec;
 
@@ -72,7 +72,7 @@ impl VmArgs {
     /// # Errors
     /// The first mistake.
     pub fn to_spec(&self, machine: &Machine<'_>) -> Result<VmSpec, ConfigError> {
-        self.draft().check("command line", Path::new(""), machine)
+        self.draft().check(COMMAND_LINE, Path::new(""), machine)
     }
 
     pub(super) fn draft(&self) -> Draft {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::args::VmArgs;
 use super::check::{Draft, Place, SWAP_DIR, Value};
-use super::error::ConfigError;
+use super::error::{COMMAND_LINE, ConfigError};
 use super::file::{self, FleetFile, HostTable};
 use super::size::parse_duration;
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
@@ -70,7 +70,7 @@ impl HostArgs {
             swap_dir,
             seed: None,
         };
-        check_host(&table, "command line", Path::new(""), machine)
+        check_host(&table, COMMAND_LINE, Path::new(""), machine)
     }
 }
 
@@ -131,7 +131,7 @@ impl FleetSpec {
             vms: Vec::new(),
         };
         let count = count.map(|count| Value::Text(count.to_owned()));
-        let (origin, folder) = ("command line", Path::new(""));
+        let (origin, folder) = (COMMAND_LINE, Path::new(""));
         fleet.add(&vm.draft(), count.as_ref(), origin, folder, machine)?;
         fleet.check_together(origin)?;
         Ok(fleet)

@@ -16,18 +16,11 @@ const MACHINE: Machine<'_> = Machine {
     guests: GUESTS,
 };
 
-/// A folder with an ELF kernel, a bzImage, an initrd and a file that is no kernel.
+/// A folder with files; what is in them does not matter here.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut bz_image = vec![0; 0x300];
-    bz_image[0x202..0x206].copy_from_slice(b"HdrS");
-    for (name, content) in [
-        ("vmlinux", b"\x7fELF...".as_slice()),
-        ("vmlinuz", &bz_image),
-        ("initrd.gz", b"x"),
-        ("notes.txt", b"hello"),
-    ] {
-        std::fs::write(folder.path().join(name), content).expect("a writable folder");
+    for name in ["vmlinux", "vmlinuz", "initrd.gz", "notes.txt"] {
+        std::fs::write(folder.path().join(name), "x").expect("a writable folder");
     }
     folder
 }
@@ -222,10 +215,6 @@ fn mistakes_in_a_vm() {
             "kernel = \".\" is a folder (allowed: a readable file)",
         ),
         (
-            "kernel = \"notes.txt\"",
-            "kernel = \"notes.txt\" is no kernel (allowed: an ELF file or a Linux bzImage)",
-        ),
-        (
             "kernel = \"vmlinux\"\ninitrd = \"nosuch\"",
             "initrd = \"nosuch\" cannot be opened (nosuch: No such file or directory (os error 2)) \
              (allowed: a readable file)",
@@ -242,7 +231,7 @@ fn mistakes_in_a_vm() {
         (
             "guest = \"verify\"\ncmdline = \"a\\nb\"",
             "cmdline = \"a\\nb\" is too long or has a line break or NUL in it (allowed: one line of \
-             at most 2048 bytes)",
+             at most 2047 bytes)",
         ),
         (
             "guest = \"verify\"\ncount = 0",

@@ -1,11 +1,12 @@
 //! One virtual machine: KVM, its vCPU threads and its devices.
 //!
 //! [`machine::Machine`] builds it and ends it, [`gate::Gate`] holds its vCPUs, [`exit::ExitCell`]
-//! keeps how it ended. Guest RAM and what happens to its pages belong to the caller.
+//! keeps how it ended. [`files::Files`] are what it boots from. Guest RAM and what happens to its pages belong to the caller.
 
 mod active;
 mod agent;
 pub mod exit;
+pub mod files;
 pub mod gate;
 pub mod machine;
 pub mod platform;

@@ -19,13 +19,11 @@ use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::agent::Agent;
+use super::files::Files;
 use super::machine::{Machine, MachineSpec};
-use crate::boot::builtin;
-use crate::boot::image::Image;
-use crate::config::{Boot, VmSpec};
+use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
-use crate::devices::virtio::block::{self, Access, Disk};
 use crate::link::message::{Exit, ExitReason, Hello, ToHost, ToVm, Welcome};
 use crate::link::socket::{self, Link, Received};
 use crate::mem::credit::CreditBook;
@@ -82,10 +80,7 @@ pub enum Error {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] super::sandbox::Error),
-    /// The disk.
-    #[error(transparent)]
-    Disk(#[from] block::Error),
-    /// A file of the spec.
+    /// The console's file.
     #[error("cannot open {path}")]
     Open {
         /// Which.
@@ -215,18 +210,24 @@ pub(super) fn join(
     }
 }
 
-/// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`. The time
+/// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other end of `link`. The time
 /// to the guest's first instruction is reported from `started` on.
 /// `lease` is the one it redeems.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
 /// was told.
-pub fn run(spec: &VmSpec, link: Link, lease: Option<u64>, started: Instant) -> Result<Exit, Error> {
+pub fn run(
+    spec: &VmSpec,
+    files: Files,
+    link: Link,
+    lease: Option<u64>,
+    started: Instant,
+) -> Result<Exit, Error> {
     stop_on_panic();
     let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
-    match prepare(spec, &welcome, &failure) {
+    match prepare(spec, files, &welcome, &failure) {
         Ok((pager, building, seed)) => {
             let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
@@ -258,6 +259,7 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// Everything up to the guest's first instruction, which waits for the agent.
 fn prepare(
     spec: &VmSpec,
+    files: Files,
     welcome: &Welcome,
     failure: &Arc<Failure>,
 ) -> Result<(Arc<Pager>, Building, u64), Error> {
@@ -282,7 +284,7 @@ fn prepare(
         pager: pager.clone(),
         failure: failure.clone(),
     });
-    let building = build(spec, ram, sink)?;
+    let building = build(spec, files, ram, sink)?;
     Ok((pager, building, seed))
 }
 
@@ -347,26 +349,18 @@ impl Building {
     }
 }
 
-/// Opens the spec's files and starts a thread that builds the machine.
-fn build(spec: &VmSpec, ram: Arc<GuestRam>, sink: Arc<dyn BalloonSink>) -> Result<Building, Error> {
+/// Starts a thread that builds the machine.
+fn build(
+    spec: &VmSpec,
+    files: Files,
+    ram: Arc<GuestRam>,
+    sink: Arc<dyn BalloonSink>,
+) -> Result<Building, Error> {
     let console = Arc::new(Console::new("", console_writer(spec)?));
-    let (kernel, initrd) = match &spec.boot {
-        Boot::Guest(name) => {
-            let image = builtin::find(name).expect("the configuration checked the name");
-            (Image::Builtin(image), None)
-        }
-        Boot::Kernel { kernel, initrd } => {
-            let initrd = initrd.as_deref().map(open_image).transpose()?;
-            (open_image(kernel)?, initrd)
-        }
-    };
-    // Opened and locked here, before the sandbox closes.
-    let disk = spec.disk.as_deref();
-    let disk = disk.map(|path| Disk::open(path, Access::Writable));
     let machine = MachineSpec {
-        kernel,
-        initrd,
-        disks: disk.transpose()?.into_iter().collect(),
+        kernel: files.kernel,
+        initrd: files.initrd,
+        disks: files.disk.into_iter().collect(),
         cmdline: spec.cmdline.clone(),
         cpus: spec.cpus,
     };
@@ -392,15 +386,6 @@ fn build(spec: &VmSpec, ram: Arc<GuestRam>, sink: Arc<dyn BalloonSink>) -> Resul
     };
     spawn("builder", work)?;
     Ok(Building { done, result })
-}
-
-fn open_image(path: &std::path::Path) -> Result<Image, Error> {
-    let open = std::fs::File::open(path);
-    let error = |source| Error::Open {
-        path: path.display().to_string(),
-        source,
-    };
-    open.map(Image::File).map_err(error)
 }
 
 fn console_writer(spec: &VmSpec) -> Result<Box<dyn io::Write + Send>, Error> {
