@@ -53,7 +53,7 @@ pub struct VmArgs {
     /// VMs of one group share equal pages
     #[arg(long, value_name = "NAME")]
     pub share_group: Option<String>,
-    /// Console log file [default: standard output; under `tidemark run` prefixed lines on standard error]
+    /// Console log file [default: the terminal, if there is one and this is its only VM; else standard output, and under `tidemark run` prefixed lines on standard error]
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
     /// Folder of the swap file [default: /var/tmp]

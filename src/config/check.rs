@@ -380,7 +380,8 @@ fn check_file(place: &Place, key: &str, path: &Path, folder: &Path) -> Result<()
     if kind.is_dir() {
         return Err(wrong("is a folder".into()));
     }
-    if !kind.is_file() && !(key == "disk" && kind.is_block_device()) {
+    let fits = kind.is_file() || (key == "disk" && kind.is_block_device());
+    if !fits {
         return Err(wrong("is no regular file".into()));
     }
     File::open(&full).map(|_| ()).map_err(cannot)

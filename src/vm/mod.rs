@@ -12,6 +12,7 @@ pub mod machine;
 pub mod platform;
 pub mod process;
 pub mod sandbox;
+pub mod terminal;
 mod vcpu;
 
 use crate::devices::bus::WindowError;
@@ -67,6 +68,12 @@ pub enum Error {
     /// The system call filter.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// The console's terminal.
+    #[error("cannot use the terminal as a console")]
+    Terminal {
+        /// The reason.
+        source: std::io::Error,
+    },
     /// A vCPU's thread.
     #[error("cannot start the thread of vCPU {vcpu}")]
     Thread {

@@ -5,6 +5,7 @@
 //! | main | joins the host manager, then `agent`: orders, credit, sharing, swapping, reports |
 //! | faults | serves page faults; must never wait for another thread |
 //! | vcpu N | run the guest and its devices |
+//! | keys | with a terminal only: reads it for the guest's serial port |
 //! | builder, then statistics | loads the guest; then asks its balloon driver for statistics. Both touch guest memory and may wait for credit, which the main thread brings |
 
 use std::io;
@@ -21,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::agent::Agent;
 use super::files::Files;
 use super::machine::{Machine, MachineSpec};
+use super::terminal::{self, Terminal};
 use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
@@ -227,11 +229,16 @@ pub fn run(
     stop_on_panic();
     let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
-    match prepare(spec, files, &welcome, &failure) {
+    // Dropped when the guest has ended.
+    let terminal = match spec.console {
+        None => Terminal::open(),
+        Some(_) => None,
+    };
+    match prepare(spec, files, terminal.as_ref(), &welcome, &failure) {
         Ok((pager, building, seed)) => {
             let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
-            Ok(agent.run(building, started))
+            Ok(agent.run(building, terminal.as_ref(), started))
         }
         Err(error) => {
             failure.set(&error);
@@ -247,6 +254,7 @@ pub fn run(
 fn stop_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        terminal::restore();
         report(panic);
         std::process::abort();
     }));
@@ -260,6 +268,7 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 fn prepare(
     spec: &VmSpec,
     files: Files,
+    terminal: Option<&Terminal>,
     welcome: &Welcome,
     failure: &Arc<Failure>,
 ) -> Result<(Arc<Pager>, Building, u64), Error> {
@@ -284,7 +293,11 @@ fn prepare(
         pager: pager.clone(),
         failure: failure.clone(),
     });
-    let building = build(spec, files, ram, sink)?;
+    let console = match terminal {
+        Some(_) => Console::raw(Box::new(io::stdout())),
+        None => Console::new("", console_writer(spec)?),
+    };
+    let building = build(spec, files, Arc::new(console), ram, sink)?;
     Ok((pager, building, seed))
 }
 
@@ -353,10 +366,10 @@ impl Building {
 fn build(
     spec: &VmSpec,
     files: Files,
+    console: Arc<Console>,
     ram: Arc<GuestRam>,
     sink: Arc<dyn BalloonSink>,
 ) -> Result<Building, Error> {
-    let console = Arc::new(Console::new("", console_writer(spec)?));
     let machine = MachineSpec {
         kernel: files.kernel,
         initrd: files.initrd,
