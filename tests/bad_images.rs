@@ -1,14 +1,11 @@
 //! Files that no VM can boot from: one line that names file, VM, key and reason, status 2, and no VM
 //! process started. Needs no KVM.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test's helpers are tests too: a panic is their way to fail"
-)]
 
 mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use common::fleet::Folder;
 use rustix::fs::{FlockOperation, flock};
@@ -167,4 +164,24 @@ fn flags_are_checked_as_files_are() {
         let line = folder.fails(&[verb, "--kernel", "/dev/null"], 2);
         assert!(line.contains("is no regular file"), "{line}");
     }
+}
+
+#[test]
+fn the_linux_example_names_what_its_recipe_makes() {
+    let folder = Folder::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::create_dir(folder.path().join("examples")).unwrap();
+    fs::copy(
+        root.join("examples/linux.toml"),
+        folder.path().join("examples/linux.toml"),
+    )
+    .unwrap();
+    // What guest-images/linux/setup.sh leaves, had it made a kernel that is too old.
+    let made = folder.path().join("target/linux/guest-6.12");
+    fs::create_dir_all(&made).unwrap();
+    fs::write(made.join("vmlinuz"), patched(0x206, &[0x0b, 2])).unwrap();
+    fs::write(made.join("initrd.gz"), "initrd").unwrap();
+    let line = folder.fails(&["run", "examples/linux.toml"], 2);
+    assert!(line.contains("vm \"debian-0\": kernel"), "{line}");
+    assert!(line.contains("too old"), "{line}");
 }

@@ -198,40 +198,24 @@ fn the_terminal_is_put_back_however_the_vm_ends() {
 }
 
 #[test]
-fn a_vm_on_a_terminal_joins_a_fleet() {
+fn a_vm_on_a_terminal_joins_a_fleet_that_runs() {
     let Some(_) = require(&[Kvm, Uffd]) else {
         return;
     };
     let _alone = alone();
     let folder = Folder::new();
-    let socket = folder.path().join("host.sock");
-    let socket = socket.to_str().unwrap();
-    let _host = Process::start(folder.command(&["host", "--memory", "96M", "--socket", socket]));
-    wait_for("the host manager", SOON, || {
-        std::path::Path::new(socket).exists()
-    });
-    // Two of 64 MiB and the person's of 64 in 96.
-    let fill = ["--memory=64M", "--cmdline=fill=60", "--guest=verify"];
-    let vms = ["--name=a", "--name=b"].map(|name| {
-        Process::start(folder.command(&[&["vm", name, "--host", socket], &fill[..]].concat()))
-    });
+    // Two of 64 MiB, and the person's: twice what there is.
+    let fleet = "run --guest verify --cmdline fill=60 --memory 64M --count 2 --host-memory 96M";
+    let words: Vec<&str> = fleet.split(' ').collect();
+    let mut fleet = Process::start(folder.command(&words));
     let running = |name: &str| {
-        let find = || folder_vm(&folder, socket, name).is_some();
-        wait_for(name, SOON, find);
+        let running = || folder.vm(name).is_some_and(|vm| vm["state"] == "running");
+        wait_for(&format!("{name} in the fleet"), SOON, running);
     };
-    running("a");
-    running("b");
-    let args = [
-        "vm",
-        "--host",
-        socket,
-        "--guest=echo",
-        "--memory=64M",
-        "--name=mine",
-    ];
-    let mut person = Person::types(&folder, &args);
+    running("verify-1");
+    let mut person = Person::types(&folder, &["vm", "--guest=echo", "--memory=64M"]);
     person.sees("echo is ready");
-    running("mine");
+    running("echo");
     person.presses(b"shell?");
     person.sees("shell?");
     person.presses(CTRL_C);
@@ -239,14 +223,9 @@ fn a_vm_on_a_terminal_joins_a_fleet() {
     person.presses(CTRL_BRACKET);
     assert_eq!(person.waits().code(), Some(0));
     person.has_their_terminal();
-    drop(vms);
-}
-
-/// A VM in `ps` of one host manager.
-fn folder_vm(folder: &Folder, socket: &str, name: &str) -> Option<serde_json::Value> {
-    let output = folder.output(&["ps", "--json", "--socket", socket]);
-    let figures = serde_json::from_slice(&output.stdout).ok()?;
-    common::fleet::find_vm(&figures, name).cloned()
+    running("verify-0");
+    fleet.signal(Signal::TERM);
+    assert!(fleet.wait(SOON).success());
 }
 
 #[test]
