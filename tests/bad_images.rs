@@ -138,6 +138,23 @@ fn disks_that_are_missing_or_taken() {
         assert!(line.contains("vm \"third\": disk = "), "{line}");
         assert!(line.contains(name) && line.contains(words), "{line}");
     }
+    // What nobody writes may be shared, also with a reader of another fleet: the mistake is the next VM's.
+    flock(&disk, FlockOperation::LockShared).unwrap();
+    let reader = |name| {
+        format!(
+            "[[vm]]\nname = \"{name}\"\nguest = \"hello\"\ndisk = \"disk.img\"\ndisk_read_only = true\n"
+        )
+    };
+    let last = "[[vm]]\nname = \"last\"\nguest = \"hello\"\ndisk = \"other.img\"\n";
+    let text = format!(
+        "[host]\nmemory = \"512M\"\n{}{}{last}",
+        reader("a"),
+        reader("b")
+    );
+    folder.write("readers.toml", &text);
+    let line = folder.fails(&["run", "readers.toml"], 2);
+    assert!(line.contains("vm \"last\": disk = \"other.img\""), "{line}");
+    assert!(line.contains("in use by another VM"), "{line}");
     // Another process has it.
     flock(&disk, FlockOperation::LockExclusive).unwrap();
     let words = ["disk = \"disk.img\"", "in use by another VM"];

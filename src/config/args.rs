@@ -35,6 +35,9 @@ pub struct VmArgs {
     /// Disk image
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
+    /// The guest may not write its disk; several VMs may then have the same
+    #[arg(long)]
+    pub disk_read_only: bool,
     /// Weight: high, normal, low or a number [default: normal]
     #[arg(long, allow_hyphen_values = true)]
     pub shares: Option<String>,
@@ -87,6 +90,7 @@ impl VmArgs {
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             disk: self.disk.clone(),
+            disk_read_only: self.disk_read_only,
             shares: text(&self.shares),
             reservation: text(&self.reservation),
             limit: text(&self.limit),

@@ -81,6 +81,7 @@ pub(super) struct Draft {
     pub(super) initrd: Option<PathBuf>,
     pub(super) cmdline: Option<String>,
     pub(super) disk: Option<PathBuf>,
+    pub(super) disk_read_only: bool,
     pub(super) shares: Option<Value>,
     pub(super) reservation: Option<Value>,
     pub(super) limit: Option<Value>,
@@ -206,8 +207,13 @@ impl Draft {
         )?;
         let boot = self.boot(&place, folder, machine)?;
         let cmdline = self.cmdline(&place)?;
-        if let Some(disk) = &self.disk {
-            check_file(&place, "disk", disk, folder)?;
+        match &self.disk {
+            Some(disk) => check_file(&place, "disk", disk, folder)?,
+            None if self.disk_read_only => {
+                let problem = "stands without a disk";
+                return Err(place.wrong("disk_read_only", true, problem, "only with disk"));
+            }
+            None => {}
         }
         let swap_dir = folder.join(self.swap_dir.as_deref().unwrap_or(Path::new(SWAP_DIR)));
         Ok(VmSpec {
@@ -217,6 +223,7 @@ impl Draft {
             boot,
             cmdline,
             disk: self.disk.map(|path| folder.join(path)),
+            disk_read_only: self.disk_read_only,
             shares,
             reservation: reservation.pages,
             limit: limit.pages,

@@ -225,6 +225,10 @@ fn mistakes_in_a_vm() {
              (allowed: a readable file)",
         ),
         (
+            "guest = \"verify\"\ndisk_read_only = true",
+            "disk_read_only = true stands without a disk (allowed: only with disk)",
+        ),
+        (
             "guest = \"verify\"\nshare_group = \"a b\"",
             "share_group = \"a b\" is no name (allowed: 1 to 64 of A-Z a-z 0-9 . _ -)",
         ),
@@ -401,7 +405,7 @@ prop_compose! {
         name in "[A-Za-z0-9._-]{1,64}", memory in 256_u64..1 << 27, cpus in 1_u8..=64,
         kernel in proptest::option::of(any::<bool>()), cmdline in "[ -~é]{0,60}",
         shares in 0_u64..=1_000_000_000, parts in proptest::array::uniform4(0_u64..=100),
-        disk in any::<bool>(), share_group in proptest::option::of("[a-z-]{1,9}"), console in any::<bool>(),
+        disk in proptest::option::of(any::<bool>()), share_group in proptest::option::of("[a-z-]{1,9}"), console in any::<bool>(),
     ) -> VmSpec {
         let limit = memory * parts[0] / 100;
         let dynamic_max = memory * parts[1] / 100;
@@ -414,7 +418,8 @@ prop_compose! {
                     initrd: initrd.then(|| folder.join("initrd.gz")),
                 },
             },
-            disk: disk.then(|| folder.join("notes.txt")),
+            disk: disk.map(|_| folder.join("notes.txt")),
+            disk_read_only: disk == Some(true),
             reservation: Pages(limit * parts[2] / 100),
             limit: Pages(limit),
             dynamic_min: Pages(dynamic_max * parts[3] / 100),

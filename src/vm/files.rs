@@ -13,7 +13,8 @@ use crate::sys::ram::Layout;
 const KERNELS: &str =
     "a bzImage of Linux 3.8 or later or an ELF file with a PVH note, for x86-64, and memory for it";
 const INITRDS: &str = "a file that fits the memory behind the kernel";
-const DISKS: &str = "an image of whole sectors that may be written and that no other VM has";
+const DISKS: &str =
+    "an image of whole sectors that no other VM writes, and that none has if this one writes";
 
 /// What a VM is made from.
 #[derive(Debug)]
@@ -67,8 +68,11 @@ impl Files {
             }
         };
         let disk = spec.disk.as_ref().map(|path| {
-            Disk::open(path, Access::Writable)
-                .map_err(|error| wrong("disk", path, &Whole(&error), DISKS))
+            let access = match spec.disk_read_only {
+                true => Access::ReadOnly,
+                false => Access::Writable,
+            };
+            Disk::open(path, access).map_err(|error| wrong("disk", path, &Whole(&error), DISKS))
         });
         Ok(Files {
             kernel,
