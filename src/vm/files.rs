@@ -50,21 +50,21 @@ impl Files {
             }
             Boot::Kernel { kernel, initrd } => {
                 let layout = Layout::new(spec.memory);
-                let image = |key, path: &PathBuf, allowed| {
+                let open = |key, path: &PathBuf, allowed| {
                     let file = File::open(path);
                     file.map(Image::File)
                         .map_err(|error| wrong(key, path, &error, allowed))
                 };
-                let image_of_kernel = image("kernel", kernel, KERNELS)?;
-                let room = fit::kernel(&image_of_kernel, &layout)
+                let image = open("kernel", kernel, KERNELS)?;
+                let room = fit::kernel(&image, &layout)
                     .map_err(|error| wrong("kernel", kernel, &Whole(&error), KERNELS))?;
                 let initrd = initrd.as_ref().map(|path| {
-                    let image = image("initrd", path, INITRDS)?;
-                    fit::initrd(&image, room, &layout)
+                    let initrd = open("initrd", path, INITRDS)?;
+                    fit::initrd(&initrd, room, &layout)
                         .map_err(|error| wrong("initrd", path, &Whole(&error), INITRDS))?;
-                    Ok(image)
+                    Ok(initrd)
                 });
-                (image_of_kernel, initrd.transpose()?)
+                (image, initrd.transpose()?)
             }
         };
         let disk = spec.disk.as_ref().map(|path| {

@@ -212,9 +212,9 @@ pub(super) fn join(
     }
 }
 
-/// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other end of `link`. The time
-/// to the guest's first instruction is reported from `started` on.
-/// `lease` is the one it redeems.
+/// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other
+/// end of `link`. The time to the guest's first instruction is reported from `started` on. `lease`
+/// is the one it redeems.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
