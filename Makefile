@@ -14,14 +14,17 @@ GUESTS := --manifest-path guest-images/Cargo.toml
 # Of the demo: DEMO_FLAGS="--for 10s --json" for instance.
 DEMO_FLAGS ?= --for 60s
 
-.PHONY: help demo test check bench clean tools kvm fmt-check
+.PHONY: help demo linux-guest test check bench clean tools kvm fmt-check
 
 help: ## list these
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: kvm tools ## four guests of 256 MiB in a budget of 512 MiB, for a minute
 	cargo build --release --locked
 	"$${CARGO_TARGET_DIR:-target}/release/tidemark" run examples/demo.toml $(DEMO_FLAGS)
+
+linux-guest: ## the Debian guest of examples/linux.toml, from packages
+	guest-images/linux/setup.sh
 
 test: tools fmt-check ## what CI runs; TIDEMARK_REQUIRE=1 turns skipped tests into failures
 	cargo test --locked

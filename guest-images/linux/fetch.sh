@@ -2,14 +2,16 @@
 # Fetches Debian's cloud kernels and BusyBox, as packages from the mirror that this machine uses, and
 # unpacks them without installing anything. What is in the cache already is not fetched again.
 #
-#     fetch.sh CACHE          leaves CACHE/6.1/, CACHE/6.12/ (kernel and modules), CACHE/busybox
+#     fetch.sh CACHE [VERSION...]    leaves CACHE/6.1/, CACHE/6.12/ (kernel and modules), CACHE/busybox
 #
-# Needs the package lists (apt-get update).
+# Without a VERSION it fetches both. Needs the package lists (apt-get update).
 #
 # Kernel packages carry their ABI number in the name; old ones leave the archive soon. So the
 # meta-package is asked which one is current.
 set -eu
-cache=${1:?usage: fetch.sh CACHE}
+cache=${1:?usage: fetch.sh CACHE [VERSION...]}
+shift
+[ $# -gt 0 ] || set -- 6.1 6.12
 mkdir -p "$cache/packages"
 cache=$(cd "$cache" && pwd)
 
@@ -23,13 +25,13 @@ unpack() {
     mv "$2.part" "$2"
 }
 
-for flavour in 6.1:linux-image-cloud-amd64 6.12:linux-image-6.12-cloud-amd64; do
-    version=${flavour%%:*} folder=$cache/${flavour%%:*}
+for version; do
+    folder=$cache/$version
     [ -d "$folder" ] && continue
-    # Other releases of Debian have other kernels behind the same names.
-    package=$(apt-cache depends "${flavour#*:}" |
+    # Each release of Debian has another kernel behind the name without a version.
+    package=$(apt-cache depends "linux-image-$version-cloud-amd64" linux-image-cloud-amd64 2>/dev/null |
         sed -n "s/^ *Depends: \(linux-image-$version\.[0-9].*\)\$/\1/p" | head -n 1)
-    [ -n "$package" ] || { echo "fetch.sh: no $version kernel behind ${flavour#*:}" >&2; exit 1; }
+    [ -n "$package" ] || { echo "fetch.sh: there is no cloud kernel $version (apt-get update?)" >&2; exit 1; }
     unpack "$package" "$folder"
 done
 

@@ -16,7 +16,7 @@ use super::image::Image;
 use super::memory_map::{self, Kind};
 use super::{Error, StartState, initrd, put, put_cmdline};
 use crate::devices::guest_range::frames_touched;
-use crate::sys::ram::GuestRam;
+use crate::sys::ram::{GuestRam, Layout};
 
 const GDT: u64 = 0x5000;
 const ZERO_PAGE: u64 = 0x7000;
@@ -77,16 +77,39 @@ pub fn is_bzimage(image: &Image) -> Result<bool, Error> {
 /// # Errors
 /// One for each way in which the file can be unsuitable.
 pub fn load(image: &Image, ram: &GuestRam) -> Result<SetupHeader, Error> {
-    let header = read_header(image)?;
-    let (gpa, length) = (header.load_gpa, header.init_bytes.max(header.length));
-    frames_touched(ram.layout(), gpa, length).map_err(|_| Error::SegmentOutsideRam {
-        gpa,
-        length,
-        ram: ram.layout().size(),
-    })?;
+    let header = read(image, ram.layout())?;
+    let gpa = header.load_gpa;
     let source = (header.offset, header.length);
     image.copy_to("the compressed kernel", source, ram, gpa)?;
     Ok(header)
+}
+
+/// Reads the setup header, and checks that the kernel is in the file and has room in memory.
+///
+/// # Errors
+/// One for each way in which the file can be unsuitable.
+pub fn read(image: &Image, layout: &Layout) -> Result<SetupHeader, Error> {
+    let header = read_header(image)?;
+    let (gpa, length) = (header.load_gpa, header.init_bytes.max(header.length));
+    frames_touched(layout, gpa, length).map_err(|_| Error::SegmentOutsideRam {
+        gpa,
+        length,
+        ram: layout.size(),
+    })?;
+    Ok(header)
+}
+
+impl SetupHeader {
+    /// First address after the memory that the kernel needs.
+    pub(super) fn kernel_end(&self) -> u64 {
+        // `read` has found all of it in RAM.
+        self.load_gpa + self.init_bytes.max(self.length)
+    }
+
+    /// Last address that an initial RAM disk may have.
+    pub(super) fn initrd_last(&self) -> u64 {
+        self.initrd_last
+    }
 }
 
 fn read_header(image: &Image) -> Result<SetupHeader, Error> {
@@ -154,9 +177,8 @@ pub fn prepare(
     rsdp: u64,
 ) -> Result<StartState, Error> {
     let cmdline = put_cmdline(ram, cmdline)?;
-    let kernel_end = header.load_gpa + header.init_bytes.max(header.length);
     let (initrd_gpa, initrd_bytes) = match initrd {
-        Some(initrd) => initrd::place(ram, kernel_end, header.initrd_last, initrd)?,
+        Some(initrd) => initrd::place(ram, header.kernel_end(), header.initrd_last, initrd)?,
         None => (0, 0),
     };
     let mut page = ZeroPage(vec![0; 0x1000]);

@@ -64,7 +64,7 @@ pub fn prepare(
         rip: entry,
         rsp: STACK_TOP,
         rdi: cmdline,
-        rsi: low_ram_end(ram),
+        rsi: low_ram_end(ram.layout()),
         // Bit 1 is always set; IOPL 3. Interrupts stay off: there is no IDT.
         rflags: 0x3002,
         ..Default::default()
@@ -104,7 +104,7 @@ pub fn prepare(
 fn write_page_tables(ram: &GuestRam, devices: u64) -> Result<(), Error> {
     put(ram, PML4, &(PDPT | TABLE).to_le_bytes())?;
     let mut directories = Vec::new();
-    let ram_end = low_ram_end(ram);
+    let ram_end = low_ram_end(ram.layout());
     let devices_page = devices - devices % LARGE_PAGE;
     for gib in 0..4u64 {
         let start = gib * GIB;

@@ -10,9 +10,9 @@
 use tidemark_guest_protocol::{LOW_MEMORY_END, NOTE_NAME, NOTE_TYPE_RING3};
 
 use super::image::Image;
-use super::{Entry, Error};
+use super::{Entry, Error, foreign};
 use crate::devices::guest_range::frames_touched;
-use crate::sys::ram::GuestRam;
+use crate::sys::ram::{GuestRam, Layout};
 
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
@@ -40,6 +40,15 @@ pub struct Loaded {
     pub end: u64,
 }
 
+/// An executable that can be loaded.
+#[derive(Debug)]
+pub struct Executable {
+    /// What it will be once it is.
+    pub loaded: Loaded,
+    segments: Vec<ProgramHeader>,
+}
+
+#[derive(Debug)]
 struct ProgramHeader {
     kind: u32,
     offset: u64,
@@ -53,24 +62,43 @@ struct ProgramHeader {
 /// # Errors
 /// One for each way in which the file can be unsuitable; guest memory is then partly written.
 pub fn load(image: &Image, ram: &GuestRam) -> Result<Loaded, Error> {
-    let headers = program_headers(image)?;
-    let entry = find_entry(image, &headers)?;
-    let mut end = 0;
-    for header in headers.iter().filter(|header| header.kind == SEGMENT_LOAD) {
-        end = end.max(load_segment(image, header, entry, ram)?);
+    let executable = read(image, ram.layout())?;
+    for header in &executable.segments {
+        let source = (header.offset, header.file_bytes);
+        image.copy_to("a segment", source, ram, header.physical)?;
     }
-    let (Entry::Ring3 { gpa } | Entry::Pvh { gpa }) = entry;
-    match frames_touched(ram.layout(), gpa, 1) {
-        Ok(_) => Ok(Loaded { entry, end }),
-        Err(_) => Err(Error::EntryOutsideRam { gpa }),
-    }
+    Ok(executable.loaded)
 }
 
-fn load_segment(
+/// Reads the headers, and checks that every segment is in the file and has room in memory.
+///
+/// # Errors
+/// One for each way in which the file can be unsuitable.
+pub fn read(image: &Image, layout: &Layout) -> Result<Executable, Error> {
+    let headers = program_headers(image)?;
+    let entry = find_entry(image, &headers)?;
+    let segments: Vec<ProgramHeader> = headers
+        .into_iter()
+        .filter(|header| header.kind == SEGMENT_LOAD)
+        .collect();
+    let mut end = 0;
+    for segment in &segments {
+        end = end.max(check_segment(image, segment, entry, layout)?);
+    }
+    let (Entry::Ring3 { gpa } | Entry::Pvh { gpa }) = entry;
+    frames_touched(layout, gpa, 1).map_err(|_| Error::EntryOutsideRam { gpa })?;
+    Ok(Executable {
+        loaded: Loaded { entry, end },
+        segments,
+    })
+}
+
+/// First guest-physical address after the segment.
+fn check_segment(
     image: &Image,
     header: &ProgramHeader,
     entry: Entry,
-    ram: &GuestRam,
+    layout: &Layout,
 ) -> Result<u64, Error> {
     let (gpa, length) = (header.physical, header.memory_bytes);
     if header.file_bytes > length {
@@ -81,10 +109,10 @@ fn load_segment(
     if length == 0 {
         return Ok(0);
     }
-    frames_touched(ram.layout(), gpa, length).map_err(|_| Error::SegmentOutsideRam {
+    frames_touched(layout, gpa, length).map_err(|_| Error::SegmentOutsideRam {
         gpa,
         length,
-        ram: ram.layout().size(),
+        ram: layout.size(),
     })?;
     if matches!(entry, Entry::Ring3 { .. }) && gpa < LOW_MEMORY_END {
         return Err(Error::SegmentInLowMemory {
@@ -92,8 +120,7 @@ fn load_segment(
             low_end: LOW_MEMORY_END,
         });
     }
-    let source = (header.offset, header.file_bytes);
-    image.copy_to("a segment", source, ram, gpa)?;
+    image.check("a segment", header.offset, header.file_bytes)?;
     Ok(gpa + length)
 }
 
@@ -101,18 +128,22 @@ fn program_headers(image: &Image) -> Result<Vec<ProgramHeader>, Error> {
     let mut magic = [0; 4];
     match image.read("the magic number", 0, &mut magic) {
         Ok(()) if magic == *b"\x7fELF" => {}
-        Ok(()) | Err(Error::Truncated { .. }) => return Err(Error::NotElf),
+        Ok(()) | Err(Error::Truncated { .. }) => return Err(foreign::error(image)),
         Err(error) => return Err(error),
     }
     let mut header = [0; HEADER_BYTES];
     image.read("the ELF header", 0, &mut header)?;
+    let machine = match header[5] {
+        DATA_LITTLE_ENDIAN => u16_at(&header, 18),
+        _ => u16::from_be_bytes([header[18], header[19]]),
+    };
+    if machine != MACHINE_X86_64 {
+        let what = format!("it is for {}", foreign::machine(machine));
+        return Err(Error::WrongMachine(what));
+    }
     if header[4] != CLASS_64 || header[5] != DATA_LITTLE_ENDIAN {
         let what = format!("class {}, byte order {}", header[4], header[5]);
         return Err(Error::WrongMachine(what));
-    }
-    let machine = u16_at(&header, 18);
-    if machine != MACHINE_X86_64 {
-        return Err(Error::WrongMachine(format!("machine {machine}")));
     }
     let (table, entry_bytes, count) = (
         u64_at(&header, 32),

@@ -40,30 +40,37 @@ impl Image {
         }
     }
 
+    /// Checks that the image has `length` bytes from `offset`; returns where they end.
+    ///
+    /// # Errors
+    /// When the image ends before.
+    pub fn check(&self, what: &'static str, offset: u64, length: u64) -> Result<u64, Error> {
+        let file_bytes = self.length()?;
+        let end = offset.checked_add(length);
+        end.filter(|end| *end <= file_bytes)
+            .ok_or(Error::Truncated {
+                what,
+                offset,
+                length,
+                file_bytes,
+            })
+    }
+
     /// Fills `bytes` from `offset`.
     ///
     /// # Errors
     /// When the image ends before, or cannot be read.
     pub fn read(&self, what: &'static str, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let file_bytes = self.length()?;
-        let length = bytes.len() as u64;
-        let truncated = Error::Truncated {
-            what,
-            offset,
-            length,
-            file_bytes,
-        };
-        let Some(end) = offset.checked_add(length).filter(|end| *end <= file_bytes) else {
-            return Err(truncated);
-        };
-        let from = |memory: &[u8], bytes: &mut [u8]| {
+        let end = self.check(what, offset, bytes.len() as u64)?;
+        let copy = |memory: &[u8], bytes: &mut [u8]| {
             let range = usize::try_from(offset).ok()?..usize::try_from(end).ok()?;
             bytes.copy_from_slice(memory.get(range)?);
             Some(())
         };
+        let wraps = Error::Broken("an offset wraps");
         match self {
-            Image::Builtin(memory) => from(memory, bytes).ok_or(truncated),
-            Image::Owned(memory) => from(memory, bytes).ok_or(truncated),
+            Image::Builtin(memory) => copy(memory, bytes).ok_or(wraps),
+            Image::Owned(memory) => copy(memory, bytes).ok_or(wraps),
             Image::File(file) => file
                 .read_exact_at(bytes, offset)
                 .map_err(|source| Error::Read { what, source }),

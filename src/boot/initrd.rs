@@ -3,7 +3,7 @@
 use super::image::Image;
 use super::memory_map::EXTENDED_START;
 use super::{Error, low_ram_end};
-use crate::sys::ram::GuestRam;
+use crate::sys::ram::{GuestRam, Layout};
 use crate::units::{PAGE_SIZE, Pages};
 
 /// Copies the RAM disk to the top of low RAM, at most up to the address `last`; returns where it
@@ -17,8 +17,23 @@ pub(super) fn place(
     last: u64,
     initrd: &Image,
 ) -> Result<(u64, u64), Error> {
+    let (gpa, length) = find_place(ram.layout(), kernel_end, last, initrd)?;
+    initrd.copy_to("the initrd", (0, length), ram, gpa)?;
+    Ok((gpa, length))
+}
+
+/// Where [`place`] would put it, and its length.
+///
+/// # Errors
+/// When it does not fit above the kernel, or does not tell its length.
+pub(super) fn find_place(
+    layout: &Layout,
+    kernel_end: u64,
+    last: u64,
+    initrd: &Image,
+) -> Result<(u64, u64), Error> {
     let length = initrd.length()?;
-    let ram_end = low_ram_end(ram).min(last.saturating_add(1));
+    let ram_end = low_ram_end(layout).min(last.saturating_add(1));
     let pages = Pages::holding_bytes(length);
     let first_free = kernel_end.max(EXTENDED_START);
     let gpa = Pages::in_bytes(ram_end).saturating_sub(pages).bytes();
@@ -30,6 +45,5 @@ pub(super) fn place(
             ram_end,
         });
     }
-    initrd.copy_to("the initrd", (0, length), ram, gpa)?;
     Ok((gpa, length))
 }

@@ -24,7 +24,7 @@ pub(super) struct Range {
 
 /// RAM without the firmware area and the hole below 4 GiB, in ascending order.
 pub(super) fn of(ram: &GuestRam) -> Vec<Range> {
-    let low_end = low_ram_end(ram);
+    let low_end = low_ram_end(ram.layout());
     let high = ram.layout().size().bytes() - low_end;
     let extended = low_end.saturating_sub(EXTENDED_START);
     let tables = if extended > 0 { acpi::TABLES_BYTES } else { 0 };

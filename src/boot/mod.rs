@@ -2,7 +2,8 @@
 //!
 //! [`elf`] and [`bzimage`] read the kernel file, which may be any file; [`direct`] prepares the
 //! ring-3 entry of tidemark's test guests, [`pvh`] and [`bzimage`] the entries of everything else,
-//! which also gets [`acpi`] tables. Guest memory is written through vm-memory; each write may fault
+//! which also gets [`acpi`] tables. [`fit`] asks the same parsers whether files can be booted, before
+//! there is a guest. Guest memory is written through vm-memory; each write may fault
 //! and wait for the pager.
 
 pub mod acpi;
@@ -11,6 +12,8 @@ pub mod bzimage;
 pub mod cpuid;
 pub mod direct;
 pub mod elf;
+pub mod fit;
+mod foreign;
 pub mod image;
 mod initrd;
 mod memory_map;
@@ -18,7 +21,7 @@ pub mod pvh;
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 
-use crate::sys::ram::{GuestRam, LOW_RAM_END};
+use crate::sys::ram::{GuestRam, LOW_RAM_END, Layout};
 use crate::units::Pages;
 
 /// Longest kernel command line in bytes, without its end mark (Linux' own limit on x86).
@@ -40,6 +43,9 @@ pub enum Error {
     /// No format that we know.
     #[error("the kernel is neither a bzImage nor an ELF file")]
     NotElf,
+    /// A format that we know and cannot boot.
+    #[error("the kernel is {0}")]
+    Foreign(&'static str),
     /// A bzImage of a kernel without 64-bit entry.
     #[error(
         "the kernel is too old: its boot protocol is {}.{}, 2.12 (Linux 3.8) is needed",
@@ -164,8 +170,8 @@ pub struct StartState {
 }
 
 /// End of the RAM that starts at guest-physical zero.
-fn low_ram_end(ram: &GuestRam) -> u64 {
-    ram.layout().size().bytes().min(LOW_RAM_END)
+fn low_ram_end(layout: &Layout) -> u64 {
+    layout.size().bytes().min(LOW_RAM_END)
 }
 
 /// Writes guest memory during setup.

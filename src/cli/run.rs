@@ -2,7 +2,8 @@
 //!
 //! The host manager runs in this process's only thread; each VM is a child of its own. Ctrl-C,
 //! SIGTERM and `--for` ask all VMs to stop and kill those that have not after [`GRACE`]; a second
-//! Ctrl-C kills at once.
+//! Ctrl-C kills at once. A lone VM without a console file gets the terminal, if there is one: its
+//! process reads the keys and writes the guest's bytes there, and this one shows no table.
 
 mod child;
 mod screen;
@@ -15,16 +16,18 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use self::child::Child;
+use self::child::{Child, Stdout};
 use self::screen::Screen;
 use super::host::{drain, signal_pipe};
 use super::{Error, check, folder, machine, table};
 use crate::config::size::parse_duration;
-use crate::config::{FleetSpec, HostArgs, VmArgs};
+use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
 use crate::link::message::{Exit, ExitReason};
+use crate::vm::files::Files;
+use crate::vm::terminal::Terminal;
 
 /// How long VMs may take to stop before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -57,6 +60,12 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// Where the VMs are described, for messages.
+    fn origin(&self) -> String {
+        let file = self.fleet.as_ref().map(|path| path.display().to_string());
+        file.unwrap_or_else(|| COMMAND_LINE.to_owned())
+    }
+
     fn spec(&self) -> Result<FleetSpec, Error> {
         let count = self.count.as_deref();
         match &self.fleet {
@@ -81,6 +90,7 @@ impl RunArgs {
 pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let spec = args.spec()?;
+    check_files(&spec, &args.origin())?;
     check::require()?;
     let settings = Settings {
         budget: spec.host.memory,
@@ -88,6 +98,15 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
         policy_settings: spec.host.settings,
         sampling: spec.host.sampling,
         seed: spec.host.seed,
+    };
+    // Dropped when the VM is gone, however it went.
+    let terminal = match spec.vms.as_slice() {
+        [vm] if vm.console.is_none() && !args.json => Terminal::open(),
+        _ => None,
+    };
+    let console = match terminal {
+        Some(_) => Stdout::Terminal,
+        None => Stdout::Lines,
     };
     let mut server = Server::new(settings)?;
     listen(&mut server, args.socket.as_ref())?;
@@ -98,12 +117,12 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
         server,
         signals,
         children: Vec::new(),
-        screen: Screen::new(args.json),
+        screen: Screen::new(console, args.json),
         deadline: args.time.map(|time| started + time),
         kill_at: None,
         last: None,
     };
-    let result = fleet.start(&spec).and_then(|()| fleet.serve());
+    let result = fleet.start(&spec, console).and_then(|()| fleet.serve());
     if result.is_err() {
         fleet.kill_all();
     }
@@ -116,6 +135,14 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
             false => ExitCode::FAILURE,
         },
     )
+}
+
+/// Opens what every VM boots from, before any of them is started. All are open at once, so that one
+/// disk under two names meets its own lock.
+fn check_files(spec: &FleetSpec, origin: &str) -> Result<(), ConfigError> {
+    let open = |vm| Files::open(vm, origin).map(|files| files.disk);
+    let disks: Result<Vec<_>, _> = spec.vms.iter().map(open).collect();
+    disks.map(drop)
 }
 
 /// The control socket is a convenience: without a folder for it the fleet runs all the same.
@@ -168,10 +195,11 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn start(&mut self, spec: &FleetSpec) -> Result<(), Error> {
+    fn start(&mut self, spec: &FleetSpec, console: Stdout) -> Result<(), Error> {
         for (n, vm) in (0..).zip(&spec.vms) {
             let seed = spec.host.seed.wrapping_add(n);
-            let child = Child::start(vm, seed, SIGNALS + 1 + 2 * n, &mut self.server)?;
+            let number = SIGNALS + 1 + 2 * n;
+            let child = Child::start(vm, seed, console, number, &mut self.server)?;
             self.children.push(child);
         }
         Ok(())

@@ -8,10 +8,11 @@ use std::time::Instant;
 use clap::Args;
 
 use super::{Error, folder, machine};
-use crate::config::VmArgs;
+use crate::config::{COMMAND_LINE, VmArgs};
 use crate::link::message::ExitReason;
 use crate::link::socket::Link;
 use crate::sys::inherited;
+use crate::vm::files::Files;
 
 /// Flags of `tidemark vm`.
 #[derive(Debug, Args)]
@@ -41,11 +42,12 @@ pub fn run(args: VmCommand, started: Instant) -> Result<ExitCode, Error> {
         None => None,
     };
     let spec = machine::with(|machine| args.vm.to_spec(machine))?;
+    let files = Files::open(&spec, COMMAND_LINE)?;
     let link = match inherited {
         Some(fd) => Link::new(fd)?,
         None => Link::connect(&folder::find(args.host.as_deref())?)?,
     };
-    let exit = crate::vm::process::run(&spec, link, args.lease, started)?;
+    let exit = crate::vm::process::run(&spec, files, link, args.lease, started)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::check::{Draft, Value};
-use super::error::ConfigError;
+use super::error::{COMMAND_LINE, ConfigError};
 use super::fleet::Machine;
 use super::spec::VmSpec;
 
@@ -35,6 +35,9 @@ pub struct VmArgs {
     /// Disk image
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
+    /// The guest may not write its disk; several VMs may then have the same
+    #[arg(long)]
+    pub disk_read_only: bool,
     /// Weight: high, normal, low or a number [default: normal]
     #[arg(long, allow_hyphen_values = true)]
     pub shares: Option<String>,
@@ -53,7 +56,7 @@ pub struct VmArgs {
     /// VMs of one group share equal pages
     #[arg(long, value_name = "NAME")]
     pub share_group: Option<String>,
-    /// Console log file [default: standard output; under `tidemark run` prefixed lines on standard error]
+    /// Console log file [default: the terminal, if there is one and this is its only VM; else standard output, and under `tidemark run` prefixed lines on standard error]
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
     /// Folder of the swap file [default: /var/tmp]
@@ -72,7 +75,7 @@ impl VmArgs {
     /// # Errors
     /// The first mistake.
     pub fn to_spec(&self, machine: &Machine<'_>) -> Result<VmSpec, ConfigError> {
-        self.draft().check("command line", Path::new(""), machine)
+        self.draft().check(COMMAND_LINE, Path::new(""), machine)
     }
 
     pub(super) fn draft(&self) -> Draft {
@@ -87,6 +90,7 @@ impl VmArgs {
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             disk: self.disk.clone(),
+            disk_read_only: self.disk_read_only,
             shares: text(&self.shares),
             reservation: text(&self.reservation),
             limit: text(&self.limit),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -22,7 +22,8 @@ const MEMORY_MIN: Pages = Pages::mib(1);
 const MEMORY_MAX: Pages = Pages(PAGES_MAX);
 const CPUS_MAX: u8 = 64;
 const SHARES_MAX: u64 = 1_000_000_000;
-const CMDLINE_BYTES_MAX: usize = 2048;
+/// Linux' own limit on x86.
+const CMDLINE_BYTES_MAX: usize = 2047;
 
 /// A number or a text of the file, kept as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,7 @@ pub(super) struct Draft {
     pub(super) initrd: Option<PathBuf>,
     pub(super) cmdline: Option<String>,
     pub(super) disk: Option<PathBuf>,
+    pub(super) disk_read_only: bool,
     pub(super) shares: Option<Value>,
     pub(super) reservation: Option<Value>,
     pub(super) limit: Option<Value>,
@@ -205,8 +207,13 @@ impl Draft {
         )?;
         let boot = self.boot(&place, folder, machine)?;
         let cmdline = self.cmdline(&place)?;
-        if let Some(disk) = &self.disk {
-            open_file(&place, "disk", disk, folder)?;
+        match &self.disk {
+            Some(disk) => check_file(&place, "disk", disk, folder)?,
+            None if self.disk_read_only => {
+                let problem = "stands without a disk";
+                return Err(place.wrong("disk_read_only", true, problem, "only with disk"));
+            }
+            None => {}
         }
         let swap_dir = folder.join(self.swap_dir.as_deref().unwrap_or(Path::new(SWAP_DIR)));
         Ok(VmSpec {
@@ -216,6 +223,7 @@ impl Draft {
             boot,
             cmdline,
             disk: self.disk.map(|path| folder.join(path)),
+            disk_read_only: self.disk_read_only,
             shares,
             reservation: reservation.pages,
             limit: limit.pages,
@@ -306,9 +314,9 @@ impl Draft {
                 Ok(Boot::Guest(guest.clone()))
             }
             (None, Some(kernel)) => {
-                check_kernel(place, kernel, folder)?;
+                check_file(place, "kernel", kernel, folder)?;
                 if let Some(initrd) = &self.initrd {
-                    open_file(place, "initrd", initrd, folder)?;
+                    check_file(place, "initrd", initrd, folder)?;
                 }
                 Ok(Boot::Kernel {
                     kernel: folder.join(kernel),
@@ -368,40 +376,20 @@ fn check_name(place: &Place, key: &str, name: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// Opens a file that must exist and be readable.
-fn open_file(place: &Place, key: &str, path: &Path, folder: &Path) -> Result<File, ConfigError> {
+/// Checks that a file is there and readable; what is in it is for those who use it. A disk may be a
+/// block device as well.
+fn check_file(place: &Place, key: &str, path: &Path, folder: &Path) -> Result<(), ConfigError> {
     let full = folder.join(path);
     let wrong = |problem: String| place.wrong(key, format!("{path:?}"), problem, "a readable file");
+    let cannot = |error| wrong(format!("cannot be opened ({}: {error})", full.display()));
     // Asked before opening: opening a fifo would wait for a writer.
-    let kind = std::fs::metadata(&full)
-        .map_err(|error| wrong(format!("cannot be opened ({}: {error})", full.display())))?
-        .file_type();
+    let kind = std::fs::metadata(&full).map_err(cannot)?.file_type();
     if kind.is_dir() {
         return Err(wrong("is a folder".into()));
     }
-    File::open(&full)
-        .map_err(|error| wrong(format!("cannot be opened ({}: {error})", full.display())))
-}
-
-/// Checks that a kernel file looks like one; the loader checks the rest.
-fn check_kernel(place: &Place, path: &Path, folder: &Path) -> Result<(), ConfigError> {
-    /// End of the signature `HdrS` at offset 0x202 of a bzImage (Linux boot protocol, section 1.1).
-    const HEADER_BYTES: u64 = 0x206;
-    let mut header = Vec::new();
-    open_file(place, "kernel", path, folder)?
-        .take(HEADER_BYTES)
-        .read_to_end(&mut header)
-        .map_err(|error| {
-            let problem = format!("cannot be read ({error})");
-            place.wrong("kernel", format!("{path:?}"), problem, "a readable file")
-        })?;
-    if header.starts_with(b"\x7fELF") || header.get(0x202..) == Some(b"HdrS") {
-        return Ok(());
+    let fits = kind.is_file() || (key == "disk" && kind.is_block_device());
+    if !fits {
+        return Err(wrong("is no regular file".into()));
     }
-    Err(place.wrong(
-        "kernel",
-        format!("{path:?}"),
-        "is no kernel",
-        "an ELF file or a Linux bzImage",
-    ))
+    File::open(&full).map(|_| ()).map_err(cannot)
 }

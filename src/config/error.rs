@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// Where flags are written, in messages.
+pub const COMMAND_LINE: &str = "command line";
+
 /// A configuration mistake. Displays as one line: where, key, value, what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

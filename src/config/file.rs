@@ -45,6 +45,8 @@ pub(super) struct VmTable {
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
     disk: Option<PathBuf>,
+    #[serde(default)]
+    disk_read_only: bool,
     shares: Option<Value>,
     reservation: Option<Value>,
     limit: Option<Value>,
@@ -65,6 +67,7 @@ impl VmTable {
             initrd: self.initrd,
             cmdline: self.cmdline,
             disk: self.disk,
+            disk_read_only: self.disk_read_only,
             shares: self.shares,
             reservation: self.reservation,
             limit: self.limit,

@@ -1,13 +1,13 @@
 //! Rules about a host and its VMs together: budget, `count`, unique names and files, seeds.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::VmArgs;
 use super::check::{Draft, Place, SWAP_DIR, Value};
-use super::error::ConfigError;
+use super::error::{COMMAND_LINE, ConfigError};
 use super::file::{self, FleetFile, HostTable};
 use super::size::parse_duration;
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
@@ -70,7 +70,7 @@ impl HostArgs {
             swap_dir,
             seed: None,
         };
-        check_host(&table, "command line", Path::new(""), machine)
+        check_host(&table, COMMAND_LINE, Path::new(""), machine)
     }
 }
 
@@ -131,7 +131,7 @@ impl FleetSpec {
             vms: Vec::new(),
         };
         let count = count.map(|count| Value::Text(count.to_owned()));
-        let (origin, folder) = ("command line", Path::new(""));
+        let (origin, folder) = (COMMAND_LINE, Path::new(""));
         fleet.add(&vm.draft(), count.as_ref(), origin, folder, machine)?;
         fleet.check_together(origin)?;
         Ok(fleet)
@@ -175,9 +175,9 @@ impl FleetSpec {
         Ok(())
     }
 
-    /// Names, disks and console logs belong to one VM each.
+    /// Names, disks that are written and console logs belong to one VM each.
     fn check_together(&self, origin: &str) -> Result<(), ConfigError> {
-        let (mut names, mut files) = (HashSet::new(), HashSet::new());
+        let (mut names, mut files) = (HashSet::new(), HashMap::new());
         for vm in &self.vms {
             let place = Place {
                 text: format!("{origin}: vm {:?}", vm.name),
@@ -186,9 +186,13 @@ impl FleetSpec {
                 let name = format!("{:?}", vm.name);
                 return Err(place.wrong("name", name, "is used twice", "a name for each VM"));
             }
-            for (key, path) in [("disk", &vm.disk), ("console", &vm.console)] {
+            for (key, path, is_read) in [
+                ("disk", &vm.disk, vm.disk_read_only),
+                ("console", &vm.console, false),
+            ] {
                 if let Some(path) = path
-                    && !files.insert(path)
+                    && let Some(was_read) = files.insert(path, is_read)
+                    && !(was_read && is_read)
                 {
                     let path = format!("{path:?}");
                     return Err(place.wrong(key, path, "is used twice", "a file for each VM"));

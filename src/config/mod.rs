@@ -4,7 +4,7 @@
 //! `tidemark vm` and `tidemark run --kernel ...` both become a draft (texts as the user
 //! wrote them), and only the checker turns a draft into a [`VmSpec`]. A spec is therefore always
 //! valid: `reservation <= limit <= memory`, `dynamic_min <= dynamic_max <= memory`, a name that can
-//! stand in a path, files that exist. The manager starts a VM process with
+//! stand in a path, files that exist (what is in them is checked by `vm::files`). The manager starts a VM process with
 //! [`VmSpec::to_args`], which that process parses with the same [`VmArgs`].
 //!
 //! Every mistake is one line that says where, which key, which value and what is allowed; only the
@@ -37,7 +37,7 @@ mod tests;
 
 pub use args::VmArgs;
 pub(crate) use check::{Place, Value};
-pub use error::ConfigError;
+pub use error::{COMMAND_LINE, ConfigError};
 pub(crate) use file::parse as parse_toml;
 pub use fleet::{HostArgs, Machine};
 pub use spec::{Boot, FleetSpec, HostSpec, VmSpec};

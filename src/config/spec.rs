@@ -64,6 +64,8 @@ pub struct VmSpec {
     pub cmdline: String,
     /// Image of its disk.
     pub disk: Option<PathBuf>,
+    /// Whether the guest may not write it, and other VMs may have it too.
+    pub disk_read_only: bool,
     /// Weight; presets are 20 (high), 10 (normal), 5 (low) a MiB of memory.
     pub shares: u64,
     /// Guaranteed minimum, at most `limit`.
@@ -134,6 +136,9 @@ impl VmSpec {
             flag("console", console.into());
         }
         flag("swap-dir", (&self.swap_dir).into());
+        if self.disk_read_only {
+            args.push("--disk-read-only".into());
+        }
         args
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A guest may write anything. What reaches the host's terminal or log is printable ASCII and tabs;
 //! every other byte is shown as `\xNN`, so that a guest cannot move the cursor, set a title or forge
-//! another guest's lines. Lines are cut at [`LINE_BYTES_MAX`].
+//! another guest's lines. Lines are cut at [`LINE_BYTES_MAX`]. Only a [raw](Console::raw) console, which
+//! a person asked for by standing at a terminal, passes everything on.
 //!
 //! Known gap: the amount of text is not limited; a guest can fill the log it was given.
 
@@ -33,7 +34,20 @@ struct Output {
     /// The line so far, as the guest sent it.
     line: Vec<u8>,
     writer: Box<dyn Write + Send>,
+    /// Whether the guest's bytes go out as they are, and not as lines.
+    raw: bool,
     failures: RateLimit,
+}
+
+impl Output {
+    fn put(&mut self, bytes: &[u8]) {
+        let written = self.writer.write_all(bytes);
+        if let Err(error) = written.and_then(|()| self.writer.flush())
+            && let Some(suppressed) = self.failures.allow(Instant::now())
+        {
+            log::warn!("console output lost ({suppressed} more before): {error}");
+        }
+    }
 }
 
 /// Splits a guest's output into lines.
@@ -47,11 +61,22 @@ pub struct Console {
 impl Console {
     /// A console that writes each line, after `prefix`, with one call to `writer`.
     pub fn new(prefix: &str, writer: Box<dyn Write + Send>) -> Console {
+        Console::with(prefix, writer, false)
+    }
+
+    /// A console that passes every byte on at once and as it is: for a person at a terminal, who
+    /// needs prompts and cursor movements, and trusts the guest with that terminal.
+    pub fn raw(writer: Box<dyn Write + Send>) -> Console {
+        Console::with("", writer, true)
+    }
+
+    fn with(prefix: &str, writer: Box<dyn Write + Send>, raw: bool) -> Console {
         Console {
             prefix: prefix.to_string(),
             output: Mutex::new(Output {
                 line: Vec::new(),
                 writer,
+                raw,
                 failures: RateLimit::default(),
             }),
             figures: Figures::default(),
@@ -85,7 +110,7 @@ impl Console {
 
     fn finish(&self, output: &mut Output) {
         let line = std::mem::take(&mut output.line);
-        if self.take_report(&line) {
+        if self.take_report(&line) || output.raw {
             // The buffer's memory is kept for the next line.
             output.line = line;
             output.line.clear();
@@ -95,11 +120,7 @@ impl Console {
         text.extend_from_slice(self.prefix.as_bytes());
         sanitize(&line, &mut text);
         text.push(b'\n');
-        if let Err(error) = output.writer.write_all(&text)
-            && let Some(suppressed) = output.failures.allow(Instant::now())
-        {
-            log::warn!("console line lost ({suppressed} more before): {error}");
-        }
+        output.put(&text);
         output.line = line;
         output.line.clear();
     }
@@ -139,6 +160,9 @@ impl ConsoleSink for Console {
         }
         self.first_byte.get_or_init(Instant::now);
         let mut output = self.lock();
+        if output.raw {
+            output.put(bytes);
+        }
         for byte in bytes {
             match byte {
                 b'\n' => self.finish(&mut output),
@@ -222,6 +246,22 @@ mod tests {
         console.flush();
         console.flush();
         assert!(text(&shared).ends_with("\nvm| aaa\n"));
+    }
+
+    #[test]
+    fn a_raw_console_passes_everything_on_and_still_reads_reports() {
+        let shared = Shared::default();
+        let console = Console::raw(Box::new(shared.clone()));
+        console.write(b"login: ");
+        assert_eq!(text(&shared), "login: ");
+        console.write(b"\x1b[1m\r\ntidemark: pages_verified=1\nrest");
+        console.flush();
+        let all = "login: \x1b[1m\r\ntidemark: pages_verified=1\nrest";
+        assert_eq!(text(&shared), all);
+        assert_eq!(
+            console.report().map(|report| report.pages_verified),
+            Some(1)
+        );
     }
 
     #[test]

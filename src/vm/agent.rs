@@ -19,6 +19,7 @@ use super::gate::Hold;
 use super::machine::Machine;
 use super::process::{Building, Failure, exit, join, wait};
 use super::sandbox;
+use super::terminal::Terminal;
 use crate::config::VmSpec;
 use crate::link::message::{
     CONTENT_PAGES_MAX, Exit, ExitReason, LIST_MAX, OFFER_PAGES_MAX, Orders, TakePath, ToHost, ToVm,
@@ -81,7 +82,9 @@ pub(super) struct Agent<'a> {
     pool: PoolView,
     pager: Arc<Pager>,
     failure: Arc<Failure>,
+    /// Readable when the VM was asked to stop: by a signal, or by whoever writes to `asks`.
     signals: UnixStream,
+    asks: UnixStream,
     scanner: Scanner,
     reclaimer: Reclaimer,
     active: Active,
@@ -107,10 +110,10 @@ impl<'a> Agent<'a> {
         failure: Arc<Failure>,
         seed: u64,
     ) -> io::Result<Agent<'a>> {
-        let (signals, tell) = UnixStream::pair()?;
+        let (signals, asks) = UnixStream::pair()?;
         signals.set_nonblocking(true)?;
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            signal_hook::low_level::pipe::register(signal, tell.try_clone()?)?;
+            signal_hook::low_level::pipe::register(signal, asks.try_clone()?)?;
         }
         // A limit on the size of files is an error of the swap file, not the end of the VM.
         signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
@@ -125,6 +128,7 @@ impl<'a> Agent<'a> {
             pager,
             failure,
             signals,
+            asks,
             scanner: Scanner::new(welcome.key_seed),
             reclaimer: Reclaimer::new(seed),
             active: Active::new(welcome.sampling, seed),
@@ -149,9 +153,14 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// Waits for the machine to be built, starts it, and serves it until it ends. `started` is
-    /// when the program was.
-    pub fn run(mut self, building: Building, started: Instant) -> Exit {
+    /// Waits for the machine to be built, starts it with `terminal` as its console if there is one,
+    /// and serves it until it ends. `started` is when the program was.
+    pub fn run(
+        mut self,
+        building: Building,
+        terminal: Option<&Terminal>,
+        started: Instant,
+    ) -> Exit {
         self.started = started;
         let mut machine: Option<Machine> = None;
         let ended = loop {
@@ -162,7 +171,12 @@ impl<'a> Agent<'a> {
                 break exit;
             }
             if machine.is_none() {
-                match building.take().map(|built| built.and_then(start)) {
+                let built = building.take();
+                let start = |machine| {
+                    self.connect(terminal, &machine)
+                        .and_then(|()| start(machine))
+                };
+                match built.map(|built| built.and_then(start)) {
                     Some(Ok((built, waits))) => {
                         // Orders may have come before there was a balloon.
                         built.balloon().set_target(self.orders.balloon_target);
@@ -181,6 +195,16 @@ impl<'a> Agent<'a> {
             self.wait(machine.as_ref(), &building);
         };
         self.end(machine, ended)
+    }
+
+    fn connect(&self, terminal: Option<&Terminal>, machine: &Machine) -> Result<(), super::Error> {
+        let Some(terminal) = terminal else {
+            return Ok(());
+        };
+        let leave = self.asks.try_clone();
+        leave
+            .and_then(|leave| terminal.connect(Arc::clone(machine.serial()), leave))
+            .map_err(|source| super::Error::Terminal { source })
     }
 
     fn wait(&self, machine: Option<&Machine>, building: &Building) {

@@ -117,7 +117,7 @@ impl Machine {
             devices.push(disk);
         }
         let serial_irq = wiring.line(&vm, serial::IRQ)?;
-        let serial = Arc::new(Serial::new(serial_irq, console.clone()));
+        let serial = Arc::new(Serial::new(serial_irq, idle(), console.clone()));
         let shared = Shared {
             ports: port_bus(&ending, &serial)?,
             memory: windows(devices)?,
@@ -182,6 +182,11 @@ impl Machine {
     /// The console.
     pub fn console(&self) -> &Arc<Console> {
         &self.console
+    }
+
+    /// The serial port.
+    pub fn serial(&self) -> &Arc<Serial> {
+        &self.serial
     }
 
     /// Types on the guest's serial console; returns how many bytes were taken.

@@ -1,16 +1,18 @@
 //! One virtual machine: KVM, its vCPU threads and its devices.
 //!
 //! [`machine::Machine`] builds it and ends it, [`gate::Gate`] holds its vCPUs, [`exit::ExitCell`]
-//! keeps how it ended. Guest RAM and what happens to its pages belong to the caller.
+//! keeps how it ended. [`files::Files`] are what it boots from. Guest RAM and what happens to its pages belong to the caller.
 
 mod active;
 mod agent;
 pub mod exit;
+pub mod files;
 pub mod gate;
 pub mod machine;
 pub mod platform;
 pub mod process;
 pub mod sandbox;
+pub mod terminal;
 mod vcpu;
 
 use crate::devices::bus::WindowError;
@@ -66,6 +68,12 @@ pub enum Error {
     /// The system call filter.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// The console's terminal.
+    #[error("cannot use the terminal as a console")]
+    Terminal {
+        /// The reason.
+        source: std::io::Error,
+    },
     /// A vCPU's thread.
     #[error("cannot start the thread of vCPU {vcpu}")]
     Thread {

@@ -5,6 +5,7 @@
 //! | main | joins the host manager, then `agent`: orders, credit, sharing, swapping, reports |
 //! | faults | serves page faults; must never wait for another thread |
 //! | vcpu N | run the guest and its devices |
+//! | keys | with a terminal only: reads it for the guest's serial port |
 //! | builder, then statistics | loads the guest; then asks its balloon driver for statistics. Both touch guest memory and may wait for credit, which the main thread brings |
 
 use std::io;
@@ -19,13 +20,12 @@ use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::agent::Agent;
+use super::files::Files;
 use super::machine::{Machine, MachineSpec};
-use crate::boot::builtin;
-use crate::boot::image::Image;
-use crate::config::{Boot, VmSpec};
+use super::terminal::{self, Terminal};
+use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
-use crate::devices::virtio::block::{self, Access, Disk};
 use crate::link::message::{Exit, ExitReason, Hello, ToHost, ToVm, Welcome};
 use crate::link::socket::{self, Link, Received};
 use crate::mem::credit::CreditBook;
@@ -82,10 +82,7 @@ pub enum Error {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] super::sandbox::Error),
-    /// The disk.
-    #[error(transparent)]
-    Disk(#[from] block::Error),
-    /// A file of the spec.
+    /// The console's file.
     #[error("cannot open {path}")]
     Open {
         /// Which.
@@ -215,22 +212,33 @@ pub(super) fn join(
     }
 }
 
-/// Runs the VM of `spec` until it ends; the host manager is at the other end of `link`. The time
-/// to the guest's first instruction is reported from `started` on.
-/// `lease` is the one it redeems.
+/// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other
+/// end of `link`. The time to the guest's first instruction is reported from `started` on. `lease`
+/// is the one it redeems.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
 /// was told.
-pub fn run(spec: &VmSpec, link: Link, lease: Option<u64>, started: Instant) -> Result<Exit, Error> {
+pub fn run(
+    spec: &VmSpec,
+    files: Files,
+    link: Link,
+    lease: Option<u64>,
+    started: Instant,
+) -> Result<Exit, Error> {
     stop_on_panic();
     let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
-    match prepare(spec, &welcome, &failure) {
+    // Dropped when the guest has ended.
+    let terminal = match spec.console {
+        None => Terminal::open(),
+        Some(_) => None,
+    };
+    match prepare(spec, files, terminal.as_ref(), &welcome, &failure) {
         Ok((pager, building, seed)) => {
             let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
-            Ok(agent.run(building, started))
+            Ok(agent.run(building, terminal.as_ref(), started))
         }
         Err(error) => {
             failure.set(&error);
@@ -246,6 +254,7 @@ pub fn run(spec: &VmSpec, link: Link, lease: Option<u64>, started: Instant) -> R
 fn stop_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        terminal::restore();
         report(panic);
         std::process::abort();
     }));
@@ -258,6 +267,8 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// Everything up to the guest's first instruction, which waits for the agent.
 fn prepare(
     spec: &VmSpec,
+    files: Files,
+    terminal: Option<&Terminal>,
     welcome: &Welcome,
     failure: &Arc<Failure>,
 ) -> Result<(Arc<Pager>, Building, u64), Error> {
@@ -282,7 +293,11 @@ fn prepare(
         pager: pager.clone(),
         failure: failure.clone(),
     });
-    let building = build(spec, ram, sink)?;
+    let console = match terminal {
+        Some(_) => Console::raw(Box::new(io::stdout())),
+        None => Console::new("", console_writer(spec)?),
+    };
+    let building = build(spec, files, Arc::new(console), ram, sink)?;
     Ok((pager, building, seed))
 }
 
@@ -347,26 +362,18 @@ impl Building {
     }
 }
 
-/// Opens the spec's files and starts a thread that builds the machine.
-fn build(spec: &VmSpec, ram: Arc<GuestRam>, sink: Arc<dyn BalloonSink>) -> Result<Building, Error> {
-    let console = Arc::new(Console::new("", console_writer(spec)?));
-    let (kernel, initrd) = match &spec.boot {
-        Boot::Guest(name) => {
-            let image = builtin::find(name).expect("the configuration checked the name");
-            (Image::Builtin(image), None)
-        }
-        Boot::Kernel { kernel, initrd } => {
-            let initrd = initrd.as_deref().map(open_image).transpose()?;
-            (open_image(kernel)?, initrd)
-        }
-    };
-    // Opened and locked here, before the sandbox closes.
-    let disk = spec.disk.as_deref();
-    let disk = disk.map(|path| Disk::open(path, Access::Writable));
+/// Starts a thread that builds the machine.
+fn build(
+    spec: &VmSpec,
+    files: Files,
+    console: Arc<Console>,
+    ram: Arc<GuestRam>,
+    sink: Arc<dyn BalloonSink>,
+) -> Result<Building, Error> {
     let machine = MachineSpec {
-        kernel,
-        initrd,
-        disks: disk.transpose()?.into_iter().collect(),
+        kernel: files.kernel,
+        initrd: files.initrd,
+        disks: files.disk.into_iter().collect(),
         cmdline: spec.cmdline.clone(),
         cpus: spec.cpus,
     };
@@ -392,15 +399,6 @@ fn build(spec: &VmSpec, ram: Arc<GuestRam>, sink: Arc<dyn BalloonSink>) -> Resul
     };
     spawn("builder", work)?;
     Ok(Building { done, result })
-}
-
-fn open_image(path: &std::path::Path) -> Result<Image, Error> {
-    let open = std::fs::File::open(path);
-    let error = |source| Error::Open {
-        path: path.display().to_string(),
-        source,
-    };
-    open.map(Image::File).map_err(error)
 }
 
 fn console_writer(spec: &VmSpec) -> Result<Box<dyn io::Write + Send>, Error> {

@@ -31,7 +31,7 @@ pub const PORT_SERIAL: u16 = 0x3f8;
 /// `value * 2 + 1`).
 pub const PORT_EXIT: u16 = 0xf4;
 /// A 32-bit write of `n` lets the vCPU sleep for at most `n` milliseconds, or until a device's
-/// configuration changes. Where nobody listens on the port the write returns at once. (Beyond the
+/// configuration changes, or serial input arrives. Where nobody listens on the port the write returns at once. (Beyond the
 /// four ports that QEMU's isa-debug-exit takes, or it would end the VM.)
 pub const PORT_IDLE: u16 = 0xf8;
 

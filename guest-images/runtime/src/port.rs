@@ -10,6 +10,14 @@ pub fn write_u8(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
 }
 
+/// Reads a byte from a port.
+pub fn read_u8(port: u16) -> u8 {
+    let value;
+    // SAFETY: the ports used are devices that touch no memory of this program.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) }
+    value
+}
+
 /// Writes 32 bits to a port. The device behind it may read and change memory.
 pub fn write_u32(port: u16, value: u32) {
     // SAFETY: as above; memory counts as changed, since the VMM may do so meanwhile.

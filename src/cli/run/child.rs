@@ -23,6 +23,15 @@ const LINE_BYTES_MAX: usize = 4096;
 /// Reads from one child before the others have their turn.
 const READS_PER_TURN: usize = 16;
 
+/// Where a VM process writes what its guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdout {
+    /// To us, who show it line by line.
+    Lines,
+    /// To the terminal, which it inherits; it reads the keys as well.
+    Terminal,
+}
+
 /// A VM process.
 pub struct Child {
     name: String,
@@ -37,7 +46,9 @@ pub struct Child {
     status: Option<ExitStatus>,
     line: Vec<u8>,
     last_line: String,
+    /// When the guest's first byte came; stays empty where it does not come to us.
     boot: Option<Duration>,
+    console: Stdout,
     refused: Option<String>,
     kill_at: Option<Instant>,
     /// Killed by us before it could be asked to stop.
@@ -46,7 +57,13 @@ pub struct Child {
 
 impl Child {
     /// Starts the process of `vm`, watched under `number` and `number + 1`.
-    pub fn start(vm: &VmSpec, seed: u64, number: u64, server: &mut Server) -> Result<Child, Error> {
+    pub fn start(
+        vm: &VmSpec,
+        seed: u64,
+        console: Stdout,
+        number: u64,
+        server: &mut Server,
+    ) -> Result<Child, Error> {
         let what = || format!("start the process of {}", vm.name);
         let os = |errno: Errno| io(what())(errno.into());
         let (ours, theirs) = socket::pair()?;
@@ -58,20 +75,26 @@ impl Child {
         let program = std::env::current_exe().map_err(io("find this program's file"))?;
         let link_fd = std::os::fd::AsRawFd::as_raw_fd(&theirs);
         let started = Instant::now();
-        let process = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("vm")
             .arg(format!("--link-fd={link_fd}"))
             .args(vm.to_args())
             // Seed of whatever the VM process draws at random.
             .env("TIDEMARK_SEED", seed.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::from(writer))
-            .stderr(Stdio::from(copy))
-            // Ctrl-C on the terminal is for us; we ask the VM to stop.
-            .process_group(0)
-            .spawn()
-            .map_err(io(what()))?;
-        drop(theirs);
+            .stderr(Stdio::from(copy));
+        match console {
+            Stdout::Lines => command
+                .stdin(Stdio::null())
+                .stdout(Stdio::from(writer))
+                // Ctrl-C on the terminal is for us; we ask the VM to stop.
+                .process_group(0),
+            // In our group, to be in the terminal's foreground.
+            Stdout::Terminal => command.stdin(Stdio::inherit()).stdout(Stdio::inherit()),
+        };
+        let process = command.spawn().map_err(io(what()))?;
+        // The pipe ends with the process.
+        drop((command, theirs));
         server.adopt(ours, Some(vm.name.clone()))?;
         let exited = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).map_err(os)?;
         server.watch(&output, number)?;
@@ -88,6 +111,7 @@ impl Child {
             line: Vec::new(),
             last_line: String::new(),
             boot: None,
+            console,
             refused: None,
             kill_at: None,
             stopped_early: false,
@@ -129,7 +153,9 @@ impl Child {
                     self.show(screen);
                 }
                 Ok(count) => {
-                    self.boot.get_or_insert_with(|| self.started.elapsed());
+                    if self.console == Stdout::Lines {
+                        self.boot.get_or_insert_with(|| self.started.elapsed());
+                    }
                     self.take(&bytes[..count], screen);
                 }
                 Err(Errno::INTR) => {}

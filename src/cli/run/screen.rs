@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use super::child::Stdout;
 use crate::cli::table;
 use crate::host::accounts::Figures;
 
@@ -24,12 +25,14 @@ enum Kind {
 }
 
 impl Screen {
-    /// A table on a terminal; without one a line a second, or none when the result is JSON.
-    pub fn new(json: bool) -> Screen {
-        let kind = match (io::stderr().is_terminal(), json) {
-            (true, _) => Kind::Table,
-            (false, false) => Kind::Lines,
-            (false, true) => Kind::Quiet,
+    /// A table on a terminal; without one a line a second, or none when the result is JSON. No
+    /// figures beside a VM that has the terminal.
+    pub fn new(console: Stdout, json: bool) -> Screen {
+        let kind = match (console, io::stderr().is_terminal(), json) {
+            (Stdout::Terminal, ..) => Kind::Quiet,
+            (Stdout::Lines, true, _) => Kind::Table,
+            (Stdout::Lines, false, false) => Kind::Lines,
+            (Stdout::Lines, false, true) => Kind::Quiet,
         };
         Screen {
             kind,
