@@ -58,7 +58,8 @@ fn end(fleet: Fleet) -> common::fleet::End {
     let end = fleet.end(SOON);
     assert_eq!(end.status.code(), Some(0), "{}", end.log);
     for vm in end.figures["vms"].as_array().unwrap() {
-        assert_eq!(number(vm, "guest.pages_corrupt"), 0, "{vm}\n{}", end.log);
+        let corrupt = vm["guest"]["pages_corrupt"].as_u64();
+        assert_eq!(corrupt.unwrap_or(0), 0, "{vm}\n{}", end.log);
     }
     end.check_sums();
     end
@@ -177,7 +178,9 @@ fn esx_taxes_idle_memory() {
         return;
     };
     let _alone = alone();
-    let vms = "[[vm]]\nname = \"idle\"\nmemory = \"96M\"\nguest = \"idle\"\ncmdline = \"fill=80\"\n\
+    // The idle one runs, too: a working set is sampled by the time that its VM runs.
+    let vms = "[[vm]]\nname = \"idle\"\nmemory = \"96M\"\nguest = \"touch\"\n\
+               cmdline = \"set=80 then=4M after=3 write=1\"\n\
                [[vm]]\nname = \"active\"\nmemory = \"96M\"\nguest = \"touch\"\n\
                cmdline = \"set=80 write=1\"\n";
     let targets = |tax: u32, holds: fn(u64, u64) -> bool| {
@@ -185,14 +188,9 @@ fn esx_taxes_idle_memory() {
         let figures = fleet.until_within(LONG, "targets by the tax", |figures| {
             let active = |vm| figure(figures, vm, "active_bytes");
             let target = |vm| figure(figures, vm, "target_bytes");
-            // Both have been sampled, and the active one is seen to be.
+            let sampled = active("idle") > Some(0) && active("active") > active("idle");
             match (target("idle"), target("active")) {
-                (Some(idle), Some(busy)) => {
-                    active("active") > Some(48 * MIB)
-                        && active("idle") > Some(0)
-                        && active("idle") < Some(32 * MIB)
-                        && holds(idle, busy)
-                }
+                (Some(idle), Some(busy)) => sampled && holds(idle, busy),
                 _ => false,
             }
         });
@@ -211,16 +209,16 @@ fn self_follows_the_guest_up_at_once_and_down_slowly() {
     };
     let _alone = alone();
     let vms = "[[vm]]\nname = \"t\"\nmemory = \"256M\"\nguest = \"touch\"\n\
-               cmdline = \"set=128M then=64M after=8 free=1 write=1\"\n";
+               cmdline = \"set=160M then=32M after=8 free=1 write=1\"\n";
     let mut fleet = fleet("memory = \"512M\"\npolicy = \"self\"", vms);
     fleet.until("room for the whole set", |figures| {
-        figure(figures, "t", "target_bytes") >= Some(128 * MIB)
-            && figure(figures, "t", "consumed_bytes") >= Some(120 * MIB)
+        figure(figures, "t", "target_bytes") >= Some(160 * MIB)
+            && figure(figures, "t", "consumed_bytes") >= Some(152 * MIB)
     });
-    // Down to what is left in use and an eighth, though the host has plenty.
+    // Down to the floor of a guest of 256 MiB, 104 MiB, though the host has plenty.
     let figures = fleet.until_within(LONG, "the guest shrunk", |figures| {
-        figure(figures, "t", "target_bytes") < Some(90 * MIB)
-            && figure(figures, "t", "consumed_bytes") < Some(92 * MIB)
+        figure(figures, "t", "target_bytes") < Some(112 * MIB)
+            && figure(figures, "t", "consumed_bytes") < Some(113 * MIB)
     });
     assert!(
         number(find_vm(&figures, "t").unwrap(), "ballooned_bytes") > 100 * MIB,

@@ -26,6 +26,7 @@ use super::safeguard::Safeguard;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
 use super::types::{Snapshot, VmSnapshot};
+use super::why::{Rule, Taxed, Why};
 use crate::units::Pages;
 
 /// Memory that may be distributed among the VMs when it is short.
@@ -48,10 +49,25 @@ pub fn targets(
     let total = distributable(snapshot, thresholds);
     let claims: Vec<Claim> = snapshot.vms.iter().map(|vm| claim(vm, settings)).collect();
     let weights: u128 = claims.iter().map(|claim| u128::from(claim.weight)).sum();
-    let why = Why {
-        total,
-        weights,
-        tax_percent: settings.idle_tax.percent(),
+    let tax = settings.idle_tax.percent();
+    let rule = |pages: Pages, claim: &Claim, vm: &VmSnapshot| {
+        if pages == claim.ceiling {
+            Rule::Ceiling(pages)
+        } else if pages == claim.floor {
+            Rule::Reservation(pages)
+        } else {
+            Rule::Share {
+                pages,
+                total,
+                shares: claim.weight,
+                weights,
+                taxed: match vm.active {
+                    None => Taxed::NotSampled,
+                    Some(_) if tax == 0 => Taxed::Untaxed,
+                    Some(active) => Taxed::Active(active, tax),
+                },
+            }
+        }
     };
     fair::split(total, &claims, settings.idle_tax)
         .into_iter()
@@ -60,7 +76,7 @@ pub fn targets(
         .map(|((pages, claim), vm)| Target {
             pages,
             floor: claim.floor,
-            why: why.explain(pages, claim, vm),
+            why: Why::new(rule(pages, claim, vm)),
         })
         .collect()
 }
@@ -77,39 +93,5 @@ fn claim(vm: &VmSnapshot, settings: &PolicySettings) -> Claim {
         ceiling,
         weight: vm.allocation.shares,
         active: vm.active.unwrap_or(ceiling),
-    }
-}
-
-struct Why {
-    total: Pages,
-    weights: u128,
-    tax_percent: u8,
-}
-
-impl Why {
-    fn explain(&self, pages: Pages, claim: &Claim, vm: &VmSnapshot) -> String {
-        if pages == claim.ceiling {
-            return format!("all it may have: {pages}");
-        }
-        if pages == claim.floor {
-            return format!("its reservation: {pages}");
-        }
-        let Why {
-            total,
-            weights,
-            tax_percent,
-        } = self;
-        let shares = claim.weight;
-        match vm.active {
-            Some(active) if *tax_percent > 0 => format!(
-                "fair share {pages} of {total} ({shares} of {weights} shares, {active} active, \
-                 idle tax {tax_percent} %)"
-            ),
-            Some(_) => format!("fair share {pages} of {total} ({shares} of {weights} shares)"),
-            None => format!(
-                "fair share {pages} of {total} ({shares} of {weights} shares, not sampled: all \
-                 counts as active)"
-            ),
-        }
     }
 }

@@ -82,6 +82,7 @@ pub fn grant(
 #[cfg(test)]
 mod tests {
     use super::super::types::{Conduct, Run, VmId};
+    use super::super::why::{Rule, Why};
     use super::*;
     use proptest::prelude::*;
 
@@ -116,7 +117,7 @@ mod tests {
             mechanism: case.mechanism,
             run: Run::Go,
             conduct: Conduct::Cooperative,
-            why: String::new(),
+            why: Why::new(Rule::DynamicMinimum),
         };
         let request = CreditRequest {
             asked: Pages(asked),

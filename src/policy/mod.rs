@@ -60,6 +60,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod why;
 mod wish;
 
 use std::collections::BTreeMap;
@@ -72,6 +73,8 @@ use self::settings::PolicySettings;
 use self::state::Thresholds;
 use self::types::{Allocation, Conduct, MemState, Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
+
+pub use self::why::Why;
 
 /// The policies, by the names that a fleet file uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -293,8 +296,8 @@ pub struct Target {
     pub pages: Pages,
     /// A balloon leaves the VM at least this.
     pub floor: Pages,
-    /// One line for people.
-    pub why: String,
+    /// Which rule set it.
+    pub why: Why,
 }
 
 /// Decides what every VM shall do until the next decision.

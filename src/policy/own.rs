@@ -25,6 +25,7 @@ use super::guest::usage;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
 use super::types::{Snapshot, VmId, VmSnapshot};
+use super::why::Rule;
 use super::wish::{self, Wish};
 use crate::units::Pages;
 
@@ -78,11 +79,12 @@ pub fn targets(
             );
             let floor = floor(vm.allocation.size);
             let target = step(vm, committed.max(floor), snapshot.now, records);
-            let why = format!(
-                "towards {committed} committed ({}), floor {floor}",
-                usage.source
-            );
-            Wish::new(vm, target, floor, why)
+            let rule = Rule::Committed {
+                committed,
+                source: usage.source,
+                floor,
+            };
+            Wish::new(vm, target, floor, rule)
         })
         .collect();
     wish::fit(distributable(snapshot, thresholds), wishes, guards)

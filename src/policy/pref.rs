@@ -27,6 +27,7 @@ use super::guest::usage;
 use super::settings::{IdleTax, PolicySettings};
 use super::state::Thresholds;
 use super::types::{Snapshot, VmId, VmSnapshot};
+use super::why::{Fit, Rule, Why};
 use super::wish::{self, Wish};
 use crate::units::Pages;
 
@@ -54,9 +55,12 @@ pub struct Record {
 fn preferred(vm: &VmSnapshot, settings: &PolicySettings) -> Wish {
     let usage = usage(vm, settings.safeguards);
     let pref = Pages((usage.pages.0.saturating_mul(CACHE_TENTHS) / 10).max(PREF_MIN.0));
-    let why = format!("prefers 1.3 x {} used ({})", usage.pages, usage.source);
+    let rule = Rule::Preferred {
+        used: usage.pages,
+        source: usage.source,
+    };
     // 200 MiB is nobody's floor: small guests live with less when the host is full.
-    Wish::new(vm, pref, vm.allocation.reservation, why)
+    Wish::new(vm, pref, vm.allocation.reservation, rule)
 }
 
 /// One target for each VM, in the order of the snapshot.
@@ -99,7 +103,10 @@ fn plenty(snapshot: &Snapshot, total: Pages, wishes: Vec<Wish>) -> Vec<Target> {
     let target = |(pages, wish): (Pages, Wish)| Target {
         pages,
         floor: wish.reservation(),
-        why: wish.why_with("; and its part of what is left"),
+        why: Why {
+            fit: Fit::Plenty,
+            ..wish.why()
+        },
     };
     parts.into_iter().zip(wishes).map(target).collect()
 }

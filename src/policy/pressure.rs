@@ -25,6 +25,7 @@ use super::esx::distributable;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
 use super::types::{Snapshot, VmId, VmSnapshot};
+use super::why::Rule;
 use super::wish::{self, Wish};
 use crate::units::Pages;
 
@@ -74,11 +75,11 @@ pub fn targets(
             } else {
                 "measured: the guest reports nothing"
             };
-            let why = format!(
-                "{} of {REFAULTS_MAX} refaults in 6 s ({source})",
-                record.refaults
-            );
-            Wish::new(vm, record.target, FLOOR, why)
+            let rule = Rule::Refaults {
+                count: record.refaults,
+                source,
+            };
+            Wish::new(vm, record.target, FLOOR, rule)
         })
         .collect();
     wish::fit(

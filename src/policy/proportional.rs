@@ -26,6 +26,7 @@ use super::safeguard::Safeguard;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
 use super::types::{Allocation, Snapshot, VmSnapshot};
+use super::why::{Rule, Why};
 use super::wish::{self, Wish};
 use crate::units::Pages;
 
@@ -55,7 +56,7 @@ pub fn targets(
     if floors > snapshot.budget.saturating_sub(snapshot.overhead) && guards.has(Safeguard::Floors) {
         let wish = |vm: &VmSnapshot| {
             let floor = floor(&vm.allocation);
-            Wish::new(vm, floor, floor, "its dynamic minimum".into())
+            Wish::new(vm, floor, floor, Rule::DynamicMinimum)
         };
         return wish::fit(total, snapshot.vms.iter().map(wish).collect(), guards);
     }
@@ -83,7 +84,11 @@ pub fn targets(
             Target {
                 pages: floor + Pages(part),
                 floor,
-                why: format!("{percent} % of its dynamic range {floor} to {ceiling}"),
+                why: Why::new(Rule::Range {
+                    percent,
+                    floor,
+                    ceiling,
+                }),
             }
         })
         .collect()

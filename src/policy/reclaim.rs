@@ -44,6 +44,7 @@ use super::deflate;
 use super::safeguard::{Safeguard, Safeguards};
 use super::state::Thresholds;
 use super::types::{Mechanism, MemState, Run, Snapshot, VmPlan, VmSnapshot};
+use super::why::Why;
 use super::{Manner, PolicyState, Target};
 use crate::units::Pages;
 
@@ -305,21 +306,13 @@ fn plan_vm(
             Run::Go
         },
         conduct: record.conduct(),
-        why: explain(target.why, take, cannot, swap),
+        why: Why {
+            over_limit: take.over_limit,
+            cannot: cannot.filter(|_| take.all.max(take.awaited) > Pages::ZERO),
+            swapped: swap > Pages::ZERO,
+            ..target.why
+        },
     }
-}
-
-fn explain(mut why: String, take: Take, cannot: Option<&str>, swap: Pages) -> String {
-    if take.over_limit > Pages::ZERO {
-        why.push_str(&format!("; {} above its limit", take.over_limit));
-    }
-    if let Some(reason) = cannot.filter(|_| take.all.max(take.awaited) > Pages::ZERO) {
-        why.push_str(&format!("; {reason}"));
-        if swap > Pages::ZERO {
-            why.push_str(": swapped instead");
-        }
-    }
-    why
 }
 
 /// What the balloon shall hold from now on.

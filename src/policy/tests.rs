@@ -120,7 +120,11 @@ fn the_balloon_order_leads_the_balloon_by_one_step_and_stops_at_the_ceiling() {
     snapshot.vms[0].ballooned = ceiling;
     let plan = decide(&snapshot, &mut state);
     assert!(plan.vms[0].private_max.is_some(), "{}", plan.vms[0].why);
-    assert!(plan.vms[0].why.contains("ceiling"), "{}", plan.vms[0].why);
+    assert!(
+        plan.vms[0].why.to_string().contains("ceiling"),
+        "{}",
+        plan.vms[0].why
+    );
 }
 
 #[test]
@@ -134,7 +138,7 @@ fn a_stuck_balloon_is_swapped_instead_until_it_moves() {
     let plan = decide(&snapshot, &mut state);
     assert!(plan.vms[0].private_max.is_some());
     assert!(
-        plan.vms[0].why.contains("balloon stuck"),
+        plan.vms[0].why.to_string().contains("balloon stuck"),
         "{}",
         plan.vms[0].why
     );

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Why;
 use crate::units::Pages;
 
 /// Names a VM for as long as the host manager runs; never used twice.
@@ -101,8 +102,8 @@ pub struct VmPlan {
     pub run: Run,
     /// How its balloon behaves.
     pub conduct: Conduct,
-    /// Which rule set the target: one line for people.
-    pub why: String,
+    /// Which rule set the target.
+    pub why: Why,
 }
 
 /// How a guest's balloon behaves.

@@ -19,6 +19,7 @@ use super::fair::{self, Claim};
 use super::safeguard::{Safeguard, Safeguards};
 use super::settings::IdleTax;
 use super::types::VmSnapshot;
+use super::why::{Fit, Rule, Why};
 use crate::units::Pages;
 
 /// What one VM would like to have.
@@ -29,13 +30,12 @@ pub(super) struct Wish {
     pages: Pages,
     reservation: Pages,
     shares: u64,
-    /// One line for people.
-    why: String,
+    why: Why,
 }
 
 impl Wish {
     /// `pages`, at least `floor`, both between the VM's reservation and limit.
-    pub(super) fn new(vm: &VmSnapshot, pages: Pages, floor: Pages, why: String) -> Wish {
+    pub(super) fn new(vm: &VmSnapshot, pages: Pages, floor: Pages, rule: Rule) -> Wish {
         let ceiling = vm.allocation.limit.min(vm.allocation.size);
         let reservation = vm.allocation.reservation.min(ceiling);
         let floor = floor.min(ceiling).max(reservation);
@@ -44,7 +44,7 @@ impl Wish {
             pages: pages.min(ceiling).max(floor),
             reservation,
             shares: vm.allocation.shares,
-            why,
+            why: Why::new(rule),
         }
     }
 
@@ -52,9 +52,8 @@ impl Wish {
         self.pages
     }
 
-    /// The explanation, with an addition.
-    pub(super) fn why_with(self, more: &str) -> String {
-        self.why + more
+    pub(super) fn why(&self) -> Why {
+        self.why
     }
 
     pub(super) fn reservation(&self) -> Pages {
@@ -95,10 +94,10 @@ pub(super) fn fit(total: Pages, wishes: Vec<Wish>, guards: Safeguards) -> Vec<Ta
             (_, false) => wish.claim(Pages::ZERO, wish.pages),
         })
         .collect();
-    let cut = if keep_floors {
-        format!("; cut to {total} for all, who would like {wanted}")
+    let fit = if keep_floors {
+        Fit::Cut { total, wanted }
     } else {
-        format!("; cut below the floors: {total} for all, whose floors are {floors}")
+        Fit::BelowFloors { total, floors }
     };
     fair::split(total, &claims, IdleTax::NONE)
         .into_iter()
@@ -106,7 +105,7 @@ pub(super) fn fit(total: Pages, wishes: Vec<Wish>, guards: Safeguards) -> Vec<Ta
         .map(|(pages, wish)| Target {
             pages,
             floor: wish.floor.min(pages),
-            why: format!("{}{cut}", wish.why),
+            why: Why { fit, ..wish.why },
         })
         .collect()
 }

@@ -186,7 +186,10 @@ fn vm(host: &Host<'_>, id: VmId, fate: &Fate) -> VmOutcome {
             swapped_bytes: Pages(guest.swapped).bytes(),
             ballooned_bytes: Pages(guest.ballooned).bytes(),
             conduct: host.trace.conduct.get(&id).copied().unwrap_or_default(),
-            ..ended(End::Running, plan.map_or("", |plan| &plan.why))
+            ..ended(
+                End::Running,
+                &plan.map(|plan| plan.why.to_string()).unwrap_or_default(),
+            )
         },
     }
 }

@@ -88,7 +88,7 @@ impl Manager {
             target_why: vm
                 .plan
                 .as_ref()
-                .map(|plan| plan.why.clone())
+                .map(|plan| plan.why.to_string())
                 .unwrap_or_default(),
             consumed_bytes: held(report.own()) + frames.bytes,
             private_bytes: held(report.private + report.orphaned),

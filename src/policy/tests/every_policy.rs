@@ -52,7 +52,7 @@ fn check_targets(host: &Snapshot, plan: &Plan, state: &PolicyState) -> Result<()
         prop_assert!(vm.allocation.reservation <= plan.target);
         prop_assert!(plan.target <= vm.allocation.limit);
         prop_assert!(!fits || entitled(vm) <= plan.target);
-        prop_assert!(!plan.why.is_empty());
+        prop_assert!(!plan.why.to_string().is_empty());
     }
     let sum: Pages = plan.vms.iter().map(|vm| vm.target).sum();
     let thresholds = state.thresholds(host.budget);
@@ -258,7 +258,9 @@ fn a_guest_cannot_claim_more_than_it_is_measured_to_hold() {
         host.vms[1].guest.total_bytes = Some(Pages(80_000).bytes());
         host.vms[1].guest.available_bytes = Some(0);
         assert_eq!(targets(&host, kind), honest, "{kind:?}");
-        let why = &decide(&host, &mut PolicyState::new(kind)).vms[1].why;
+        let why = decide(&host, &mut PolicyState::new(kind)).vms[1]
+            .why
+            .to_string();
         assert!(why.contains("measured: the guest says more"), "{why}");
     }
 }
@@ -312,7 +314,7 @@ fn another_policy_takes_over_at_the_next_decision() {
     let plan = decide(&host, &mut state);
     assert!(plan.vms[1].balloon_target > Pages::ZERO);
     assert!(
-        plan.vms[1].why.contains("dynamic range"),
+        plan.vms[1].why.to_string().contains("dynamic range"),
         "{}",
         plan.vms[1].why
     );
