@@ -246,7 +246,7 @@ fn pref_gives_what_each_uses_and_starts_nobody_without_a_surplus() {
         let target = |vm| figure(figures, vm, "target_bytes");
         match (target("small"), target("large")) {
             (Some(small), Some(large)) => {
-                small >= 199 * MIB && small < 260 * MIB && large > 380 * MIB
+                (199 * MIB..260 * MIB).contains(&small) && large > 380 * MIB
             }
             _ => false,
         }
