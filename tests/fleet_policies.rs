@@ -201,6 +201,40 @@ fn esx_taxes_idle_memory() {
     targets(75, |idle, active| active > idle + idle / 2);
 }
 
+/// Working sets that are known, one growing and one shrinking, without any help of the guests.
+#[test]
+fn sampling_finds_the_working_set_within_its_error() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let vm = |name: &str, set: &str| {
+        format!(
+            "[[vm]]\nname = \"{name}\"\nmemory = \"128M\"\nguest = \"touch\"\n\
+             cmdline = \"{set} after=12 write=1\"\n"
+        )
+    };
+    let vms = vm("grows", "set=24M then=80M") + &vm("shrinks", "set=80M then=24M");
+    let mut fleet = fleet("memory = \"384M\"", &vms);
+    let is = |figures: &Value, vm: &str, mib: u64| {
+        let active = figure(figures, vm, "active_bytes");
+        let error = figure(figures, vm, "active_error_bytes");
+        match (active, error) {
+            (Some(active), Some(error)) => {
+                error < 40 * MIB && active > 0 && active.abs_diff(mib * MIB) <= error + 2 * MIB
+            }
+            _ => false,
+        }
+    };
+    fleet.until_within(LONG, "the first sets", |figures| {
+        is(figures, "grows", 24) && is(figures, "shrinks", 80)
+    });
+    fleet.until_within(LONG, "the second sets", |figures| {
+        is(figures, "grows", 80) && is(figures, "shrinks", 24)
+    });
+    end(fleet);
+}
+
 /// "self": a guest holds little more than it uses, also when the host has plenty.
 #[test]
 fn self_follows_the_guest_up_at_once_and_down_slowly() {
