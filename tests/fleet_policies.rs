@@ -131,6 +131,7 @@ fn guests_cut_far_below_their_use_get_on_under_every_policy() {
     };
     let _alone = alone();
     let mut fleet = fleet("memory = \"112M\"", &squeezed("dynamic_min = \"32M\""));
+    fleet.until("the host manager", |_| true);
     for policy in ["proportional", "pref", "pressure", "self", "esx"] {
         let set = fleet
             .folder
