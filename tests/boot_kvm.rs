@@ -9,6 +9,7 @@ use common::{Capability::Kvm, TestVm, require};
 use tidemark::boot::image::Image;
 use tidemark::link::message::{Exit, ExitReason};
 use tidemark::vm::gate::Hold;
+use tidemark_guest_protocol::PORT_IDLE;
 use vm_memory::{Bytes, GuestAddress};
 
 fn image(code: Code) -> Image {
@@ -117,12 +118,13 @@ fn a_guest_asleep_on_the_idle_port_is_stopped() {
     let Some(host) = require(&[Kvm]) else { return };
     let mut code = Code::default().print("asleep\n");
     for _ in 0..100 {
-        code = code.out(0xf6, u32::MAX);
+        code = code.out(PORT_IDLE, u32::MAX);
     }
     let vm = TestVm::start(host, image(code), "", 4);
     vm.until("sleep", |vm| vm.log.text() == "asleep\n");
     vm.machine.stop();
-    assert_eq!(vm.wait().reason, ExitReason::Stopped);
+    let exit = vm.wait();
+    assert_eq!(exit.reason, ExitReason::Stopped, "{exit:?}");
 }
 
 #[test]
