@@ -177,13 +177,14 @@ fn a_lease_squeezes_who_holds_its_memory_and_ends_in_time() {
     let (mut owner, lease) = reserve(&folder, &["40M", "--max", "512M", "--for", "6s"]);
     let promised = number(&lease, "reservation_bytes");
     assert!((40 * MIB..80 * MIB).contains(&promised), "{lease}");
+    // A lease gets what the overheads leave when it is taken, and the VM's grows as it is swapped.
     wait_for("memory for the lease", SOON, || {
         let figures = folder.ps().unwrap();
         check_sums(&figures);
         let host = &figures["host"];
         let leased = number(host, "leased_bytes");
         leased >= promised
-            && number(host, "consumed_bytes") + leased <= number(host, "memory_bytes")
+            && number(host, "consumed_bytes") + leased <= number(host, "memory_bytes") + MIB
     });
     assert!(consumed() < 40 * MIB, "{}", consumed());
     assert_eq!(owner.wait(SOON).code(), Some(0), "{}", owner.log());
