@@ -91,11 +91,17 @@ fn the_search_is_bounded_and_ends() {
         while found < 8 {
             found += reclaimer.step(pager, 32).unwrap().pages;
             steps += 1;
-            assert!(steps <= 2 * chunks / u64::from(CHUNKS_A_STEP) + 2, "{found} found");
+            assert!(
+                steps <= 2 * chunks / u64::from(CHUNKS_A_STEP) + 2,
+                "{found} found"
+            );
         }
         while !reclaimer.step(pager, 32).unwrap().barren {
             steps += 1;
-            assert!(steps <= 4 * chunks / u64::from(CHUNKS_A_STEP) + 4, "no end is seen");
+            assert!(
+                steps <= 4 * chunks / u64::from(CHUNKS_A_STEP) + 4,
+                "no end is seen"
+            );
         }
         let most = pager.memory().books.hold;
         assert!(most.pages_most <= HOLD_PAGES, "{most:?}");
