@@ -9,7 +9,7 @@
 //! | builder, then statistics | loads the guest; then asks its balloon driver for statistics. Both touch guest memory and may wait for credit, which the main thread brings |
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -41,6 +41,8 @@ use crate::units::{Gfn, GfnRange, Pages};
 
 /// How long the host manager may take to admit a VM.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a VM that has ended waits for the host manager to hear how.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Stack of a helper thread, bytes: shallow code only.
 const STACK_BYTES: usize = 256 << 10;
 /// Period of the guest statistics. Chosen: the kernel's driver answers from counters at hand.
@@ -243,7 +245,10 @@ pub fn run(
         Err(error) => {
             failure.set(&error);
             let ended = exit(ExitReason::Error, failure.get());
-            link.send(&ToHost::Exited(ended.clone()))?;
+            // The process says it as well, on standard error and by its status.
+            if let Err(error) = link.send_last(&ToHost::Exited(ended.clone()), LAST_WORDS) {
+                log::warn!("{}: the host manager does not hear it: {error}", spec.name);
+            }
             Ok(ended)
         }
     }
@@ -423,10 +428,10 @@ pub(super) fn exit(reason: ExitReason, message: Option<String>) -> Exit {
 }
 
 /// Waits for any of the descriptors; spurious wake-ups are fine.
-pub(super) fn wait(fds: &[BorrowedFd<'_>], timeout: Duration) {
+pub(super) fn wait(fds: &[(BorrowedFd<'_>, PollFlags)], timeout: Duration) {
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()
-        .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN))
+        .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
         .collect();
     let timeout = rustix::event::Timespec {
         tv_sec: timeout.as_secs().cast_signed(),
