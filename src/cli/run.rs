@@ -1,6 +1,7 @@
 //! `tidemark run`: a fleet of VM processes and a host manager, in the foreground.
 //!
-//! The host manager runs in this process's only thread; each VM is a child of its own. Ctrl-C,
+//! The host manager runs in this process's main thread, beside which one only writes what is shown; each
+//! VM is a child of its own. Ctrl-C,
 //! SIGTERM and `--for` ask all VMs to stop and kill those that have not after [`GRACE`]; a second
 //! Ctrl-C kills at once. A lone VM without a console file gets the terminal, if there is one: its
 //! process reads the keys and writes the guest's bytes there, and this one shows no table.
@@ -12,9 +13,12 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use self::child::{Child, Stdout};
 use self::screen::Screen;
@@ -26,6 +30,7 @@ use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
 use crate::link::message::{Exit, ExitReason};
+use crate::out::Out;
 use crate::vm::files::Files;
 use crate::vm::terminal::Terminal;
 
@@ -87,7 +92,7 @@ impl RunArgs {
 }
 
 /// Runs the fleet; status 0 when every VM ended as it should.
-pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
+pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let spec = args.spec()?;
     check_files(&spec, &args.origin())?;
@@ -117,7 +122,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
         server,
         signals,
         children: Vec::new(),
-        screen: Screen::new(console, args.json),
+        screen: Screen::new(console, args.json, out),
         deadline: args.time.map(|time| started + time),
         kill_at: None,
         last: None,
@@ -128,6 +133,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
     }
     result?;
     let figures = fleet.close();
+    // Nothing hears the signals any more, and whoever reads the result may let us wait.
+    for signal in [SIGINT, SIGTERM] {
+        let ends = flag::register_conditional_shutdown(signal, 1, Arc::new(true.into()));
+        ends.map_err(super::io("register a signal handler"))?;
+    }
     print(&figures, args.json)?;
     Ok(
         match figures.vms.iter().all(|vm| is_good(vm.exit.as_ref())) {
@@ -245,7 +255,7 @@ impl Fleet {
             Event::Ready(number) => {
                 let place = usize::try_from((number - SIGNALS - 1) / 2).unwrap_or(usize::MAX);
                 if let Some(child) = self.children.get_mut(place) {
-                    child.ready(number, &self.server, &mut self.screen);
+                    child.ready(number, &self.server, &self.screen);
                 }
             }
             Event::Refused(name, reason) => {

@@ -32,6 +32,7 @@ use crate::mem::credit::CreditMove;
 use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use crate::mem::share::{Scanner, merge};
 use crate::mem::{self, Pager};
+use crate::out::Out;
 use crate::policy::types::{MemState, Run};
 use crate::sys::pool_view::PoolView;
 use crate::sys::space;
@@ -163,11 +164,12 @@ impl<'a> Agent<'a> {
     }
 
     /// Waits for the machine to be built, starts it with `terminal` as its console if there is one,
-    /// and serves it until it ends. `started` is when the program was.
+    /// which shows what is written to the [`Out`], and serves it until it ends. `started` is when
+    /// the program was.
     pub fn run(
         mut self,
         building: Building,
-        terminal: Option<&Terminal>,
+        terminal: Option<(&Terminal, &Out)>,
         started: Instant,
     ) -> Exit {
         self.started = started;
@@ -206,13 +208,17 @@ impl<'a> Agent<'a> {
         self.end(machine, ended)
     }
 
-    fn connect(&self, terminal: Option<&Terminal>, machine: &Machine) -> Result<(), super::Error> {
-        let Some(terminal) = terminal else {
+    fn connect(
+        &self,
+        terminal: Option<(&Terminal, &Out)>,
+        machine: &Machine,
+    ) -> Result<(), super::Error> {
+        let Some((terminal, out)) = terminal else {
             return Ok(());
         };
         let leave = self.asks.try_clone();
         leave
-            .and_then(|leave| terminal.connect(Arc::clone(machine.serial()), leave))
+            .and_then(|leave| terminal.connect(Arc::clone(machine.serial()), leave, out.clone()))
             .map_err(|source| super::Error::Terminal { source })
     }
 
