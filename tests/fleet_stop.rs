@@ -22,7 +22,7 @@ use common::{require, wait_for};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tidemark_guest_protocol::PORT_IDLE;
+use tidemark_guest_protocol::{PORT_EXIT, PORT_IDLE};
 
 /// How long processes are stopped: longer than a socket takes to fill, and than anybody should wait
 /// for room in it. `TIDEMARK_STOP_SECONDS` sets another time.
@@ -97,6 +97,30 @@ fn a_run_is_stopped() {
     fleet.until("both go on", |figures| both_go_on(figures, &before));
     fleet.process.signal(Signal::INT);
     fleet.end(SOON).check();
+}
+
+/// The guest's end is heard although its process is long gone, behind all that it said before.
+fn a_guest_ends_while_its_run_is_stopped() {
+    let folder = Folder::new();
+    let mut sleeper = Code::default();
+    for _ in 0..(stop() * 3 / 5).as_secs() {
+        sleeper = sleeper.out(PORT_IDLE, 1000);
+    }
+    let image = sleeper.out(PORT_EXIT, 0).ring3();
+    std::fs::write(folder.path().join("sleeper"), image).unwrap();
+    let words = "run --name sleeper --kernel sleeper --memory 8M --host-memory 32M --json";
+    let words: Vec<&str> = words.split(' ').collect();
+    let process = Process::start(folder.command(&words));
+    let mut fleet = Fleet { process, folder };
+    fleet.until("the guest", |figures| {
+        find_vm(figures, "sleeper").is_some_and(|vm| vm["state"] == "running")
+    });
+    let vm = fleet.process.vm_pid("sleeper");
+    suspend(fleet.process.pid(), stop());
+    assert!(!is_alive(vm), "the guest has not ended by itself");
+    let end = fleet.end(SOON);
+    assert_eq!(end.vm("sleeper")["exit"]["reason"], "guest-exit");
+    assert_eq!(end.status.code(), Some(0));
 }
 
 /// A fleet whose standard error nobody reads, and that pipe.
@@ -229,6 +253,7 @@ fn whoever_does_not_run_for_a_while_loses_nothing_but_time() {
     // Side by side, since they mostly wait.
     std::thread::scope(|scope| {
         scope.spawn(a_run_is_stopped);
+        scope.spawn(a_guest_ends_while_its_run_is_stopped);
         scope.spawn(nobody_reads_standard_error_and_a_vm_is_stopped);
         scope.spawn(a_host_manager_is_stopped);
     });

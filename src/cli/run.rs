@@ -125,6 +125,7 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
         screen: Screen::new(console, args.json, out),
         deadline: args.time.map(|time| started + time),
         kill_at: None,
+        gone: None,
         last: None,
     };
     let result = fleet.start(&spec, console).and_then(|()| fleet.serve());
@@ -200,6 +201,8 @@ struct Fleet {
     deadline: Option<Instant>,
     /// When what has not stopped is killed; set once stopping has begun.
     kill_at: Option<Instant>,
+    /// When the last child had gone.
+    gone: Option<Instant>,
     /// The figures before the fleet stopped: those of the closing table.
     last: Option<Figures>,
 }
@@ -215,11 +218,11 @@ impl Fleet {
         Ok(())
     }
 
-    /// Serves until every child is gone.
+    /// Serves until every child is gone and was heard.
     fn serve(&mut self) -> Result<(), Error> {
         let mut redraw = Instant::now();
         let mut sample = redraw;
-        while self.children.iter().any(|child| !child.is_gone()) {
+        while self.is_anybody_left() {
             for event in self.server.turn(Duration::from_millis(100))? {
                 self.event(event);
             }
@@ -240,6 +243,16 @@ impl Fleet {
             self.remember(figures);
         }
         Ok(())
+    }
+
+    /// Whether a child is there, or a link whose end was not heard: how a VM ended may stand behind
+    /// much that was not read yet, if this process did not run for a while.
+    fn is_anybody_left(&mut self) -> bool {
+        if self.children.iter().any(|child| !child.is_gone()) {
+            return true;
+        }
+        let gone = *self.gone.get_or_insert_with(Instant::now);
+        self.server.manager().live() > 0 && gone.elapsed() < GRACE
     }
 
     fn event(&mut self, event: Event) {
