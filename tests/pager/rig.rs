@@ -1,0 +1,150 @@
+//! The pager with a thread that serves its faults until the end, and no VM around it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tidemark::mem::credit::CreditBook;
+use tidemark::mem::pager::Settings;
+use tidemark::mem::{Error, Pager};
+use tidemark::sys::ram::{GuestRam, Layout};
+use tidemark::sys::space::TakePath;
+use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::store::MemoryStore;
+use super::{faults, unique};
+use crate::common;
+
+/// The first error of the fault thread.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub reason: String,
+    pub at: Instant,
+}
+
+/// A pager and its fault thread.
+#[derive(Debug)]
+pub struct Rig {
+    pub pager: Arc<Pager>,
+    pub store: MemoryStore,
+    failure: Arc<Mutex<Option<Failure>>>,
+    end: Arc<AtomicBool>,
+    server: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Rig {
+    /// Arms `ram`.
+    pub fn over(ram: Arc<GuestRam>, path: TakePath, credit: CreditBook) -> Rig {
+        let store = MemoryStore::default();
+        let settings = Settings {
+            path,
+            swap: Box::new(store.clone()),
+            seed: 5,
+            credit,
+        };
+        let pager = Arc::new(Pager::new(ram, settings).expect("userfaultfd was asked for"));
+        let end = Arc::new(AtomicBool::new(false));
+        let failure = Arc::new(Mutex::new(None));
+        let (served, ended, failed) = (pager.clone(), end.clone(), failure.clone());
+        let server = std::thread::spawn(move || {
+            let result = faults::serve_until(&served, &ended);
+            if let Err(error) = &result {
+                *failed.lock().unwrap() = Some(Failure {
+                    reason: error.to_string(),
+                    at: Instant::now(),
+                });
+                faults::after_failure(&served, &ended);
+            }
+            result
+        });
+        Rig {
+            pager,
+            store,
+            failure,
+            end,
+            server: Some(server),
+        }
+    }
+
+    /// A guest of `pages` with this credit.
+    pub fn new(path: TakePath, pages: u32, credit: CreditBook) -> Rig {
+        let ram = GuestRam::new(Layout::new(Pages(u64::from(pages)))).expect("guest memory");
+        Rig::over(ram, path, credit)
+    }
+
+    /// A guest of `pages` without a limit.
+    pub fn unlimited(path: TakePath, pages: u32) -> Rig {
+        Rig::new(path, pages, CreditBook::unlimited())
+    }
+
+    /// Writes a page as a vCPU would.
+    pub fn write(&self, gfn: Gfn, page: &[u8; PAGE_SIZE]) {
+        let at = GuestAddress(gfn.gpa());
+        self.pager.ram().memory().write_slice(page, at).unwrap();
+    }
+
+    /// Reads a page as a vCPU would.
+    pub fn read(&self, gfn: Gfn) -> [u8; PAGE_SIZE] {
+        let mut page = [0; PAGE_SIZE];
+        let at = GuestAddress(gfn.gpa());
+        self.pager.ram().memory().read_slice(&mut page, at).unwrap();
+        page
+    }
+
+    /// The reason why the fault thread gave up, if it did.
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.lock().unwrap().clone()
+    }
+
+    /// Waits until the fault thread has given up.
+    pub fn wait_failure(&self, limit: Duration) -> Failure {
+        common::wait_for("the fault thread to give up", limit, || {
+            self.failure().is_some()
+        });
+        self.failure().expect("waited for")
+    }
+
+    /// Ends the fault thread; its result.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.end.store(true, Ordering::Relaxed);
+        self.server.take().expect("finished once").join().unwrap()
+    }
+
+    /// The pager, served until the process ends.
+    pub fn detach(self) -> Arc<Pager> {
+        let pager = self.pager.clone();
+        std::mem::forget(self);
+        pager
+    }
+
+    /// Gives each page content of its own and takes six batches of 32 of them. What each batch took
+    /// is the answer: less than 32 means that something stands in the way for good.
+    pub fn six_batches(&self, seed: u64) -> [u32; 6] {
+        self.store.fail_writes(false);
+        self.pager.end_sample().unwrap();
+        let ranges = self.pager.ram().layout().ranges().to_vec();
+        let gfns = || ranges.iter().flat_map(|range| range.iter());
+        gfns().for_each(|gfn| self.write(gfn, &unique(seed ^ u64::from(gfn.0)).0));
+        // Finds the shared pages that were written.
+        self.pager.census().unwrap();
+        let mut reclaimer = tidemark::mem::reclaim::Reclaimer::new(seed);
+        let taken = [(); 6].map(|()| reclaimer.step(&self.pager, 32).unwrap().pages);
+        for gfn in gfns() {
+            let expected = unique(seed ^ u64::from(gfn.0)).0;
+            assert!(self.read(gfn) == expected, "seed {seed}: {gfn} is corrupt");
+        }
+        taken
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(server) = self.server.take() {
+            // A thread that panicked has said so.
+            let _ = server.join();
+        }
+    }
+}

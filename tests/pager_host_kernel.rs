@@ -1,0 +1,141 @@
+//! What the host's kernel does with a VM's memory on its own account changes no guest byte:
+//! compaction, which moves pages while nobody looks.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+mod pager;
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::Capability;
+use pager::interleave::{self, Plan};
+use pager::pool::Pool;
+use pager::rig::Rig;
+use pager::{both_paths, os, seed, stamped};
+use rustix::fs::FallocateFlags;
+use tidemark::mem::share::merge;
+use tidemark::sys::space::TakePath;
+use tidemark::units::{FrameId, Gfn, PAGE_SIZE};
+
+/// Guest pages that map frames: 64 MiB.
+const FRAMES: u32 = 64 << 8;
+/// Memory that is freed a page here, a page there, so that there is something to compact, bytes.
+const SCRAP_BYTES: u64 = 64 << 20;
+/// How long censuses are taken beside compaction.
+const CENSUSES: Duration = Duration::from_secs(8);
+const COMPACT: &str = "/proc/sys/vm/compact_memory";
+
+/// The file that starts compaction, or a visible skip.
+fn compaction() -> Option<File> {
+    let file = OpenOptions::new().write(true).open(COMPACT);
+    file.inspect_err(|error| common::skip(&format!("cannot write {COMPACT}: {error}")))
+        .ok()
+}
+
+/// Compacts memory over and over; scraps between the rounds leave it something to do.
+fn compact_until(end: &AtomicBool, mut file: File) {
+    while !end.load(Ordering::Relaxed) {
+        let scraps = scraps();
+        file.write_all(b"1").expect("it was opened");
+        drop(scraps);
+    }
+}
+
+/// A file every other page of which is gone: holes everywhere in memory.
+fn scraps() -> File {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = File::from(rustix::fs::memfd_create("scraps", flags).unwrap());
+    let page = PAGE_SIZE as u64;
+    let pages = SCRAP_BYTES / page;
+    for at in 0..pages {
+        file.write_all_at(&[1; PAGE_SIZE], at * page).unwrap();
+    }
+    for at in (0..pages).step_by(2) {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, punch, at * page, page).unwrap();
+    }
+    file
+}
+
+/// Says whether anything was moved: else the test has shown nothing.
+fn note_moves(before: u64) {
+    let moved = os::vmstat("pgmigrate_success") - before;
+    if moved == 0 {
+        common::note("compaction moved no page: nothing was shown");
+    } else {
+        println!("compaction moved {moved} pages");
+    }
+}
+
+#[test]
+fn frames_that_are_moved_are_no_writes() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    let Some(file) = compaction() else { return };
+    let rig = Rig::unlimited(TakePath::Copy, FRAMES);
+    let mut pool = Pool::new(FRAMES);
+    let view = pool.view();
+    for gfn in 0..FRAMES {
+        rig.write(Gfn(gfn), &stamped(gfn));
+        let frame = pool.lend(&stamped(gfn));
+        assert_eq!(frame, Some(FrameId(gfn)));
+    }
+    let mut candidates: Vec<_> = (0..FRAMES).map(|n| (Gfn(n), FrameId(n))).collect();
+    let merged = merge(&rig.pager, &view, &mut candidates, 60_000).unwrap();
+    assert_eq!(merged.pages, FRAMES);
+    // Present in the page tables: only what is mapped there is moved as a mapping.
+    let check = |when| {
+        for gfn in 0..FRAMES {
+            assert!(rig.read(Gfn(gfn)) == stamped(gfn), "page {gfn} {when}");
+        }
+    };
+    check("before");
+    let moved_before = os::vmstat("pgmigrate_success");
+    let end = AtomicBool::new(false);
+    let censuses = std::thread::scope(|scope| {
+        scope.spawn(|| compact_until(&end, file));
+        let deadline = Instant::now() + CENSUSES;
+        let mut censuses = 0;
+        let mut result = Ok(());
+        while Instant::now() < deadline && result.is_ok() {
+            result = rig.pager.census().map(drop);
+            // What was released is gone at once, as in a host manager.
+            pool.release(&rig.pager.take_released());
+            censuses += 1;
+        }
+        end.store(true, Ordering::Relaxed);
+        result.unwrap();
+        censuses
+    });
+    note_moves(moved_before);
+    let breaks = rig.pager.report().unwrap().cow_breaks;
+    assert_eq!(breaks, 0, "nobody wrote; {censuses} censuses");
+    check("after");
+    rig.pager.audit().unwrap();
+    rig.finish().unwrap();
+}
+
+#[test]
+fn every_byte_survives_compaction() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    let seed = seed();
+    both_paths(|path| {
+        let Some(file) = compaction() else { return };
+        let before = os::vmstat("pgmigrate_success");
+        let plan = Plan {
+            path,
+            seed,
+            operations: 600,
+        };
+        interleave::run(plan, move |_, end| compact_until(end, file));
+        note_moves(before);
+    });
+}
