@@ -17,17 +17,19 @@ use pager::interleave::{self, Plan};
 use pager::pool::Pool;
 use pager::rig::Rig;
 use pager::{both_paths, os, seed, stamped};
-use rustix::fs::FallocateFlags;
 use tidemark::mem::share::merge;
 use tidemark::sys::space::TakePath;
-use tidemark::units::{FrameId, Gfn, PAGE_SIZE};
+use tidemark::units::{FrameId, Gfn};
 
 /// Guest pages that map frames: 64 MiB.
 const FRAMES: u32 = 64 << 8;
-/// Memory that is freed a page here, a page there, so that there is something to compact, bytes.
-const SCRAP_BYTES: u64 = 64 << 20;
-/// How long censuses are taken beside compaction.
-const CENSUSES: Duration = Duration::from_secs(8);
+/// Memory that is in use while the frames are made and free afterwards: compaction moves them there,
+/// bytes.
+const BALLAST_BYTES: usize = 256 << 20;
+/// Rounds of frames.
+const ROUNDS: u32 = 3;
+/// How long censuses are taken beside compaction, in each round.
+const CENSUSES: Duration = Duration::from_millis(1500);
 const COMPACT: &str = "/proc/sys/vm/compact_memory";
 
 /// The file that starts compaction, or a visible skip.
@@ -37,27 +39,20 @@ fn compaction() -> Option<File> {
         .ok()
 }
 
-/// Compacts memory over and over; scraps between the rounds leave it something to do.
-fn compact_until(end: &AtomicBool, mut file: File) {
+/// Compacts memory over and over.
+fn compact_until(end: &AtomicBool, mut file: &File) {
     while !end.load(Ordering::Relaxed) {
-        let scraps = scraps();
         file.write_all(b"1").expect("it was opened");
-        drop(scraps);
     }
 }
 
-/// A file every other page of which is gone: holes everywhere in memory.
-fn scraps() -> File {
+/// Memory in use until it is dropped.
+fn ballast() -> File {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let file = File::from(rustix::fs::memfd_create("scraps", flags).unwrap());
-    let page = PAGE_SIZE as u64;
-    let pages = SCRAP_BYTES / page;
-    for at in 0..pages {
-        file.write_all_at(&[1; PAGE_SIZE], at * page).unwrap();
-    }
-    for at in (0..pages).step_by(2) {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&file, punch, at * page, page).unwrap();
+    let file = File::from(rustix::fs::memfd_create("ballast", flags).unwrap());
+    let part = vec![1; 1 << 20];
+    for at in (0..BALLAST_BYTES).step_by(part.len()) {
+        file.write_all_at(&part, at as u64).unwrap();
     }
     file
 }
@@ -78,25 +73,39 @@ fn frames_that_are_moved_are_no_writes() {
         return;
     };
     let Some(file) = compaction() else { return };
+    let before = os::vmstat("pgmigrate_success");
+    for _ in 0..ROUNDS {
+        take_censuses_beside_compaction(&file);
+    }
+    note_moves(before);
+}
+
+/// A guest all of whose pages map a frame, and the pool.
+fn all_shared() -> (Rig, Pool) {
     let rig = Rig::unlimited(TakePath::Copy, FRAMES);
     let mut pool = Pool::new(FRAMES);
-    let view = pool.view();
     for gfn in 0..FRAMES {
         rig.write(Gfn(gfn), &stamped(gfn));
         let frame = pool.lend(&stamped(gfn));
         assert_eq!(frame, Some(FrameId(gfn)));
     }
     let mut candidates: Vec<_> = (0..FRAMES).map(|n| (Gfn(n), FrameId(n))).collect();
-    let merged = merge(&rig.pager, &view, &mut candidates, 60_000).unwrap();
+    let merged = merge(&rig.pager, &pool.view(), &mut candidates, 60_000).unwrap();
     assert_eq!(merged.pages, FRAMES);
-    // Present in the page tables: only what is mapped there is moved as a mapping.
+    (rig, pool)
+}
+
+fn take_censuses_beside_compaction(file: &File) {
+    let ballast = ballast();
+    let (rig, mut pool) = all_shared();
     let check = |when| {
         for gfn in 0..FRAMES {
             assert!(rig.read(Gfn(gfn)) == stamped(gfn), "page {gfn} {when}");
         }
     };
+    // Only what is present in the page tables is moved as a mapping.
     check("before");
-    let moved_before = os::vmstat("pgmigrate_success");
+    drop(ballast);
     let end = AtomicBool::new(false);
     let censuses = std::thread::scope(|scope| {
         scope.spawn(|| compact_until(&end, file));
@@ -113,7 +122,6 @@ fn frames_that_are_moved_are_no_writes() {
         result.unwrap();
         censuses
     });
-    note_moves(moved_before);
     let breaks = rig.pager.report().unwrap().cow_breaks;
     assert_eq!(breaks, 0, "nobody wrote; {censuses} censuses");
     check("after");
@@ -129,13 +137,15 @@ fn every_byte_survives_compaction() {
     let seed = seed();
     both_paths(|path| {
         let Some(file) = compaction() else { return };
+        let ballast = ballast();
         let before = os::vmstat("pgmigrate_success");
         let plan = Plan {
             path,
             seed,
             operations: 600,
         };
-        interleave::run(plan, move |_, end| compact_until(end, file));
+        drop(ballast);
+        interleave::run(plan, move |_, end| compact_until(end, &file));
         note_moves(before);
     });
 }

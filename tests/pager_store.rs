@@ -8,7 +8,7 @@ mod pager;
 
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::Capability;
 use pager::pool::Pool;
@@ -259,13 +259,11 @@ fn the_worker_comes_back_from_a_move_when_a_read_fails() {
         rig.store.hold_failing_read(word);
         rig.store.fail_reads(true);
         let touch = start_touch(&rig, swapped[3]);
+        common::wait_for("the read", DEADLINE, || rig.store.holds_read());
         let (step, syscall) = start_step(&rig);
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let moving =
-            || std::fs::read_to_string(&syscall).is_ok_and(|text| text.starts_with(MREMAP));
-        while Instant::now() < deadline && !moving() && !step.is_finished() {
-            std::thread::yield_now();
-        }
+        let moves = || std::fs::read_to_string(&syscall).is_ok_and(|text| text.starts_with(MREMAP));
+        let what = "the worker to wait in mremap, or not to need it";
+        common::wait_for(what, DEADLINE, || moves() || step.is_finished());
         fail.send(()).unwrap();
         assert_ended_by_the_read(&rig);
         let what = "the worker's step during a failure";

@@ -12,7 +12,7 @@ const PERIOD: Timespec = Timespec {
 };
 
 /// Serves every fault until `end` is set or the VM cannot go on.
-pub fn serve_until(pager: &Pager, end: &AtomicBool) -> Result<(), Error> {
+fn serve_until(pager: &Pager, end: &AtomicBool) -> Result<(), Error> {
     while !end.load(Ordering::Relaxed) {
         let fds = pager.space().uffd().poll_fds();
         let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
@@ -22,6 +22,16 @@ pub fn serve_until(pager: &Pager, end: &AtomicBool) -> Result<(), Error> {
     Ok(())
 }
 
-/// What the fault thread of a VM process does when it has failed, until the process ends. It is what
-/// `vm::process` does, in one place.
-pub fn after_failure(_pager: &Pager, _end: &AtomicBool) {}
+/// The fault thread of a VM process: serves faults; when it cannot go on, tells why and does what
+/// such a thread does until the process ends.
+pub fn run(pager: &Pager, end: &AtomicBool, tell: impl FnOnce(&Error)) -> Result<(), Error> {
+    let result = serve_until(pager, end);
+    if let Err(error) = &result {
+        tell(error);
+        after_failure(pager, end);
+    }
+    result
+}
+
+/// What `vm::process` does after a failure, in one place.
+fn after_failure(_pager: &Pager, _end: &AtomicBool) {}

@@ -49,15 +49,12 @@ impl Rig {
         let failure = Arc::new(Mutex::new(None));
         let (served, ended, failed) = (pager.clone(), end.clone(), failure.clone());
         let server = std::thread::spawn(move || {
-            let result = faults::serve_until(&served, &ended);
-            if let Err(error) = &result {
+            faults::run(&served, &ended, |error| {
                 *failed.lock().unwrap() = Some(Failure {
                     reason: error.to_string(),
                     at: Instant::now(),
                 });
-                faults::after_failure(&served, &ended);
-            }
-            result
+            })
         });
         Rig {
             pager,

@@ -41,6 +41,7 @@ struct Inner {
     flip_bit: AtomicBool,
     /// A read that fails waits for a word here first.
     held_until: Mutex<Option<Receiver<()>>>,
+    holds_read: AtomicBool,
     failed_at: Mutex<Option<Instant>>,
 }
 
@@ -68,6 +69,11 @@ impl MemoryStore {
     /// The next read that fails answers only when `word` has something.
     pub fn hold_failing_read(&self, word: Receiver<()>) {
         *self.0.held_until.lock().unwrap() = Some(word);
+    }
+
+    /// Whether a read waits as [`MemoryStore::hold_failing_read`] says.
+    pub fn holds_read(&self) -> bool {
+        self.0.holds_read.load(Ordering::Relaxed)
     }
 
     /// Whether reads return another page than was written.
@@ -106,6 +112,7 @@ impl SwapStore for MemoryStore {
         if self.0.reads.fails() {
             let held_until = self.0.held_until.lock().unwrap().take();
             if let Some(word) = held_until {
+                self.0.holds_read.store(true, Ordering::Relaxed);
                 word.recv().expect("the test says when");
             }
             self.failed();

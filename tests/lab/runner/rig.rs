@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
@@ -21,6 +20,8 @@ use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, GfnRange, Pages};
 use tidemark::vm::machine::{Machine, MachineSpec};
+
+use super::faults;
 
 /// Why a test failed.
 pub type Failure = Box<dyn std::error::Error>;
@@ -119,7 +120,12 @@ impl Rig {
         let pager = Arc::new(Pager::new(ram.clone(), settings)?);
         let end = Arc::new(AtomicBool::new(false));
         let (served, ended) = (pager.clone(), end.clone());
-        let server = std::thread::spawn(move || serve(&served, &ended));
+        let server = std::thread::spawn(move || {
+            faults::run(&served, &ended, |error| {
+                panic!("cannot serve faults: {error}")
+            })
+            .expect("an error panics");
+        });
         let transcript = Arc::new(Transcript::default());
         let recorder = Recorder {
             transcript: transcript.clone(),
@@ -263,19 +269,6 @@ impl Drop for Rig {
         if let Some(server) = self.server.take() {
             server.join().expect("the fault thread does not panic");
         }
-    }
-}
-
-fn serve(pager: &Pager, end: &AtomicBool) {
-    while !end.load(Ordering::Relaxed) {
-        let fds = pager.space().uffd().poll_fds();
-        let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: 20_000_000,
-        };
-        poll(&mut polled, Some(&timeout)).expect("poll");
-        pager.serve().expect("serve faults");
     }
 }
 
