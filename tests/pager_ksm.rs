@@ -7,6 +7,8 @@
 mod common;
 mod pager;
 
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use common::Capability;
@@ -19,6 +21,8 @@ use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
 use tidemark::units::{Gfn, PAGE_SIZE};
 
+/// Pages merged are counted for the whole process: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 /// Equal pages.
 const PAGES: u32 = 64;
 /// How long the kernel may take to merge them.
@@ -38,6 +42,7 @@ fn with_merged_pages(what: &str, work: impl Fn(&Rig)) {
     let Some(_host) = common::require(&[Capability::Uffd]) else {
         return;
     };
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     both_paths(|path| {
         let Some(ksm) = ksm() else { return };
         let rig = Rig::unlimited(path, PAGES);
@@ -49,11 +54,11 @@ fn with_merged_pages(what: &str, work: impl Fn(&Rig)) {
             Ksm::merged() >= before + u64::from(PAGES) * 9 / 10
         });
         work(&rig);
-        ksm.pause().unwrap();
         let lost: Vec<u32> = (0..PAGES)
             .filter(|gfn| rig.read(Gfn(*gfn)) != page)
             .collect();
         assert!(lost.is_empty(), "{what}, {path:?}: pages {lost:?} are lost");
+        ksm.unmerge().unwrap();
         // Pages of its own again; what the worker could not take must not be lost to it for good.
         (0..PAGES).for_each(|gfn| rig.write(Gfn(gfn), &stamped(gfn)));
         for gfn in 0..PAGES {
@@ -94,6 +99,7 @@ fn every_byte_survives_merging_by_the_kernel() {
     let Some(_host) = common::require(&[Capability::Uffd]) else {
         return;
     };
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let seed = seed();
     both_paths(|path| {
         let Some(ksm) = ksm() else { return };
@@ -105,13 +111,16 @@ fn every_byte_survives_merging_by_the_kernel() {
         interleave::run(plan, move |_, end| {
             ksm.start().unwrap();
             let mut merged_most = 0;
-            while !end.load(std::sync::atomic::Ordering::Relaxed) {
+            while !end.load(Ordering::Relaxed) {
                 merged_most = merged_most.max(Ksm::merged());
                 std::thread::sleep(Duration::from_millis(1));
             }
-            // Whether the batches are whole is looked at afterwards: the kernel holds no page then.
-            ksm.pause().unwrap();
-            println!("{merged_most} pages were merged at a time");
+            // Books and batches are looked at afterwards, when the kernel holds no page.
+            ksm.unmerge().unwrap();
+            match merged_most {
+                0 => common::note("the kernel merged nothing: nothing was shown"),
+                pages => println!("{pages} pages were merged at a time"),
+            }
         });
     });
 }

@@ -123,7 +123,10 @@ pub struct Ksm {
 }
 
 impl Ksm {
-    /// Waits for others who use it, and changes nothing yet.
+    /// Waits for other tests that use it, and changes nothing yet.
+    ///
+    /// # Errors
+    /// When the settings are not ours to change, or the host merges already.
     pub fn acquire() -> io::Result<Ksm> {
         let lock = File::options().write(true).open(format!("{KSM}/run"))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
@@ -133,6 +136,9 @@ impl Ksm {
             read(KSM_FILES[1])?,
             read(KSM_FILES[2])?,
         ];
+        if before[2].trim() != "0" {
+            return Err(io::Error::other("the host uses it"));
+        }
         Ok(Ksm {
             before,
             _lock: lock,
@@ -144,9 +150,9 @@ impl Ksm {
         self.set(["1", "20000", "1"])
     }
 
-    /// Stops; what is merged stays merged.
-    pub fn pause(&self) -> io::Result<()> {
-        self.set(["20", "100", "0"])
+    /// Stops, and makes each merged page one of its own again.
+    pub fn unmerge(&self) -> io::Result<()> {
+        self.set(["20", "100", "2"])
     }
 
     fn set(&self, values: [&str; 3]) -> io::Result<()> {
@@ -164,7 +170,7 @@ impl Ksm {
 impl Drop for Ksm {
     fn drop(&mut self) {
         let before = self.before.each_ref().map(String::as_str);
-        if let Err(error) = self.set(before) {
+        if let Err(error) = self.unmerge().and_then(|()| self.set(before)) {
             eprintln!("{KSM}: {error}");
         }
     }
