@@ -29,7 +29,7 @@ const BALLAST_BYTES: usize = 256 << 20;
 /// Rounds of frames.
 const ROUNDS: u32 = 3;
 /// How long censuses are taken beside compaction, in each round.
-const CENSUSES: Duration = Duration::from_millis(1500);
+const CENSUSES: Duration = Duration::from_millis(1200);
 const COMPACT: &str = "/proc/sys/vm/compact_memory";
 
 /// The file that starts compaction, or a visible skip.

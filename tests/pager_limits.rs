@@ -159,9 +159,13 @@ fn few_victims_in_much_memory_are_found() {
         println!("{} pages were found in {steps} steps", gfns.len());
         // The first may have to look at all there is.
         assert_eq!(reclaimer.step(&rig.pager, 32).unwrap().pages, 0);
-        let start = Instant::now();
-        assert_eq!(reclaimer.step(&rig.pager, 32).unwrap().pages, 0);
-        let took = start.elapsed();
+        // The quickest of a few: a busy machine may take the processor away from one.
+        let took = (0..3).map(|_| {
+            let start = Instant::now();
+            assert_eq!(reclaimer.step(&rig.pager, 32).unwrap().pages, 0);
+            start.elapsed()
+        });
+        let took = took.min().unwrap();
         assert!(took < AT_ONCE, "{took:?} to find nothing again");
     };
     let drawn: Vec<Gfn> = (0..8).map(|_| gfns[rng.usize(..gfns.len())]).collect();
