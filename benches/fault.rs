@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::Capability;
 use common::pager::pool::Pool;
-use common::pager::rig::Rig;
+use common::pager::rig::{Rig, merge};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tidemark::boot::builtin;
 use tidemark::boot::image::Image;
@@ -29,7 +29,7 @@ use tidemark::devices::sink::BalloonSink;
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::{BATCH_PAGES, Reclaimer};
-use tidemark::mem::share::{Scanner, merge};
+use tidemark::mem::share::Scanner;
 use tidemark::sys::space::{MapFrames, PageBuf, TakePath};
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange};
 use tidemark::vm::machine::{Machine, MachineSpec};
@@ -184,7 +184,7 @@ fn merges() -> Work {
             pool.release(&pager.take_released());
             candidates.extend(pool.lend(&page).map(|frame| (gfn, frame)));
         }
-        let merged = merge(pager, &view, &mut candidates, 60_000).expect("memory");
+        let merged = merge(pager, &view, &mut candidates);
         pool.release(&merged.rejected);
     })
 }

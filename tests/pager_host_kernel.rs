@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 use common::Capability;
 use pager::interleave::{self, Plan};
 use pager::pool::Pool;
-use pager::rig::Rig;
+use pager::rig::{Rig, merge};
 use pager::{both_paths, os, seed, stamped};
-use tidemark::mem::share::merge;
 use tidemark::sys::space::TakePath;
 use tidemark::units::{FrameId, Gfn};
 
@@ -90,7 +89,7 @@ fn all_shared() -> (Rig, Pool) {
         assert_eq!(frame, Some(FrameId(gfn)));
     }
     let mut candidates: Vec<_> = (0..FRAMES).map(|n| (Gfn(n), FrameId(n))).collect();
-    let merged = merge(&rig.pager, &pool.view(), &mut candidates, 60_000).unwrap();
+    let merged = merge(&rig.pager, &pool.view(), &mut candidates);
     assert_eq!(merged.pages, FRAMES);
     (rig, pool)
 }

@@ -11,19 +11,14 @@ use std::time::{Duration, Instant};
 
 use common::Capability;
 use pager::pool::Pool;
-use pager::rig::Rig;
+use pager::rig::{MAPPINGS_DEFAULT, Rig, merge};
 use pager::{seed, stamped, take_paths, unique};
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::mem::share::merge;
 use tidemark::sys::space::TakePath;
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, Pages};
 
 /// Shared pages: 547 MiB, twice as many and more as there may be mappings.
 const SHARED: u32 = 140_000;
-/// What the kernel allows unless told otherwise.
-const MAPPINGS_DEFAULT: u64 = 65_530;
-/// Mappings that merging leaves for others, as the VM process does.
-const MAPPINGS_SPARE: u64 = 2000;
 /// The limit is the process's: one test at a time.
 static MAPPINGS: Mutex<()> = Mutex::new(());
 
@@ -59,8 +54,7 @@ fn shared_in_runs() -> Option<Rig> {
             assert_eq!(pool.lend(&page), Some(FrameId(n)));
             candidates.push((Gfn(n), FrameId(n)));
         }
-        let most = allowed - MAPPINGS_SPARE;
-        let merged = merge(&rig.pager, &view, &mut candidates, most).unwrap();
+        let merged = merge(&rig.pager, &view, &mut candidates);
         assert_eq!(merged.pages, u32::try_from(candidates.len()).unwrap());
     }
     Some(rig)

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use common::Capability;
 use pager::interleave::{self, PAGES, Plan};
 use pager::pool::{KEY_SEED, Pool};
-use pager::rig::Rig;
+use pager::rig::{Rig, merge};
 use pager::{both_paths, seed, unique};
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::mem::share::{Scanner, merge};
+use tidemark::mem::share::Scanner;
 use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, PAGE_SIZE, Pages};
 use vm_memory::{Bytes, GuestAddress};
@@ -102,7 +102,7 @@ fn share_and_swap(rig: &Rig, seed: u64, time: Duration) {
         let mut candidates: Vec<_> = offers
             .filter_map(|(gfn, _)| pool.lend(&rig.read(gfn)).map(|frame| (gfn, frame)))
             .collect();
-        let done = merge(&rig.pager, &view, &mut candidates, 60_000).unwrap();
+        let done = merge(&rig.pager, &view, &mut candidates);
         pool.release(&done.rejected);
         rig.pager.census().unwrap();
         reclaimer.step(&rig.pager, 32).unwrap();

@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use common::Capability;
 use pager::pool::Pool;
-use pager::rig::Rig;
+use pager::rig::{Rig, merge};
 use pager::{both_paths, stamped, unique};
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::mem::share::merge;
 use tidemark::mem::store::STORE_PERCENT_MAX;
 use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, PAGE_SIZE};
@@ -103,7 +102,7 @@ fn script(rig: &Rig) {
             .filter(|n| is_shared(*n))
             .map(|n| (Gfn(n), pool.lend(&rig.read(Gfn(n))).unwrap()))
             .collect();
-        let done = merge(&rig.pager, &view, &mut candidates, 60_000).unwrap();
+        let done = merge(&rig.pager, &view, &mut candidates);
         pool.release(&done.rejected);
         let broken = (0..SCRIPT_PAGES).filter(|n| is_shared(*n) && n % 4 == 1);
         broken.for_each(|n| rig.write(Gfn(n), &page_of(n, round)));
@@ -199,7 +198,7 @@ fn swapped_and_broken(path: TakePath) -> (Arc<Rig>, Vec<Gfn>) {
         rig.write(Gfn(n), &stamped(n));
         candidates.push((Gfn(n), pool.lend(&stamped(n)).unwrap()));
     }
-    let done = merge(&rig.pager, &pool.view(), &mut candidates, 60_000).unwrap();
+    let done = merge(&rig.pager, &pool.view(), &mut candidates);
     assert_eq!(done.pages, SCRIPT_PAGES / 2);
     broken.for_each(|n| rig.write(Gfn(n), &unique(u64::from(n)).0));
     let census = rig.pager.census().unwrap();

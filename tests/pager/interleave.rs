@@ -13,13 +13,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::mem::share::{Scanner, merge};
+use tidemark::mem::share::Scanner;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::space::{PageBuf, TakePath};
 use tidemark::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
 
 use super::pool::{KEY_SEED, Pool};
-use super::rig::Rig;
+use super::rig::{Rig, merge};
 
 /// Pages of the guest.
 pub const PAGES: u32 = 1024;
@@ -32,8 +32,6 @@ const BLOCK_PAGES: u32 = 16;
 const VCPUS: u32 = 2;
 /// Far above what a run takes: beyond it something hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// Mappings that merges may bring the process to.
-const MAPPINGS_MAX: u64 = 60_000;
 
 /// What an interleaving does.
 #[derive(Debug, Clone, Copy)]
@@ -293,7 +291,7 @@ fn share(
         };
         candidates.extend(pool.lend(&page.0).map(|frame| (gfn, frame)));
     }
-    let done = merge(&rig.pager, view, &mut candidates, MAPPINGS_MAX).unwrap();
+    let done = merge(&rig.pager, view, &mut candidates);
     pool.release(&done.rejected);
     u64::from(done.pages)
 }

@@ -7,15 +7,22 @@ use std::time::{Duration, Instant};
 
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::pager::Settings;
+use tidemark::mem::share::{self, Merged};
 use tidemark::mem::{Error, Pager};
+use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::sys::space::TakePath;
-use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use tidemark::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::store::MemoryStore;
 use super::{faults, unique};
 use crate::common;
+
+/// Mappings that the kernel allows a process unless told otherwise.
+pub const MAPPINGS_DEFAULT: u64 = 65_530;
+/// Mappings that merging may come to: some are left for others, as the VM process does.
+const MAPPINGS_MAX: u64 = MAPPINGS_DEFAULT - 2000;
 
 /// The first error of the fault thread.
 #[derive(Debug, Clone)]
@@ -134,6 +141,11 @@ impl Rig {
         }
         taken
     }
+}
+
+/// Merges as the VM process does, in one place.
+pub fn merge(pager: &Pager, pool: &PoolView, candidates: &mut [(Gfn, FrameId)]) -> Merged {
+    share::merge(pager, pool, candidates, MAPPINGS_MAX).unwrap()
 }
 
 impl Drop for Rig {
