@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::Capability;
 use pager::pool::Pool;
-use pager::rig::{MAPPINGS_DEFAULT, Rig, merge};
+use pager::rig::{MAPPINGS_DEFAULT, Rig, merge_all};
 use pager::{seed, stamped, take_paths, unique};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::sys::space::TakePath;
@@ -54,8 +54,7 @@ fn shared_in_runs() -> Option<Rig> {
             assert_eq!(pool.lend(&page), Some(FrameId(n)));
             candidates.push((Gfn(n), FrameId(n)));
         }
-        let merged = merge(&rig.pager, &view, &mut candidates);
-        assert_eq!(merged.pages, u32::try_from(candidates.len()).unwrap());
+        merge_all(&rig.pager, &view, &candidates);
     }
     Some(rig)
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::Capability;
 use pager::pool::Pool;
-use pager::rig::{Rig, merge};
+use pager::rig::{Rig, merge, merge_all};
 use pager::{both_paths, stamped, unique};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::store::STORE_PERCENT_MAX;
@@ -198,8 +198,7 @@ fn swapped_and_broken(path: TakePath) -> (Arc<Rig>, Vec<Gfn>) {
         rig.write(Gfn(n), &stamped(n));
         candidates.push((Gfn(n), pool.lend(&stamped(n)).unwrap()));
     }
-    let done = merge(&rig.pager, &pool.view(), &mut candidates);
-    assert_eq!(done.pages, SCRIPT_PAGES / 2);
+    merge_all(&rig.pager, &pool.view(), &candidates);
     broken.for_each(|n| rig.write(Gfn(n), &unique(u64::from(n)).0));
     let census = rig.pager.census().unwrap();
     assert_eq!(census.broken, u64::from(SCRIPT_PAGES / 2));
