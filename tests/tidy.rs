@@ -80,6 +80,8 @@ const UNSAFE: &[&str] = &[
     "src/sys/",
     // Arms a page that nobody serves.
     "tests/stuck_fault.rs",
+    // Has the kernel swap and merge the test's own memory.
+    "tests/pager/os.rs",
     // They own a machine.
     "guest-images/runtime/src/",
     "guest-images/guests/src/",
