@@ -378,7 +378,7 @@ impl Manager {
 
     fn report(&mut self, id: VmId, report: Report) {
         let vm = self.vms.get_mut(&id).expect("callers know the VM");
-        let report = plausible(report, vm.allocation.size);
+        let report = report.within(vm.allocation.size);
         self.ledger.set_held(id, report.own());
         self.ledger.set_vm_overhead(id, report.overhead);
         vm.report = Some(report);
@@ -492,26 +492,6 @@ impl Manager {
             vms: vms.collect(),
         }
     }
-}
-
-/// A VM process can report what it likes; figures beyond its size would only confuse the sums.
-fn plausible(mut report: Report, size: Pages) -> Report {
-    let most_overhead = Pages::mib(64) + Pages(size.0 / 4);
-    for figure in [
-        &mut report.private,
-        &mut report.shared,
-        &mut report.orphaned,
-        &mut report.zero,
-        &mut report.ballooned,
-        &mut report.compressed,
-        &mut report.compressed_store,
-        &mut report.swapped,
-        &mut report.balloon_actual,
-    ] {
-        *figure = (*figure).min(size);
-    }
-    report.overhead = report.overhead.min(most_overhead);
-    report
 }
 
 #[cfg(test)]
