@@ -12,14 +12,13 @@ mod figures;
 mod leases;
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::time::Duration;
 
 pub use admission::{Change, credit_batch};
 use figures::Life;
 pub use leases::LeaseEnd;
 
-use super::accounts::{FramePart, History, Peaks, VmFigures, VmState};
+use super::accounts::{History, Peaks, VmFigures, VmState};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::share::{Lent, NotHeld, ShareIndex};
@@ -140,8 +139,6 @@ pub struct Manager {
     next_request: u64,
     ended: Vec<VmFigures>,
     outgoing: Vec<Outgoing>,
-    /// Each VM's part of the frames, as of a generation of the share index.
-    frame_parts: (u64, HashMap<VmId, FramePart>),
     decided: Duration,
     urgent: bool,
 }
@@ -161,7 +158,6 @@ impl Manager {
             next_request: 0,
             ended: Vec::new(),
             outgoing: Vec::new(),
-            frame_parts: (0, HashMap::new()),
             decided: Duration::ZERO,
             urgent: false,
         }
@@ -390,7 +386,7 @@ impl Manager {
 
     /// What a VM holds in the books: its credit and its part of the frames.
     fn held(&self, id: VmId) -> Pages {
-        self.ledger.charge(id) + Pages::in_bytes(self.frame_part(id).bytes)
+        self.ledger.charge(id) + Pages::in_bytes(self.shares.frame_part(id).bytes)
     }
 
     /// What the grant rule gives a VM now.
@@ -464,10 +460,10 @@ impl Manager {
     }
 
     fn snapshot(&mut self, now: Duration) -> Snapshot {
-        self.count_frames();
+        self.shares.split_frames();
         let vms = self.vms.iter().map(|(&id, vm)| {
             let report = vm.report.clone().unwrap_or_default();
-            let frames = Pages::in_bytes(self.frame_part(id).bytes);
+            let frames = Pages::in_bytes(self.shares.frame_part(id).bytes);
             VmSnapshot {
                 id,
                 allocation: vm.allocation,
