@@ -469,7 +469,7 @@ impl Manager {
                 allocation: vm.allocation,
                 consumed: report.own() + frames,
                 frames,
-                private: report.private,
+                private: report.private + report.compressed_store,
                 ballooned: report.ballooned,
                 swapped: report.swapped + report.compressed,
                 swap_in_pages: report.swap_in_pages,

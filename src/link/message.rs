@@ -145,7 +145,8 @@ pub struct Orders {
     pub state: MemState,
     /// Pages that the balloon should hold.
     pub balloon_target: Pages,
-    /// Compress or swap until the VM's private pages are at most this; `None`: do not swap.
+    /// Compress or swap until the VM's private pages and its compressed store together, which is
+    /// what its credit account calls used, are at most this; `None`: do not swap.
     pub private_max: Option<Pages>,
     /// Whether the vCPUs may run.
     pub run: Run,
