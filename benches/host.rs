@@ -49,15 +49,6 @@ fn frames(criterion: &mut Criterion) {
         let all = holders(frames, vms);
         let mut split = FrameSplit::default();
         all.iter().for_each(|holders| split.add(holders));
-        group.bench_function(BenchmarkId::new("old", frames), |bencher| {
-            bencher.iter(|| {
-                black_box(tidemark::host::accounts::split_frames(
-                    (0..)
-                        .map(tidemark::units::FrameId)
-                        .zip(all.iter().map(Vec::as_slice)),
-                ))
-            });
-        });
         group.bench_function(BenchmarkId::new("split", frames), |bencher| {
             bencher.iter(|| black_box(split.parts()));
         });

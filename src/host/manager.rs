@@ -106,6 +106,11 @@ struct Vm {
 }
 
 impl Vm {
+    /// What it reports to hold out of its own credit.
+    fn own(&self) -> Pages {
+        self.report.as_ref().map_or(Pages::ZERO, Report::own)
+    }
+
     fn target(&self) -> Pages {
         let plan = self.plan.as_ref();
         plan.map_or(self.allocation.reservation, |plan| plan.target)
@@ -135,6 +140,8 @@ pub struct Manager {
     policy: PolicyState,
     history: History,
     vms: BTreeMap<VmId, Vm>,
+    /// What all of them report to hold out of their own credit.
+    own: Pages,
     next_vm: u32,
     next_request: u64,
     ended: Vec<VmFigures>,
@@ -154,6 +161,7 @@ impl Manager {
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),
             vms: BTreeMap::new(),
+            own: Pages::ZERO,
             next_vm: 0,
             next_request: 0,
             ended: Vec::new(),
@@ -206,9 +214,11 @@ impl Manager {
         self.vms.get(&vm).map(|vm| vm.name.as_str())
     }
 
-    /// Notes the memory that the host manager's own process uses.
+    /// Notes the memory that the host manager's own process uses; what its pools take beside their
+    /// frames is added.
     pub fn set_host_overhead(&mut self, overhead: Pages) {
-        self.ledger.set_host_overhead(overhead);
+        self.ledger
+            .set_host_overhead(overhead + self.shares.slack());
     }
 
     /// Takes one message of a VM.
@@ -237,10 +247,12 @@ impl Manager {
                 // What it gave up others may have in a moment: its last report says otherwise, and
                 // both would count. It uses no more than the credit that it keeps.
                 let credit = self.ledger.credit(id);
+                let before = vm.own();
                 if let Some(report) = &mut vm.report {
                     let over = report.own().saturating_sub(credit);
                     report.private = report.private.saturating_sub(over);
                 }
+                self.own -= before - vm.own();
                 self.serve(None);
             }
             ToHost::Report(report) => self.report(id, *report),
@@ -289,6 +301,7 @@ impl Manager {
             return;
         };
         self.ledger.close(id);
+        self.own -= vm.own();
         let freed = self.shares.leave(id);
         self.ledger.drop_frames(freed);
         vm.exit.get_or_insert(Exit {
@@ -365,6 +378,8 @@ impl Manager {
     pub fn audit(&self) {
         self.ledger.audit();
         self.shares.audit();
+        let own = self.vms.values().map(Vm::own).sum::<Pages>();
+        assert_eq!(self.own, own, "sum of what the VMs hold");
         assert_eq!(
             self.ledger.frames(),
             Pages(self.shares.frames()),
@@ -377,11 +392,14 @@ impl Manager {
         let report = report.within(vm.allocation.size);
         self.ledger.set_held(id, report.own());
         self.ledger.set_vm_overhead(id, report.overhead);
+        self.own = self.own + report.own() - vm.own();
         vm.report = Some(report);
-        let own = |vm: &Vm| vm.report.as_ref().map_or(Pages::ZERO, Report::own);
-        let private = self.vms.values().map(own).sum::<Pages>();
-        let consumed = private + self.ledger.frames() + self.ledger.overhead();
-        self.history.consumes(consumed.bytes());
+        self.history.consumes(self.consumed().bytes());
+    }
+
+    /// What all VMs hold, and the overheads.
+    fn consumed(&self) -> Pages {
+        self.own + self.ledger.frames() + self.ledger.overhead()
     }
 
     /// What a VM holds in the books: its credit and its part of the frames.

@@ -200,6 +200,11 @@ impl ShareIndex {
         self.group(vm).map(Group::pool)
     }
 
+    /// Memory that the pools take beside their frames.
+    pub fn slack(&self) -> Pages {
+        self.groups.values().map(|group| group.pool().slack()).sum()
+    }
+
     /// Frames in use.
     pub fn frames(&self) -> u64 {
         self.groups.values().map(Group::frames).sum()

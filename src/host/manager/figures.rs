@@ -1,7 +1,7 @@
 //! What the host manager's books say, for people and tests.
 
 use super::{Manager, Vm};
-use crate::host::accounts::{Figures, FramePart, HostFigures, VmFigures, VmState};
+use crate::host::accounts::{Figures, FramePart, HostFigures, Peaks, VmFigures, VmState};
 use crate::policy::types::VmId;
 use crate::units::Pages;
 
@@ -41,13 +41,20 @@ impl Manager {
         Figures { host, vms }
     }
 
-    /// Raises the VMs' peaks.
+    /// Raises the peaks: by numbers alone, since it is done in every decision.
     pub(super) fn observe(&mut self) {
-        let figures = self.figures();
-        let live = figures.vms.iter().skip(self.ended.len());
-        for (vm, figures) in self.vms.values_mut().zip(live) {
-            vm.peak.observe(figures);
+        self.shares.split_frames();
+        for (&id, vm) in &mut self.vms {
+            let Some(report) = &vm.report else { continue };
+            let frames = self.shares.frame_part(id);
+            vm.peak.raise(&Peaks {
+                consumed_bytes: report.own().bytes() + frames.bytes,
+                saved_bytes: frames.references.bytes() - frames.bytes,
+                ballooned_bytes: report.ballooned.bytes(),
+                swapped_bytes: (report.swapped + report.compressed).bytes(),
+            });
         }
+        self.history.consumes(self.consumed().bytes());
     }
 
     pub(super) fn vm_figures(&self, id: VmId, vm: &Vm, life: Life) -> VmFigures {
