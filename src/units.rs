@@ -212,7 +212,8 @@ impl Sum for Pages {
 impl fmt::Display for Pages {
     /// Mebibytes with one decimal place, as the tables print it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tenths = (self.bytes() * 10) >> 20;
+        // Of a number of pages that a peer made up, too: so wide that nothing overflows.
+        let tenths = (u128::from(self.0) * 10) >> (20 - PAGE_SHIFT);
         f.pad(&format!("{}.{} MiB", tenths / 10, tenths % 10))
     }
 }
@@ -228,6 +229,7 @@ mod tests {
         assert_eq!(Pages::holding_bytes(0), Pages(0));
         assert_eq!(Pages::mib(1).bytes(), 1 << 20);
         assert_eq!(Pages(384).to_string(), "1.5 MiB");
+        assert_eq!(Pages(u64::MAX).to_string(), "72057594037927935.9 MiB");
     }
 
     #[test]

@@ -131,7 +131,25 @@ fn check_reports_in_json() {
     let output = tidemark(folder.path(), &["check", "--json"]);
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(found["kvm"]["usable"].is_boolean());
-    assert!(found["max_map_count"].as_u64().unwrap() > 0);
+    let mappings = found["max_map_count"].as_u64().unwrap();
+    let advice = found["advice"].as_array().unwrap();
+    let proposed = advice.iter().any(|line| {
+        let line = line.as_str().unwrap();
+        line.contains("sudo sysctl -w vm.max_map_count=1048576")
+    });
+    assert_eq!(proposed, mappings < 1_048_576, "{found}");
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    assert_eq!(found["host_swap"], swaps.lines().count() > 1);
+    let text = tidemark(folder.path(), &["check"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert_eq!(
+        text.contains("vm.max_map_count=1048576"),
+        proposed,
+        "{text}"
+    );
+    for line in ["host swap      ", "shmem pages    "] {
+        assert!(text.contains(line), "{text}");
+    }
     let missing = found["missing"].as_array().unwrap();
     assert_eq!(output.status.success(), missing.is_empty());
 }

@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::Capability::{Kvm, Uffd};
 use common::fleet::{Fleet, Folder, MIB, Process, SOON, alone, find_vm, number};
@@ -179,7 +179,7 @@ fn esx_taxes_idle_memory() {
         return;
     };
     let _alone = alone();
-    // The idle one runs, too: a working set is sampled by the time that its VM runs.
+    // The idle one works, too: not sleep but what it touches makes the difference here.
     let vms = "[[vm]]\nname = \"idle\"\nmemory = \"96M\"\nguest = \"touch\"\n\
                cmdline = \"set=80 then=4M after=3 write=1\"\n\
                [[vm]]\nname = \"active\"\nmemory = \"96M\"\nguest = \"touch\"\n\
@@ -234,6 +234,59 @@ fn sampling_finds_the_working_set_within_its_error() {
         is(figures, "grows", 80) && is(figures, "shrinks", 24)
     });
     end(fleet);
+}
+
+/// A guest that used all its memory and sleeps since loses its claim at once: when memory becomes short,
+/// it is swapped, and not the neighbour that works.
+#[test]
+fn a_sleeping_guest_is_swapped_and_its_busy_neighbour_is_not() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    /// Of a sample. The slow average alone takes more than seven of them.
+    const PERIOD: Duration = Duration::from_secs(2);
+    let host = "[host]\nswap_dir = \".\"\nsample_period = \"2s\"\nmemory = \"256M\"\n";
+    let vms = "[[vm]]\nname = \"sleeper\"\nmemory = \"84M\"\nguest = \"hog\"\n\
+               cmdline = \"fill=95 pause_ms=60000\"\n\
+               [[vm]]\nname = \"busy\"\nmemory = \"84M\"\nguest = \"touch\"\n\
+               cmdline = \"set=76M write=1\"\n";
+    let mut fleet = Fleet::start(&format!("{host}{vms}"), &[]);
+    let active = |figures: &Value, vm| figure(figures, vm, "active_bytes");
+    fleet.until_within(LONG, "two whole working sets", |figures| {
+        active(figures, "sleeper") > Some(72 * MIB) && active(figures, "busy") > Some(60 * MIB)
+    });
+    fleet.until_within(LONG, "the sleep", |figures| {
+        active(figures, "sleeper") < Some(60 * MIB)
+    });
+    let start = Instant::now();
+    fleet.until_within(LONG, "an estimate without the old set", |figures| {
+        active(figures, "sleeper") < Some(9 * MIB)
+    });
+    let took = start.elapsed();
+    assert!(took < 5 * PERIOD, "it took {took:?} to see that it sleeps");
+    let set = fleet.folder.output(&["set", "host", "memory=144M"]);
+    assert!(set.status.success(), "{set:?}");
+    let figures = fleet.until_within(LONG, "the sleeper swapped", |figures| {
+        figure(figures, "sleeper", "swapped_bytes") > Some(16 * MIB)
+            && figures["host"]["state"] != "low"
+            && figures["host"]["state"] != "hard"
+    });
+    let out = |figures: &Value, vm| figure(figures, vm, "swap_out_pages").unwrap();
+    let before = out(&figures, "busy");
+    gets_on(&mut fleet, &["busy"], 200_000);
+    fleet.process.signal(Signal::INT);
+    let end = fleet.end(SOON);
+    // The peak is from the time of the larger budget.
+    common::fleet::check_sums(&end.figures);
+    assert_eq!(end.sum("guest.pages_corrupt"), 0, "{}", end.figures);
+    let (sleeper, busy) = (out(&end.figures, "sleeper"), out(&end.figures, "busy"));
+    assert!(sleeper > 4 * busy, "{sleeper} and {busy}: {}", end.figures);
+    assert!(
+        busy < before + 256,
+        "{busy} after {before}: {}",
+        end.figures
+    );
 }
 
 /// "self": a guest holds little more than it uses, also when the host has plenty.

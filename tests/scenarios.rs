@@ -82,7 +82,7 @@ fn mistakes_name_the_file_the_key_and_the_reason() {
         (
             format!("{head}{vm}guest = 'lazy'"),
             "x.toml: vm \"a\": guest = \"lazy\" is no model guest (allowed: prompt, slow, stuck, \
-             sometimes-stuck, trickle, refuses, liar, dies, sudden-need, idle)",
+             sometimes-stuck, trickle, refuses, liar, dies, sleeper, sudden-need, idle)",
         ),
         (
             format!("{head}{vm}guest = 'refuses'"),
@@ -103,7 +103,7 @@ fn mistakes_name_the_file_the_key_and_the_reason() {
         (
             format!("without = ['luck']\n{head}{vm}"),
             "x.toml: without = \"luck\" is not known (allowed: two-phase, inaccuracy, \
-             stuck-detection, trickle-rule, hysteresis, guest-minimum, measured, floors, admission)",
+             stuck-detection, trickle-rule, hysteresis, guest-minimum, measured, floors, admission, sleep-decay)",
         ),
         (
             format!("fails = ['esx']\n{head}{vm}"),

@@ -1,6 +1,8 @@
 //! `tidemark check`: what this machine offers, what will be used, what is missing and the command
 //! that grants it.
 
+mod advice;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -14,9 +16,6 @@ use super::machine::meminfo;
 use super::{Error, table};
 use crate::sys::space::TakePath;
 use crate::sys::uffd;
-
-/// Mappings that a VM with many scattered shared pages may need; the kernel's default is 65530.
-const MAP_COUNT_WANTED: u64 = 65530;
 
 /// The only version of the KVM API there is; anything else is another device under its name.
 /// Source: Documentation/virt/kvm/api.rst, KVM_GET_API_VERSION.
@@ -43,6 +42,10 @@ pub struct Findings {
     /// unknown.
     take_path: &'static str,
     max_map_count: u64,
+    /// Whether the host has swap on.
+    host_swap: bool,
+    /// When the kernel gives memory files large pages, as `shmem_enabled` says.
+    shmem_enabled: Option<String>,
     memory_cgroup: Option<String>,
     memory_cgroup_max_bytes: Option<u64>,
     memory_available_bytes: u64,
@@ -112,13 +115,15 @@ fn look(swap_dir: &Path) -> Findings {
     let missing = missing(&kvm, &uffd);
     let max_map_count = number("/proc/sys/vm/max_map_count").unwrap_or(0);
     let swap_dir = look_swap_dir(swap_dir);
-    let mut advice = Vec::new();
-    if max_map_count < MAP_COUNT_WANTED {
-        advice.push(format!(
-            "vm.max_map_count is {max_map_count}: scattered pages cannot all be shared; `sudo \
-             sysctl -w vm.max_map_count=262144`"
-        ));
-    }
+    let kernel = read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let swaps = read("/proc/swaps").unwrap_or_default();
+    let shmem = read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    let known = [
+        advice::on_mappings(max_map_count),
+        advice::on_swap(&kernel, &swaps),
+        advice::on_large_pages(&shmem),
+    ];
+    let mut advice: Vec<String> = known.into_iter().flatten().collect();
     if !swap_dir.unlinked_files {
         advice.push(format!(
             "{} takes no unlinked files (O_TMPFILE): choose a folder on ext4, xfs, btrfs or tmpfs \
@@ -128,11 +133,13 @@ fn look(swap_dir: &Path) -> Findings {
     }
     let cgroup = memory_cgroup();
     Findings {
-        kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        kernel,
         kvm,
         take_path: bits.map_or("unknown", |bits| take_path(bits, &mut advice)),
         userfaultfd: uffd,
         max_map_count,
+        host_swap: advice::is_on(&swaps),
+        shmem_enabled: advice::chosen(&shmem).map(str::to_owned),
         memory_cgroup_max_bytes: cgroup
             .as_ref()
             .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
@@ -297,6 +304,14 @@ fn print(findings: &Findings) {
     );
     println!("take path      {}", findings.take_path);
     println!("max_map_count  {}", findings.max_map_count);
+    println!(
+        "host swap      {}",
+        if findings.host_swap { "on" } else { "off" }
+    );
+    println!(
+        "shmem pages    {}",
+        findings.shmem_enabled.as_deref().unwrap_or("unknown")
+    );
     println!(
         "cgroup         {}, limit {}",
         findings.memory_cgroup.as_deref().unwrap_or("none"),

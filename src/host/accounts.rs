@@ -7,16 +7,15 @@
 //! ```
 //!
 //! Each frame is split evenly among its references, so that the parts of all VMs add up to the
-//! frames. What does not divide evenly goes byte by byte to the holders in turn.
+//! frames: see [`super::split`].
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::link::message::{Exit, GuestReport, TakePath};
-use crate::policy::types::{Conduct, MemState, VmId};
-use crate::units::{FrameId, PAGE_SIZE, Pages};
+use crate::policy::types::{Conduct, MemState};
+use crate::units::Pages;
 
 /// The object that `tidemark run --json` and `tidemark ps --json` print.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -182,14 +181,18 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// Raises each peak that `figures` exceed.
-    pub fn observe(&mut self, figures: &VmFigures) {
-        let raise = |peak: &mut u64, now: u64| *peak = now.max(*peak);
-        raise(&mut self.consumed_bytes, figures.consumed_bytes);
-        raise(&mut self.saved_bytes, figures.saved_bytes);
-        raise(&mut self.ballooned_bytes, figures.ballooned_bytes);
-        let out = figures.swapped_bytes + figures.compressed_bytes;
-        raise(&mut self.swapped_bytes, out);
+    /// Raises each peak that `now` exceeds.
+    pub fn raise(&mut self, now: &Peaks) {
+        let Peaks {
+            consumed_bytes,
+            saved_bytes,
+            ballooned_bytes,
+            swapped_bytes,
+        } = *now;
+        self.consumed_bytes = self.consumed_bytes.max(consumed_bytes);
+        self.saved_bytes = self.saved_bytes.max(saved_bytes);
+        self.ballooned_bytes = self.ballooned_bytes.max(ballooned_bytes);
+        self.swapped_bytes = self.swapped_bytes.max(swapped_bytes);
     }
 }
 
@@ -241,69 +244,9 @@ pub struct FramePart {
     pub references: Pages,
 }
 
-/// Splits each frame among its references. The frames are those of all share groups, so the same
-/// number may come several times.
-pub fn split_frames<'a>(
-    frames: impl Iterator<Item = (FrameId, &'a [(VmId, u32)])>,
-) -> HashMap<VmId, FramePart> {
-    let mut parts: HashMap<VmId, FramePart> = HashMap::new();
-    for (frame, holders) in frames {
-        let references: u64 = holders.iter().map(|&(_, count)| u64::from(count)).sum();
-        let mut left = PAGE_SIZE as u64;
-        for &(vm, count) in holders {
-            let part = PAGE_SIZE as u64 * u64::from(count) / references;
-            let sum = parts.entry(vm).or_default();
-            sum.bytes += part;
-            sum.references += Pages(u64::from(count));
-            left -= part;
-        }
-        // Fewer bytes than holders are left. Who gets them changes from frame to frame, lest one
-        // VM answer for all of them.
-        for &(vm, _) in holders.iter().cycle().skip(frame.index() % holders.len()) {
-            if left == 0 {
-                break;
-            }
-            parts.entry(vm).or_default().bytes += 1;
-            left -= 1;
-        }
-    }
-    parts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn the_parts_add_up_to_the_frames(
-            frames in prop::collection::vec(prop::collection::btree_map(0..9_u32, 1..5_u32, 1..9), 0..40)
-        ) {
-            let frames: Vec<Vec<(VmId, u32)>> = frames
-                .into_iter()
-                .map(|holders| holders.into_iter().map(|(vm, n)| (VmId(vm), n)).collect())
-                .collect();
-            let numbered = frames
-                .iter()
-                .enumerate()
-                .map(|(n, holders)| (FrameId(u32::try_from(n).unwrap()), holders.as_slice()));
-            let parts = split_frames(numbered);
-            let bytes = parts.values().map(|part| part.bytes).sum::<u64>();
-            prop_assert_eq!(bytes, (frames.len() * PAGE_SIZE) as u64);
-            for part in parts.values() {
-                prop_assert!(part.bytes <= part.references.bytes());
-            }
-        }
-    }
-
-    #[test]
-    fn references_weigh_alike() {
-        let holders = [(VmId(1), 3), (VmId(2), 1)];
-        let parts = split_frames([(FrameId(0), holders.as_slice())].into_iter());
-        let bytes = |vm| parts[&VmId(vm)].bytes;
-        assert_eq!((bytes(1), bytes(2)), (3072, 1024));
-    }
 
     #[test]
     fn time_is_booked_on_the_state_that_passes() {

@@ -21,9 +21,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::accounts::FramePart;
 use super::member::Member;
 use super::pool::{self, FramePool};
 use super::share::{ContentAnswer, Lent, NotHeld, OfferAnswer, WAITING_MAX, WANT_EXPIRY};
+use super::split::FrameSplit;
 use crate::link::message::Key;
 use crate::page::key::key_of;
 use crate::policy::types::VmId;
@@ -59,6 +61,10 @@ pub(super) struct Group {
     index: HashMap<Key, Entry>,
     frames: HashMap<FrameId, Frame>,
     references: u64,
+    /// `frames` divided among their holders.
+    split: FrameSplit,
+    /// Whether `split` has changed since it was last asked for.
+    split_changed: bool,
 }
 
 impl Group {
@@ -72,6 +78,8 @@ impl Group {
             index: HashMap::new(),
             frames: HashMap::new(),
             references: 0,
+            split: FrameSplit::default(),
+            split_changed: false,
         }
     }
 
@@ -110,11 +118,14 @@ impl Group {
         self.references
     }
 
-    /// For each frame, who holds how many references.
-    pub fn holders(&self) -> impl Iterator<Item = (FrameId, &[(VmId, u32)])> {
-        self.frames
-            .iter()
-            .map(|(&id, frame)| (id, frame.holders.as_slice()))
+    /// Each member's part of the frames, if any reference has changed since it was last asked.
+    pub fn changed_parts(&mut self) -> Option<Vec<(VmId, FramePart)>> {
+        if !std::mem::take(&mut self.split_changed) {
+            return None;
+        }
+        let parts = self.split.parts();
+        let part = |&vm: &VmId| (vm, parts.get(&vm).copied().unwrap_or_default());
+        Some(self.members.keys().map(part).collect())
     }
 
     /// Takes a VM of `size` pages in.
@@ -136,8 +147,14 @@ impl Group {
             self.give_up(key);
         }
         let mut freed = Vec::new();
+        self.split_changed = true;
         self.frames.retain(|&id, frame| {
+            if !frame.holders.iter().any(|&(holder, _)| holder == vm) {
+                return true;
+            }
+            self.split.remove(&frame.holders);
             frame.holders.retain(|&(holder, _)| holder != vm);
+            self.split.add(&frame.holders);
             if frame.holders.is_empty() {
                 self.index.remove(&frame.key);
                 freed.push(id);
@@ -329,11 +346,14 @@ impl Group {
             return false;
         }
         let frame = self.frames.get_mut(&frame).expect("indexed frames exist");
+        self.split.remove(&frame.holders);
         let held = frame.holders.iter_mut().find(|(holder, _)| *holder == vm);
         match held {
             Some((_, count)) => *count += 1,
             None => frame.holders.push((vm, 1)),
         }
+        self.split.add(&frame.holders);
+        self.split_changed = true;
         member.references += 1;
         self.references += 1;
         true
@@ -344,10 +364,13 @@ impl Group {
         let frame = self.frames.get_mut(&id).ok_or(missing)?;
         let place = frame.holders.iter().position(|(holder, _)| *holder == vm);
         let place = place.ok_or(missing)?;
+        self.split.remove(&frame.holders);
         frame.holders[place].1 -= 1;
         if frame.holders[place].1 == 0 {
             frame.holders.swap_remove(place);
         }
+        self.split.add(&frame.holders);
+        self.split_changed = true;
         let member = self.members.get_mut(&vm).expect("holders are members");
         member.references -= 1;
         self.references -= 1;
@@ -373,7 +396,9 @@ impl Group {
         let stored = self.pool.in_use() as usize;
         assert_eq!(self.frames.len(), stored, "frames and pool");
         let mut references: HashMap<VmId, u64> = HashMap::new();
+        let mut split = FrameSplit::default();
         for (id, frame) in &self.frames {
+            split.add(&frame.holders);
             assert!(!frame.holders.is_empty(), "{id:?} has no reference");
             let indexed = &self.index[&frame.key];
             assert!(
@@ -387,6 +412,7 @@ impl Group {
             }
         }
         assert_eq!(self.references, references.values().sum::<u64>());
+        assert_eq!(self.split, split, "the running split and the frames");
         for (vm, member) in &self.members {
             let held = references.get(vm).copied().unwrap_or(0);
             assert_eq!(member.references, held, "{vm:?}");

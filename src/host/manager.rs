@@ -12,14 +12,13 @@ mod figures;
 mod leases;
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::time::Duration;
 
 pub use admission::{Change, credit_batch};
 use figures::Life;
 pub use leases::LeaseEnd;
 
-use super::accounts::{FramePart, History, Peaks, VmFigures, VmState};
+use super::accounts::{History, Peaks, VmFigures, VmState};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::share::{Lent, NotHeld, ShareIndex};
@@ -107,6 +106,11 @@ struct Vm {
 }
 
 impl Vm {
+    /// What it reports to hold out of its own credit.
+    fn own(&self) -> Pages {
+        self.report.as_ref().map_or(Pages::ZERO, Report::own)
+    }
+
     fn target(&self) -> Pages {
         let plan = self.plan.as_ref();
         plan.map_or(self.allocation.reservation, |plan| plan.target)
@@ -136,12 +140,12 @@ pub struct Manager {
     policy: PolicyState,
     history: History,
     vms: BTreeMap<VmId, Vm>,
+    /// What all of them report to hold out of their own credit.
+    own: Pages,
     next_vm: u32,
     next_request: u64,
     ended: Vec<VmFigures>,
     outgoing: Vec<Outgoing>,
-    /// Each VM's part of the frames, as of a generation of the share index.
-    frame_parts: (u64, HashMap<VmId, FramePart>),
     decided: Duration,
     urgent: bool,
 }
@@ -157,11 +161,11 @@ impl Manager {
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),
             vms: BTreeMap::new(),
+            own: Pages::ZERO,
             next_vm: 0,
             next_request: 0,
             ended: Vec::new(),
             outgoing: Vec::new(),
-            frame_parts: (0, HashMap::new()),
             decided: Duration::ZERO,
             urgent: false,
         }
@@ -210,9 +214,11 @@ impl Manager {
         self.vms.get(&vm).map(|vm| vm.name.as_str())
     }
 
-    /// Notes the memory that the host manager's own process uses.
+    /// Notes the memory that the host manager's own process uses; what its pools take beside their
+    /// frames is added.
     pub fn set_host_overhead(&mut self, overhead: Pages) {
-        self.ledger.set_host_overhead(overhead);
+        self.ledger
+            .set_host_overhead(overhead + self.shares.slack());
     }
 
     /// Takes one message of a VM.
@@ -241,10 +247,12 @@ impl Manager {
                 // What it gave up others may have in a moment: its last report says otherwise, and
                 // both would count. It uses no more than the credit that it keeps.
                 let credit = self.ledger.credit(id);
+                let before = vm.own();
                 if let Some(report) = &mut vm.report {
                     let over = report.own().saturating_sub(credit);
                     report.private = report.private.saturating_sub(over);
                 }
+                self.own -= before - vm.own();
                 self.serve(None);
             }
             ToHost::Report(report) => self.report(id, *report),
@@ -293,6 +301,7 @@ impl Manager {
             return;
         };
         self.ledger.close(id);
+        self.own -= vm.own();
         let freed = self.shares.leave(id);
         self.ledger.drop_frames(freed);
         vm.exit.get_or_insert(Exit {
@@ -369,6 +378,8 @@ impl Manager {
     pub fn audit(&self) {
         self.ledger.audit();
         self.shares.audit();
+        let own = self.vms.values().map(Vm::own).sum::<Pages>();
+        assert_eq!(self.own, own, "sum of what the VMs hold");
         assert_eq!(
             self.ledger.frames(),
             Pages(self.shares.frames()),
@@ -378,19 +389,22 @@ impl Manager {
 
     fn report(&mut self, id: VmId, report: Report) {
         let vm = self.vms.get_mut(&id).expect("callers know the VM");
-        let report = plausible(report, vm.allocation.size);
+        let report = report.within(vm.allocation.size);
         self.ledger.set_held(id, report.own());
         self.ledger.set_vm_overhead(id, report.overhead);
+        self.own = self.own + report.own() - vm.own();
         vm.report = Some(report);
-        let own = |vm: &Vm| vm.report.as_ref().map_or(Pages::ZERO, Report::own);
-        let private = self.vms.values().map(own).sum::<Pages>();
-        let consumed = private + self.ledger.frames() + self.ledger.overhead();
-        self.history.consumes(consumed.bytes());
+        self.history.consumes(self.consumed().bytes());
+    }
+
+    /// What all VMs hold, and the overheads.
+    fn consumed(&self) -> Pages {
+        self.own + self.ledger.frames() + self.ledger.overhead()
     }
 
     /// What a VM holds in the books: its credit and its part of the frames.
     fn held(&self, id: VmId) -> Pages {
-        self.ledger.charge(id) + Pages::in_bytes(self.frame_part(id).bytes)
+        self.ledger.charge(id) + Pages::in_bytes(self.shares.frame_part(id).bytes)
     }
 
     /// What the grant rule gives a VM now.
@@ -464,16 +478,16 @@ impl Manager {
     }
 
     fn snapshot(&mut self, now: Duration) -> Snapshot {
-        self.count_frames();
+        self.shares.split_frames();
         let vms = self.vms.iter().map(|(&id, vm)| {
             let report = vm.report.clone().unwrap_or_default();
-            let frames = Pages::in_bytes(self.frame_part(id).bytes);
+            let frames = Pages::in_bytes(self.shares.frame_part(id).bytes);
             VmSnapshot {
                 id,
                 allocation: vm.allocation,
                 consumed: report.own() + frames,
                 frames,
-                private: report.private,
+                private: report.private + report.compressed_store,
                 ballooned: report.ballooned,
                 swapped: report.swapped + report.compressed,
                 swap_in_pages: report.swap_in_pages,
@@ -492,26 +506,6 @@ impl Manager {
             vms: vms.collect(),
         }
     }
-}
-
-/// A VM process can report what it likes; figures beyond its size would only confuse the sums.
-fn plausible(mut report: Report, size: Pages) -> Report {
-    let most_overhead = Pages::mib(64) + Pages(size.0 / 4);
-    for figure in [
-        &mut report.private,
-        &mut report.shared,
-        &mut report.orphaned,
-        &mut report.zero,
-        &mut report.ballooned,
-        &mut report.compressed,
-        &mut report.compressed_store,
-        &mut report.swapped,
-        &mut report.balloon_actual,
-    ] {
-        *figure = (*figure).min(size);
-    }
-    report.overhead = report.overhead.min(most_overhead);
-    report
 }
 
 #[cfg(test)]

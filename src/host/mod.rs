@@ -7,6 +7,7 @@
 //! | `group` | one group: its pool, keys, hints, references |
 //! | `member` | one VM in its group, and its bounds |
 //! | [`pool`] | the memory of a group's frames |
+//! | [`split`] | the frames of a group divided among those who refer to them |
 //! | [`accounts`] | figures for people and programs |
 //! | [`manager`] | all of these, and the policy: messages and time in, messages out |
 //! | [`server`] | descriptors and the clock: the event loop |
@@ -24,3 +25,4 @@ pub mod pool;
 mod rate_limit;
 pub mod server;
 pub mod share;
+pub mod split;

@@ -10,6 +10,12 @@
 //! VM process's own sandbox closes that hole. (Sealing with F_SEAL_FUTURE_WRITE would be simpler,
 //! but also forbids the hole punching by which freed frames return to the host.)
 //!
+//! **Large pages.** Where the host's administrator lets memory files have large pages
+//! (`/sys/kernel/mm/transparent_hugepage/shmem_enabled` = always, within_size or force), one written
+//! frame allocates the 2 MiB around it, which the ledger does not know of. A write that allocated more
+//! than its frame is followed by punching out what is no frame, which splits the large page.
+//! What the kernel joins behind our back later is measured ([`FramePool::slack`]) and charged.
+//!
 //! **Runs.** Each frame that is mapped alone costs the VM a mapping, a run of frames only one. So a
 //! frame's place follows from the gfn it was first seen at: a 2 MiB chunk of a VM's pages gets a
 //! window of 512 frames, and each gfn the frame at its own offset therein, whatever the order in
@@ -98,6 +104,18 @@ impl FramePool {
         self.in_use
     }
 
+    /// Memory that the file takes.
+    fn memory(&self) -> Pages {
+        // The kernel counts in units of 512 bytes; a file of ours can always be asked.
+        let blocks = rustix::fs::fstat(&self.file).map_or(0, |stat| stat.st_blocks);
+        Pages::holding_bytes(u64::try_from(blocks).unwrap_or(0) * 512)
+    }
+
+    /// Memory that the file takes beside its frames: large pages that the kernel made.
+    pub fn slack(&self) -> Pages {
+        self.memory().saturating_sub(Pages(u64::from(self.in_use)))
+    }
+
     /// A read-only descriptor for a VM process.
     ///
     /// # Errors
@@ -122,6 +140,7 @@ impl FramePool {
         let Some(frame) = self.place(owner, gfn) else {
             return Ok(None);
         };
+        let before = self.memory();
         if let Err(source) = self.write(frame, content) {
             self.forget_if_empty(window(frame));
             return Err(error("write to")(source));
@@ -129,6 +148,9 @@ impl FramePool {
         self.used[frame.index()] = true;
         self.windows[window(frame)].0 += 1;
         self.in_use += 1;
+        if self.memory() > before + Pages(1) {
+            self.trim(window(frame));
+        }
         Ok(Some(frame))
     }
 
@@ -146,12 +168,30 @@ impl FramePool {
                 self.windows[window(frame)].0 -= 1;
                 self.forget_if_empty(window(frame));
             }
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let bytes = (run.len() * PAGE_SIZE) as u64;
-            if let Err(errno) = rustix::fs::fallocate(&self.file, flags, run[0].offset(), bytes) {
-                // The memory is reused with the frames; until then the host holds it.
-                log::warn!("cannot punch {bytes} bytes out of the frame pool: {errno}");
+            self.punch(run[0], run.len());
+        }
+    }
+
+    fn punch(&self, first: FrameId, frames: usize) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let bytes = (frames * PAGE_SIZE) as u64;
+        if let Err(errno) = rustix::fs::fallocate(&self.file, flags, first.offset(), bytes) {
+            // The memory is reused with the frames; until then the host holds it.
+            log::warn!("cannot punch {bytes} bytes out of the frame pool: {errno}");
+        }
+    }
+
+    /// Gives back the memory of a window that is no frame's.
+    fn trim(&self, window: usize) {
+        let first = window * CHUNK_PAGES as usize;
+        let used = &self.used[first..first + CHUNK_PAGES as usize];
+        let mut start = first;
+        for run in used.chunk_by(|a, b| a == b) {
+            if !run[0] {
+                let frame = u32::try_from(start).expect("frames are counted in u32");
+                self.punch(FrameId(frame), run.len());
             }
+            start += run.len();
         }
     }
 

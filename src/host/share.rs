@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::time::Duration;
 
+use super::accounts::FramePart;
 use super::group::Group;
 use super::pool::{self, FramePool};
 use crate::link::message::{Key, LIST_MAX};
@@ -97,8 +98,8 @@ pub struct ShareIndex {
     groups: HashMap<GroupId, Group>,
     next_group: u32,
     group_of: HashMap<VmId, GroupId>,
-    /// Changes with every reference, so that readers know when to count again.
-    generation: u64,
+    /// Each VM's part of the frames, as of the last [`ShareIndex::split_frames`].
+    parts: HashMap<VmId, FramePart>,
 }
 
 impl ShareIndex {
@@ -146,7 +147,7 @@ impl ShareIndex {
         if group.is_empty() {
             self.groups.remove(&id);
         }
-        self.generation += 1;
+        self.parts.remove(&vm);
         freed
     }
 
@@ -155,11 +156,7 @@ impl ShareIndex {
         let Some(group) = self.group_mut(vm) else {
             return OfferAnswer::default();
         };
-        let answer = group.offer(vm, pages, now);
-        if !answer.candidates.is_empty() {
-            self.generation += 1;
-        }
-        answer
+        group.offer(vm, pages, now)
     }
 
     /// Takes contents that a VM sends. At most `room` frames are made.
@@ -176,11 +173,7 @@ impl ShareIndex {
         let Some(group) = self.group_mut(vm) else {
             return (ContentAnswer::default(), None);
         };
-        let (answer, failed) = group.content(vm, pages, room);
-        if !answer.lent.is_empty() {
-            self.generation += 1;
-        }
-        (answer, failed)
+        group.content(vm, pages, room)
     }
 
     /// Ends references. Returns how many frames went back to the host.
@@ -192,11 +185,7 @@ impl ShareIndex {
             let unheld = frames.first().map(|&frame| NotHeld { frame });
             return (Pages::ZERO, unheld.map_or(Ok(()), Err));
         };
-        let released = group.release(vm, frames);
-        if !frames.is_empty() {
-            self.generation += 1;
-        }
-        released
+        group.release(vm, frames)
     }
 
     /// Forgets wants that were not answered in time.
@@ -209,6 +198,11 @@ impl ShareIndex {
     /// The pool of a VM's group: the only one it may have a descriptor of.
     pub fn pool(&self, vm: VmId) -> Option<&FramePool> {
         self.group(vm).map(Group::pool)
+    }
+
+    /// Memory that the pools take beside their frames.
+    pub fn slack(&self) -> Pages {
+        self.groups.values().map(|group| group.pool().slack()).sum()
     }
 
     /// Frames in use.
@@ -227,15 +221,17 @@ impl ShareIndex {
         member.map_or(0, |member| member.references)
     }
 
-    /// Changes whenever [`ShareIndex::holders`] would.
-    pub fn generation(&self) -> u64 {
-        self.generation
+    /// Divides the frames among their holders again, in the groups where a reference has changed.
+    pub fn split_frames(&mut self) {
+        for group in self.groups.values_mut() {
+            self.parts
+                .extend(group.changed_parts().into_iter().flatten());
+        }
     }
 
-    /// For each frame of each group, who holds how many references. The numbers of frames are the
-    /// groups' own, so the same one may come several times.
-    pub fn holders(&self) -> impl Iterator<Item = (FrameId, &[(VmId, u32)])> {
-        self.groups.values().flat_map(Group::holders)
+    /// A VM's part of its group's frames, as of the last [`ShareIndex::split_frames`].
+    pub fn frame_part(&self, vm: VmId) -> FramePart {
+        self.parts.get(&vm).copied().unwrap_or_default()
     }
 
     fn group(&self, vm: VmId) -> Option<&Group> {

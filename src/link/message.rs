@@ -145,7 +145,8 @@ pub struct Orders {
     pub state: MemState,
     /// Pages that the balloon should hold.
     pub balloon_target: Pages,
-    /// Compress or swap until the VM's private pages are at most this; `None`: do not swap.
+    /// Compress or swap until the VM's private pages and its compressed store together, which is
+    /// what its credit account calls used, are at most this; `None`: do not swap.
     pub private_max: Option<Pages>,
     /// Whether the vCPUs may run.
     pub run: Run,
@@ -206,6 +207,82 @@ impl Report {
     pub fn own(&self) -> Pages {
         self.private + self.compressed_store + self.orphaned
     }
+
+    /// The same report with figures that a VM of `size` can have: a VM process can report what it
+    /// likes, is charged for it, and shall not be charged for more than it was admitted with.
+    ///
+    /// A guest page is private, orphaned or compressed, never two of them, and a compressed page
+    /// takes less than a page of the store: so `own()` is at most the size, and what is too much is
+    /// cut off the store first. The overhead is bounded apart, since it is charged apart.
+    #[must_use]
+    pub fn within(self, size: Pages) -> Report {
+        // Without `..`: a new figure must be given its bound here.
+        let Report {
+            private,
+            shared,
+            orphaned,
+            zero,
+            ballooned,
+            compressed,
+            compressed_store,
+            swapped,
+            overhead,
+            take_path,
+            active,
+            active_error,
+            swap_in_pages,
+            swap_out_pages,
+            cow_breaks,
+            swap_errors,
+            balloon_driver,
+            balloon_actual,
+            guest_memory,
+            start_us,
+            guest,
+        } = self;
+        let private = private.min(size);
+        let orphaned = orphaned.min(size - private);
+        let compressed = compressed.min(size);
+        let count = |counter: u64| counter.min(COUNTER_MAX);
+        Report {
+            private,
+            shared: shared.min(size),
+            orphaned,
+            zero: zero.min(size),
+            ballooned: ballooned.min(size),
+            compressed,
+            compressed_store: compressed_store
+                .min(size - private - orphaned)
+                .min(compressed),
+            swapped: swapped.min(size - compressed),
+            overhead: overhead.min(overhead_max(size)),
+            take_path,
+            active: active.map(|active| active.min(size)),
+            active_error: active_error.min(size),
+            swap_in_pages: count(swap_in_pages),
+            swap_out_pages: count(swap_out_pages),
+            cow_breaks: count(cow_breaks),
+            swap_errors: count(swap_errors),
+            balloon_driver,
+            balloon_actual: balloon_actual.min(size),
+            // In bytes, of the guest's own: whoever reads them expects anything.
+            guest_memory,
+            start_us,
+            guest: guest.map(|guest| GuestReport {
+                pages_verified: count(guest.pages_verified),
+                pages_corrupt: count(guest.pages_corrupt),
+            }),
+        }
+    }
+}
+
+/// Counters end here, so that sums over all VMs of a host stay far from overflow.
+const COUNTER_MAX: u64 = u64::MAX >> 16;
+
+/// Memory of a VM process beside its guest's RAM, at most. Chosen: 32 times what admission expects,
+/// since page tables and books of a guest that is swapped and shared to and fro grow.
+fn overhead_max(size: Pages) -> Pages {
+    Pages::mib(64) + Pages(size.0 / 4)
 }
 
 /// How a VM process takes pages out of its guest; the names of the JSON contract.

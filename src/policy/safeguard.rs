@@ -27,6 +27,9 @@ pub enum Safeguard {
     Floors,
     /// Who cannot be paid for is not started.
     Admission,
+    /// The working set of a VM that sleeps decays; without it a sample's period is time that the VM
+    /// was busy.
+    SleepDecay,
 }
 
 impl Safeguard {
@@ -41,6 +44,7 @@ impl Safeguard {
         Safeguard::Measured,
         Safeguard::Floors,
         Safeguard::Admission,
+        Safeguard::SleepDecay,
     ];
 
     /// The name in scenario files.
@@ -55,6 +59,7 @@ impl Safeguard {
             Safeguard::Measured => "measured",
             Safeguard::Floors => "floors",
             Safeguard::Admission => "admission",
+            Safeguard::SleepDecay => "sleep-decay",
         }
     }
 

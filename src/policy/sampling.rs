@@ -7,20 +7,34 @@
 //!
 //! | estimate | moved by | weight of the new period |
 //! |---|---|---|
-//! | slow | each full period | a quarter |
+//! | slow | each full period | a quarter; three quarters if the VM slept through it |
 //! | fast | each full period | three quarters |
 //! | running | the period that is not over yet, on top of fast | its share of the sample so far |
 //!
 //! Pure: this module picks the pages and does the arithmetic. The VM process takes the pages out
-//! and reports touches. Time is the VM's own run time (the sum of its vCPUs' time in guest mode), so
-//! that a VM that gets no CPU does not look idle.
+//! and reports touches.
+//!
+//! **Time.** A VM has two clocks ([`VmClock`]). *Free* time is wall time in which it could have run:
+//! it passes while the guest works and while it sleeps, and stands while the VM waits for a CPU or is
+//! held by the host manager, so that a VM that is not let run does not look idle. *Busy* time is
+//! what its vCPUs ran. A period is one of free time. In ESX it is one of busy time: a VM that sleeps
+//! keeps its last estimate for ever there, is never taxed, and keeps its memory beside a neighbour
+//! that is swapped in and out for want of it.
+//!
+//! **Sleep.** A VM slept through a period if it was busy for less than a sixteenth of it. What it
+//! touched meanwhile counts like any other sample, but the slow average then moves like the fast one:
+//! from all active to a sixteenth within two periods, not nine. The slow average is there for guests
+//! that go from one part of their memory to another and back, and one that sleeps does not go
+//! anywhere. If its memory is wanted it pays once, when it wakes; a busy neighbour with too little
+//! pays as long as it has too little. A nap loses nothing: a period in which the VM also worked is
+//! no slept one, and every period begins with whatever fast average the last has left.
 //!
 //! **Error bound.** The number of touched pages of a sample is hypergeometric, at most as wide as the
 //! binomial: the standard deviation of `f` is at most `sqrt(f * (1 - f) / n)`, 5 % at `n = 100`, `f = 0.5`.
 //! The bound is twice that (95 %), plus half a page of the sample, for the largest estimate.
 //!
 //! Source: Waldspurger, section 5.3 (100 pages, 30 s of VM time, three averages, the largest); the
-//! weights are chosen.
+//! weights, and all about sleep, are chosen.
 
 use std::time::Duration;
 
@@ -30,12 +44,15 @@ use crate::units::{Gfn, Pages};
 
 /// Pages of a sample (ESX).
 pub const SAMPLE_PAGES: u32 = 100;
-/// Run time of a period (ESX 2: `Mem.SamplePeriod`).
+/// Free time of a period (ESX 2: `Mem.SamplePeriod`, in busy time).
 pub const PERIOD: Duration = Duration::from_secs(30);
 /// Weight of a new period in the slow average: 1 / this. Chosen.
 const SLOW_DIVISOR: u64 = 4;
 /// Weight of the *old* value in the fast average: 1 / this. Chosen.
 const FAST_DIVISOR: u64 = 4;
+/// A VM that was busy for less than a period / this slept through it. Chosen: an idle Linux guest's
+/// ticks, and its balloon's service, take a few hundredths.
+const SLEEP_DIVISOR: u32 = 16;
 /// Fractions are in millionths.
 const ONE: u64 = 1_000_000;
 /// Standard deviations in the error bound: 95 %.
@@ -46,7 +63,7 @@ const DEVIATIONS: u64 = 2;
 pub struct Sampling {
     /// Pages of a sample; zero: no sampling.
     pub pages: u32,
-    /// Length of a period in the VM's own run time.
+    /// Length of a period in the VM's free time.
     pub period: Duration,
 }
 
@@ -57,6 +74,15 @@ impl Default for Sampling {
             period: PERIOD,
         }
     }
+}
+
+/// The clocks of one VM; both begin at its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VmClock {
+    /// Time in which it could have run: neither held nor waiting for a CPU of the host.
+    pub free: Duration,
+    /// Time that its vCPUs ran, all together.
+    pub busy: Duration,
 }
 
 /// The active memory of one VM.
@@ -77,8 +103,8 @@ pub struct Sampler {
     /// Pages in the running sample; zero before the first.
     sampled: u32,
     touched: u32,
-    /// Run time of the VM at the start of the running period.
-    since: Duration,
+    /// The VM's clocks at the start of the running period.
+    since: VmClock,
     averages: Option<Averages>,
 }
 
@@ -90,7 +116,7 @@ struct Averages {
 }
 
 impl Sampler {
-    /// A sampler of `sample_pages` pages (at least one) in each `period` of run time.
+    /// A sampler of `sample_pages` pages (at least one) in each `period` of free time.
     pub fn new(sample_pages: u32, period: Duration, seed: u64) -> Sampler {
         Sampler {
             sample_pages: sample_pages.max(1),
@@ -98,32 +124,27 @@ impl Sampler {
             random: SplitMix64(seed),
             sampled: 0,
             touched: 0,
-            since: Duration::ZERO,
+            since: VmClock::default(),
             averages: None,
         }
     }
 
     /// Whether the period is over (or none has begun): call [`Sampler::begin`].
-    pub fn is_due(&self, run_time: Duration) -> bool {
-        self.sampled == 0 || run_time.saturating_sub(self.since) >= self.period
+    pub fn is_due(&self, now: VmClock) -> bool {
+        self.sampled == 0 || now.free.saturating_sub(self.since.free) >= self.period
     }
 
     /// Ends the running period and picks the pages of the next, in ascending order, each at most
     /// once: those that `eligible` accepts, of the first `size` frames.
     ///
-    /// A page that cannot be taken out (ballooned, swapped, shared) is not eligible. Untouched
-    /// pages of the old sample are to be given back first; frames that were never backed count as
-    /// not active, so they may be sampled without doing anything.
-    pub fn begin(
-        &mut self,
-        run_time: Duration,
-        size: Pages,
-        eligible: impl Fn(Gfn) -> bool,
-    ) -> Vec<Gfn> {
+    /// A page that is in memory and cannot be taken out (shared) is not eligible. Untouched pages of
+    /// the old sample are to be given back first. A page without memory (never touched, ballooned,
+    /// swapped) is not active until it is touched, so it may be sampled without doing anything.
+    pub fn begin(&mut self, now: VmClock, size: Pages, eligible: impl Fn(Gfn) -> bool) -> Vec<Gfn> {
         if self.sampled > 0 {
-            self.averages = Some(self.after_period());
+            self.averages = Some(self.after_period(self.slept(now)));
         }
-        self.since = run_time;
+        self.since = now;
         self.touched = 0;
         let picked = self.pick(size, eligible);
         self.sampled = u32::try_from(picked.len()).expect("at most sample_pages, a u32");
@@ -170,7 +191,13 @@ impl Sampler {
         u64::from(self.touched) * ONE / u64::from(self.sampled.max(1))
     }
 
-    fn after_period(&self) -> Averages {
+    /// Whether the VM slept through the period that ends now.
+    fn slept(&self, now: VmClock) -> bool {
+        let busy = now.busy.saturating_sub(self.since.busy);
+        busy.saturating_mul(SLEEP_DIVISOR) < now.free.saturating_sub(self.since.free)
+    }
+
+    fn after_period(&self, slept: bool) -> Averages {
         let new = self.fraction();
         let Some(old) = self.averages else {
             return Averages {
@@ -178,9 +205,15 @@ impl Sampler {
                 fast: new,
             };
         };
+        let fast = |old: u64| (old + new * (FAST_DIVISOR - 1)) / FAST_DIVISOR;
+        let slow = |old: u64| (old * (SLOW_DIVISOR - 1) + new) / SLOW_DIVISOR;
         Averages {
-            slow: (old.slow * (SLOW_DIVISOR - 1) + new) / SLOW_DIVISOR,
-            fast: (old.fast + new * (FAST_DIVISOR - 1)) / FAST_DIVISOR,
+            slow: if slept {
+                fast(old.slow)
+            } else {
+                slow(old.slow)
+            },
+            fast: fast(old.fast),
         }
     }
 
@@ -250,12 +283,20 @@ mod tests {
 
     const SIZE: Pages = Pages::mib(256);
 
+    /// A VM that has always been busy.
+    fn busy(time: Duration) -> VmClock {
+        VmClock {
+            free: time,
+            busy: time,
+        }
+    }
+
     /// Plays whole periods of a guest that touches its first `active(period)` pages.
     fn play(periods: u64, seed: u64, active: impl Fn(u64) -> u64) -> (Sampler, Vec<Estimate>) {
         let mut sampler = Sampler::new(SAMPLE_PAGES, PERIOD, seed);
         let mut estimates = Vec::new();
         for period in 0..=periods {
-            let now = PERIOD * u32::try_from(period).expect("a short test");
+            let now = busy(PERIOD * u32::try_from(period).expect("a short test"));
             assert!(sampler.is_due(now));
             for gfn in sampler.begin(now, SIZE, |_| true) {
                 if u64::from(gfn.0) < active(period) {
@@ -271,20 +312,20 @@ mod tests {
     #[test]
     fn a_sample_has_different_pages_in_order() {
         let mut sampler = Sampler::new(100, PERIOD, 1);
-        let picked = sampler.begin(Duration::ZERO, Pages(120), |_| true);
+        let picked = sampler.begin(busy(Duration::ZERO), Pages(120), |_| true);
         assert!(picked.len() > 90, "{}", picked.len());
         assert!(picked.is_sorted_by(|a, b| a < b));
-        let even = sampler.begin(PERIOD, SIZE, |gfn| gfn.0 % 2 == 0);
+        let even = sampler.begin(busy(PERIOD), SIZE, |gfn| gfn.0 % 2 == 0);
         assert!(even.len() == 100 && even.iter().all(|gfn| gfn.0 % 2 == 0));
-        assert_eq!(sampler.begin(PERIOD * 2, SIZE, |_| false), []);
-        assert_eq!(sampler.begin(PERIOD * 3, Pages::ZERO, |_| true), []);
+        assert_eq!(sampler.begin(busy(PERIOD * 2), SIZE, |_| false), []);
+        assert_eq!(sampler.begin(busy(PERIOD * 3), Pages::ZERO, |_| true), []);
     }
 
     #[test]
     fn nothing_is_known_before_the_first_touch_or_period() {
         let mut sampler = Sampler::new(100, PERIOD, 1);
         assert_eq!(sampler.estimate(SIZE), None);
-        sampler.begin(Duration::ZERO, SIZE, |_| true);
+        sampler.begin(busy(Duration::ZERO), SIZE, |_| true);
         assert_eq!(sampler.estimate(SIZE), None);
         sampler.touch();
         assert!(sampler.estimate(SIZE).is_some());
@@ -305,10 +346,63 @@ mod tests {
         assert!(estimates[16].active.0 < half / 4);
     }
 
+    /// A guest that used all its memory for so long, then sleeps: what is left of the estimate after
+    /// each of the following periods, in percent of its size.
+    fn asleep(periods: u32, busy_part: u32) -> Vec<u64> {
+        let (mut sampler, _) = play(8, 3, |_| SIZE.0);
+        let start = PERIOD * 8;
+        (1..=periods)
+            .map(|period| {
+                let now = VmClock {
+                    free: start + PERIOD * period,
+                    busy: start + PERIOD * period / busy_part,
+                };
+                assert!(sampler.is_due(now));
+                sampler.begin(now, SIZE, |_| true);
+                let estimate = sampler.estimate(SIZE).map(|e| e.active.0);
+                estimate.unwrap() * 100 / SIZE.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_vm_that_sleeps_loses_its_claim_in_two_periods_and_an_idle_one_that_works_in_nine() {
+        // The first period still has the touches of the time before.
+        let sleeps = asleep(4, 50);
+        assert_eq!((sleeps[0], sleeps[1]), (100, 25), "{sleeps:?}");
+        assert!(sleeps[2] <= 7, "{sleeps:?}");
+        let works = asleep(10, 10);
+        assert!(works[2] > 50 && works[9] < 8, "{works:?}");
+    }
+
+    #[test]
+    fn a_nap_within_a_period_loses_nothing() {
+        let (mut sampler, _) = play(8, 3, |_| SIZE.0);
+        for period in 1..6 {
+            // Nine tenths of each period asleep, then everything is touched.
+            let now = VmClock {
+                free: PERIOD * (8 + period),
+                busy: PERIOD * 8 + PERIOD * period / 10,
+            };
+            for _ in sampler.begin(now, SIZE, |_| true) {
+                sampler.touch();
+            }
+            assert_eq!(sampler.estimate(SIZE).map(|e| e.active), Some(SIZE));
+        }
+    }
+
+    #[test]
+    fn a_vm_that_is_not_let_run_keeps_its_estimate() {
+        let (sampler, estimates) = play(8, 3, |_| SIZE.0);
+        // Held for hours: neither of its clocks moves.
+        assert!(!sampler.is_due(busy(PERIOD * 8)));
+        assert_eq!(sampler.estimate(SIZE), estimates.last().copied());
+    }
+
     #[test]
     fn withdrawn_pages_do_not_count() {
         let mut sampler = Sampler::new(10, PERIOD, 1);
-        sampler.begin(Duration::ZERO, SIZE, |_| true);
+        sampler.begin(busy(Duration::ZERO), SIZE, |_| true);
         for _ in 0..5 {
             sampler.withdraw();
             sampler.touch();
@@ -321,7 +415,7 @@ mod tests {
         fn the_estimate_never_exceeds_the_size(seed in any::<u64>(), touches in 0..300_u32, pages in 1..200_u32) {
             let mut sampler = Sampler::new(pages, PERIOD, seed);
             for period in 0..4 {
-                sampler.begin(PERIOD * period, SIZE, |_| true);
+                sampler.begin(busy(PERIOD * period), SIZE, |_| true);
                 (0..touches).for_each(|_| sampler.touch());
                 if let Some(estimate) = sampler.estimate(SIZE) {
                     prop_assert!(estimate.active <= SIZE && estimate.error <= SIZE);
@@ -332,9 +426,9 @@ mod tests {
         #[test]
         fn a_touch_never_lowers_the_estimate(seed in any::<u64>(), before in 0..100_u32) {
             let mut sampler = Sampler::new(100, PERIOD, seed);
-            sampler.begin(Duration::ZERO, SIZE, |_| true);
+            sampler.begin(busy(Duration::ZERO), SIZE, |_| true);
             (0..before).for_each(|_| sampler.touch());
-            sampler.begin(PERIOD, SIZE, |_| true);
+            sampler.begin(busy(PERIOD), SIZE, |_| true);
             let mut last = sampler.estimate(SIZE).map(|e| e.active);
             for _ in 0..100 {
                 sampler.touch();
@@ -358,7 +452,7 @@ mod tests {
 
         #[test]
         fn the_same_seed_picks_the_same_pages(seed in any::<u64>()) {
-            let pick = || Sampler::new(100, PERIOD, seed).begin(Duration::ZERO, SIZE, |_| true);
+            let pick = || Sampler::new(100, PERIOD, seed).begin(busy(Duration::ZERO), SIZE, |_| true);
             prop_assert_eq!(pick(), pick());
         }
     }

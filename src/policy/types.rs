@@ -54,7 +54,7 @@ pub struct VmSnapshot {
     pub consumed: Pages,
     /// Its part of the shared frames (contained in `consumed`).
     pub frames: Pages,
-    /// Private pages (contained in `consumed`).
+    /// Private pages and compressed store, what its credit is for (contained in `consumed`).
     pub private: Pages,
     /// Pages its balloon holds.
     pub ballooned: Pages,
@@ -92,8 +92,8 @@ pub struct VmPlan {
     pub target: Pages,
     /// Pages that its balloon should hold.
     pub balloon_target: Pages,
-    /// Swap or compress until private pages are at most this; `None`: do not swap. While it is
-    /// set, the VM gives back the credit that it does not use, and takes no pages back above it
+    /// Swap or compress until private pages and compressed store together are at most this;
+    /// `None`: do not swap. While it is set, the VM gives back the credit that it does not use, and takes no pages back above it
     /// from credit it still has.
     pub private_max: Option<Pages>,
     /// What takes memory from it when memory is short.

@@ -13,6 +13,7 @@ use crate::config::{Place, Value, parse_toml};
 use super::scenario::{Change, End, Expectation, Fleet, GuestSpec, Model, Reports, Scenario};
 use crate::policy::PolicyKind;
 use crate::policy::safeguard::{Safeguard, Safeguards};
+use crate::policy::sampling::Sampling;
 use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
 use crate::policy::types::{Allocation, Conduct, MemState};
 use crate::units::Pages;
@@ -52,6 +53,7 @@ struct HostTable {
     overhead: Option<Value>,
     idle_tax: Option<u8>,
     min_free: Option<String>,
+    sample_period: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,6 +115,7 @@ struct ExpectTable {
     target_max: Option<Value>,
     swapped_min: Option<Value>,
     swapped_max: Option<Value>,
+    swap_ins_max: Option<Value>,
     conduct: Option<String>,
     end: Option<String>,
     free_min: Option<Value>,
@@ -141,6 +144,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Scenario, Mistake> {
         budget: Pages::ZERO,
         overhead: Pages::ZERO,
         settings: PolicySettings::default(),
+        sampling: None,
         guests: Vec::new(),
         changes: Vec::new(),
         expectations: Vec::new(),
@@ -159,6 +163,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Scenario, Mistake> {
         budget: host.size("memory", &file.host.memory)?,
         overhead: host.size_or("overhead", file.host.overhead.as_ref(), OVERHEAD_DEFAULT)?,
         settings: settings(&place, &host, &file)?,
+        sampling: sampling(&host, &file)?,
         fleet: fleet(&origin, file.fleet.as_ref())?,
         ..scenario
     }
@@ -275,6 +280,17 @@ fn settings(place: &At, host: &At, file: &ScenarioFile) -> Result<PolicySettings
     Ok(settings)
 }
 
+fn sampling(host: &At, file: &ScenarioFile) -> Result<Option<Sampling>, Mistake> {
+    let Some(period) = &file.host.sample_period else {
+        return Ok(None);
+    };
+    let period = host.duration("sample_period", Some(period), Duration::ZERO)?;
+    Ok(Some(Sampling {
+        period,
+        ..Sampling::default()
+    }))
+}
+
 fn fleet(origin: &str, table: Option<&FleetTable>) -> Result<Option<Fleet>, Mistake> {
     let Some(table) = table else {
         return Ok(None);
@@ -377,6 +393,9 @@ fn model(place: &At, table: &VmTable) -> Result<Model, Mistake> {
         "dies" => Ok(Model::Dies {
             at: time("at", &table.at)?,
         }),
+        "sleeper" => Ok(Model::Sleeps {
+            at: time("at", &table.at)?,
+        }),
         "sudden-need" => Ok(Model::SuddenNeed {
             at: time("at", &table.at)?,
             wants: size("then", &table.then)?.min(place.size("memory", &table.memory)?),
@@ -385,7 +404,7 @@ fn model(place: &At, table: &VmTable) -> Result<Model, Mistake> {
             "guest",
             &format!("{name:?}"),
             "is no model guest",
-            "prompt, slow, stuck, sometimes-stuck, trickle, refuses, liar, dies, sudden-need, idle",
+            "prompt, slow, stuck, sometimes-stuck, trickle, refuses, liar, dies, sleeper, sudden-need, idle",
         )),
     }
 }
@@ -431,6 +450,7 @@ fn expectation(place: &At, table: &ExpectTable) -> Result<Expectation, Mistake> 
         target_max: size("target_max", &table.target_max)?,
         swapped_min: size("swapped_min", &table.swapped_min)?,
         swapped_max: size("swapped_max", &table.swapped_max)?,
+        swap_ins_max: size("swap_ins_max", &table.swap_ins_max)?,
         conduct: named(place, "conduct", &table.conduct, &conducts)?,
         end: named(place, "end", &table.end, &ends)?,
         free_min: size("free_min", &table.free_min)?,

@@ -6,14 +6,16 @@
 //! ```
 //!
 //! `swapped` pages are in the VM's swap file, taken at random; `paged` ones in the guest's own, which
-//! takes what is idle first. A balloon takes free pages, then cache, then pages data out. All in
+//! takes what is idle first. Where a scenario has samples, what is active is estimated by the policies'
+//! own sampler, as if the guest's active data were its first pages. A balloon takes free pages, then cache, then pages data out. All in
 //! whole steps, not page by page: a fleet has ten thousand guests.
 
 use std::time::Duration;
 
 use super::scenario::{GuestSpec, Model, Reports};
+use crate::policy::sampling::{Sampler, Sampling, VmClock};
 use crate::policy::types::{Allocation, GuestMemoryStats, Run, VmId, VmPlan, VmSnapshot};
-use crate::units::Pages;
+use crate::units::{Gfn, Pages};
 
 /// Time of one step.
 pub(super) const STEP: Duration = Duration::from_millis(100);
@@ -38,13 +40,39 @@ pub(super) struct Guest {
     pub(super) swapped: u64,
     paged: u64,
     pub(super) ballooned: u64,
-    swap_ins: u64,
+    pub(super) swap_ins: u64,
     major_faults: u64,
     paged_out: u64,
+    sample: Option<Sample>,
+}
+
+/// What the VM process would know of the guest's working set.
+#[derive(Debug, Clone)]
+struct Sample {
+    sampler: Sampler,
+    clock: VmClock,
+    picked: Vec<Gfn>,
+    touched: usize,
+}
+
+/// Whether a sample's period passes while its VM sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PeriodClock {
+    /// It does.
+    Free,
+    /// It stands: as in ESX.
+    Busy,
 }
 
 impl Guest {
-    pub(super) fn new(spec: &GuestSpec, now: Duration) -> Guest {
+    pub(super) fn new(spec: &GuestSpec, sampling: Option<Sampling>, now: Duration) -> Guest {
+        let seed = spec.name.bytes().map(u64::from).sum();
+        let sample = |of: Sampling| Sample {
+            sampler: Sampler::new(of.pages, of.period, seed),
+            clock: VmClock::default(),
+            picked: Vec::new(),
+            touched: 0,
+        };
         Guest {
             allocation: spec.allocation,
             started: now,
@@ -59,6 +87,7 @@ impl Guest {
             swap_ins: 0,
             major_faults: 0,
             paged_out: 0,
+            sample: sampling.map(sample),
             spec: spec.clone(),
         }
     }
@@ -98,9 +127,53 @@ impl Guest {
             asked: Pages::ZERO,
             swap_in_pages: self.swap_ins,
             balloon_driver: true,
-            active: Some(Pages(self.active.min(self.data + self.swapped))),
+            active: self.active(),
             overhead: self.spec.overhead,
             guest: self.stats(),
+        }
+    }
+
+    fn active(&self) -> Option<Pages> {
+        match &self.sample {
+            None => Some(self.truly_active()),
+            Some(sample) => {
+                let estimate = sample.sampler.estimate(self.allocation.size);
+                estimate.map(|estimate| estimate.active)
+            }
+        }
+    }
+
+    fn truly_active(&self) -> Pages {
+        Pages(self.active.min(self.data + self.swapped))
+    }
+
+    /// One step of its sample, if there is one.
+    pub(super) fn sample(&mut self, clock: PeriodClock) {
+        let (active, size) = (self.truly_active().0, self.allocation.size);
+        let runs = self.run == Run::Go;
+        let Some(sample) = &mut self.sample else {
+            return;
+        };
+        let busy = if runs && active > 0 {
+            STEP
+        } else {
+            Duration::ZERO
+        };
+        sample.clock.busy += busy;
+        sample.clock.free += match clock {
+            PeriodClock::Free if runs => STEP,
+            PeriodClock::Free => Duration::ZERO,
+            PeriodClock::Busy => busy,
+        };
+        if runs {
+            let touched = sample.picked.iter();
+            let touched = touched.filter(|gfn| u64::from(gfn.0) < active).count();
+            (sample.touched..touched).for_each(|_| sample.sampler.touch());
+            sample.touched = sample.touched.max(touched);
+        }
+        if sample.sampler.is_due(sample.clock) {
+            sample.picked = sample.sampler.begin(sample.clock, size, |_| true);
+            sample.touched = 0;
         }
     }
 
@@ -179,6 +252,7 @@ impl Guest {
             Model::Prompt
             | Model::Refuses { .. }
             | Model::Dies { .. }
+            | Model::Sleeps { .. }
             | Model::SuddenNeed { .. } => STEP_PAGES,
             Model::Slow { step } => step.0,
             Model::Stuck => 0,
@@ -200,6 +274,12 @@ impl Guest {
         {
             self.wants = wants.0.max(self.wants);
             self.active = self.active.max(wants.0);
+        }
+        if let Model::Sleeps { at } = self.spec.model
+            && now >= at
+        {
+            self.active = 0;
+            return;
         }
         if self.run == Run::Block {
             return;

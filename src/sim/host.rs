@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::guest::{Guest, STEP};
+use super::guest::{Guest, PeriodClock, STEP};
 use super::laws;
 use super::outcome::{Outcome, Trace, judge};
 use super::scenario::{End, GuestSpec, Scenario};
@@ -194,7 +194,11 @@ impl<'a> Host<'a> {
     fn admit(&mut self, id: VmId) -> Option<Fate> {
         let spec = self.spec(id);
         if !self.state.settings().safeguards.has(Safeguard::Admission) {
-            return Some(Fate::Running(Box::new(Guest::new(spec, self.now))));
+            return Some(Fate::Running(Box::new(Guest::new(
+                spec,
+                self.scenario.sampling,
+                self.now,
+            ))));
         }
         let request = Request {
             name: spec.name.clone(),
@@ -228,7 +232,7 @@ impl<'a> Host<'a> {
         let needed = self.leases.get(lease, OWNER)?.pages();
         if self.free() >= older + needed {
             self.leases.redeem(lease, OWNER, self.now).ok()?;
-            let guest = Guest::new(self.spec(id), self.now);
+            let guest = Guest::new(self.spec(id), self.scenario.sampling, self.now);
             return Some(Fate::Running(Box::new(guest)));
         }
         if self.leases.get(lease, OWNER)?.expires_at <= self.now {
@@ -245,6 +249,12 @@ impl<'a> Host<'a> {
         let mut free = self.free().saturating_sub(self.leases.reserved());
         let (state, now) = (plan.state, self.now);
         let count = plan.vms.len();
+        let guards = self.state.settings().safeguards;
+        let clock = if guards.has(Safeguard::SleepDecay) {
+            PeriodClock::Free
+        } else {
+            PeriodClock::Busy
+        };
         let first = usize::try_from(now.as_millis() / STEP.as_millis()).unwrap_or(0);
         for index in (0..count).map(|index| (first + index) % count) {
             let order = &plan.vms[index];
@@ -262,6 +272,7 @@ impl<'a> Host<'a> {
                 free -= granted;
                 granted.0
             });
+            guest.sample(clock);
         }
     }
 }

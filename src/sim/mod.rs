@@ -17,8 +17,8 @@
 //! | `fleet` | many hosts from a seed |
 //! | `plot` | an SVG picture of an outcome |
 //!
-//! What is not simulated: sharing, compression, the time that anything takes. Sampling is perfect: a
-//! model guest's active memory is known. Inspired by squeezed's `test/squeeze_test.ml`.
+//! What is not simulated: sharing, compression, the time that anything takes. A model guest's active
+//! memory is known, unless the host has a `sample_period`: then it is estimated as on a live host. Inspired by squeezed's `test/squeeze_test.ml`.
 
 mod file;
 mod fleet;

@@ -51,6 +51,8 @@ pub struct VmOutcome {
     pub held_bytes: u64,
     /// In its swap file, bytes.
     pub swapped_bytes: u64,
+    /// Came back from its swap file since its start, pages.
+    pub swap_in_pages: u64,
     /// In its balloon, bytes.
     pub ballooned_bytes: u64,
     /// How its balloon behaved at worst.
@@ -171,6 +173,7 @@ fn vm(host: &Host<'_>, id: VmId, fate: &Fate) -> VmOutcome {
         target_bytes: 0,
         held_bytes: 0,
         swapped_bytes: 0,
+        swap_in_pages: 0,
         ballooned_bytes: 0,
         conduct: Conduct::Cooperative,
         end: end.name(),
@@ -184,6 +187,7 @@ fn vm(host: &Host<'_>, id: VmId, fate: &Fate) -> VmOutcome {
             target_bytes: plan.map_or(0, |plan| plan.target.bytes()),
             held_bytes: guest.held().bytes(),
             swapped_bytes: Pages(guest.swapped).bytes(),
+            swap_in_pages: guest.swap_ins,
             ballooned_bytes: Pages(guest.ballooned).bytes(),
             conduct: host.trace.conduct.get(&id).copied().unwrap_or_default(),
             ..ended(
@@ -235,6 +239,12 @@ fn check_vm(vm: &VmOutcome, expectation: &Expectation) -> Result<(), String> {
             vm.swapped_bytes,
             expectation.swapped_min,
             expectation.swapped_max,
+        ),
+        (
+            "swapped in",
+            Pages(vm.swap_in_pages).bytes(),
+            None,
+            expectation.swap_ins_max,
         ),
     ];
     if let Some(end) = expectation.end

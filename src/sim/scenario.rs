@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::policy::PolicyKind;
+use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::{Allocation, Conduct, MemState};
 use crate::units::Pages;
@@ -21,6 +22,8 @@ pub struct Scenario {
     /// Overhead of the host manager.
     pub(super) overhead: Pages,
     pub(super) settings: PolicySettings,
+    /// How guests' working sets are estimated; `None`: they are known.
+    pub(super) sampling: Option<Sampling>,
     /// Policies under which it must fail, and words of the reason.
     pub(super) fails: Vec<PolicyKind>,
     pub(super) fails_with: String,
@@ -78,6 +81,8 @@ pub(super) enum Model {
     Refuses { below: Pages },
     /// Its process dies.
     Dies { at: Duration },
+    /// It touches nothing from some time on, and serves its balloon.
+    Sleeps { at: Duration },
     /// It wants and uses more from some time on.
     SuddenNeed { at: Duration, wants: Pages },
 }
@@ -130,6 +135,8 @@ pub(super) struct Expectation {
     pub(super) target_max: Option<Pages>,
     pub(super) swapped_min: Option<Pages>,
     pub(super) swapped_max: Option<Pages>,
+    /// Pages that came back from its swap file, from the start.
+    pub(super) swap_ins_max: Option<Pages>,
     pub(super) conduct: Option<Conduct>,
     pub(super) end: Option<End>,
     /// The host's free memory, in every step after `after`.

@@ -92,6 +92,8 @@ pub(super) struct Agent<'a> {
     reclaimer: Reclaimer,
     active: Active,
     orders: Orders,
+    /// Memory of the compressed store, as last reported: swapping does not lower it.
+    store: Pages,
     candidates: VecDeque<(Gfn, FrameId)>,
     /// Pages whose content the host manager wants, and since when.
     wanted: VecDeque<(Instant, Gfn)>,
@@ -135,6 +137,7 @@ impl<'a> Agent<'a> {
             reclaimer: Reclaimer::new(seed),
             active: Active::new(welcome.sampling, seed),
             orders: no_orders(),
+            store: Pages::ZERO,
             candidates: VecDeque::new(),
             wanted: VecDeque::new(),
             released: Vec::new(),
@@ -175,13 +178,13 @@ impl<'a> Agent<'a> {
                 let built = building.take();
                 let start = |machine| {
                     self.connect(terminal, &machine)
-                        .and_then(|()| start(machine))
+                        .and_then(|()| start(machine, self.spec.cpus))
                 };
                 match built.map(|built| built.and_then(start)) {
-                    Some(Ok((built, waits))) => {
+                    Some(Ok((built, accounts))) => {
                         // Orders may have come before there was a balloon.
                         built.balloon().set_target(self.orders.balloon_target);
-                        self.active.start(waits);
+                        self.active.start(accounts);
                         machine = Some(built);
                     }
                     Some(Err(error)) => self.failure.set(&error),
@@ -447,10 +450,11 @@ impl<'a> Agent<'a> {
         let Some(most) = self.orders.private_max else {
             return Pages::ZERO;
         };
-        let used = self.pager.with_credit(|credit| credit.used());
         let waits = self.pager.held_faults() > 0;
         let room = if waits { BATCH_PAGES as u64 } else { 0 };
-        (used + Pages(room)).saturating_sub(most)
+        let store = self.store;
+        self.pager
+            .with_credit(|credit| credit.excess(most, store, Pages(room)))
     }
 
     fn reclaim(&mut self, now: Instant) -> Result<(), mem::Error> {
@@ -573,6 +577,7 @@ impl<'a> Agent<'a> {
 
     fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
         let mut report = self.pager.report()?;
+        self.store = report.compressed_store;
         report.take_path = Some(match self.pager.path() {
             space::TakePath::Move => TakePath::Move,
             space::TakePath::Copy => TakePath::Copy,
@@ -618,15 +623,15 @@ impl<'a> Agent<'a> {
     }
 }
 
-/// Closes the way back, then lets the guest run. The last file to be opened tells how long the
-/// first vCPU waits for a CPU, and exists once its thread does.
-fn start(mut machine: Machine) -> Result<(Machine, Option<File>), super::Error> {
+/// Closes the way back, then lets the guest run. The last files to be opened are the accounts of its
+/// `cpus` vCPUs, which exist once their threads do.
+fn start(mut machine: Machine, cpus: u8) -> Result<(Machine, Vec<File>), super::Error> {
     machine.gate().close(Hold::Paused);
     machine.start()?;
-    let waits = active::waits_of("vcpu0");
+    let accounts = active::accounts(cpus);
     sandbox::enter()?;
     machine.gate().open(Hold::Paused);
-    Ok((machine, waits))
+    Ok((machine, accounts))
 }
 
 /// From one turn of the scan to the next, when one of `pages` took so long.

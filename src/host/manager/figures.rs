@@ -1,7 +1,7 @@
 //! What the host manager's books say, for people and tests.
 
 use super::{Manager, Vm};
-use crate::host::accounts::{Figures, FramePart, HostFigures, VmFigures, VmState, split_frames};
+use crate::host::accounts::{Figures, FramePart, HostFigures, Peaks, VmFigures, VmState};
 use crate::policy::types::VmId;
 use crate::units::Pages;
 
@@ -15,7 +15,7 @@ pub(super) enum Life {
 impl Manager {
     /// All figures at this moment; of ended VMs, how they ended and their counters.
     pub fn figures(&mut self) -> Figures {
-        self.count_frames();
+        self.shares.split_frames();
         let live = self
             .vms
             .iter()
@@ -41,27 +41,20 @@ impl Manager {
         Figures { host, vms }
     }
 
-    /// Raises the VMs' peaks.
+    /// Raises the peaks: by numbers alone, since it is done in every decision.
     pub(super) fn observe(&mut self) {
-        let figures = self.figures();
-        let live = figures.vms.iter().skip(self.ended.len());
-        for (vm, figures) in self.vms.values_mut().zip(live) {
-            vm.peak.observe(figures);
+        self.shares.split_frames();
+        for (&id, vm) in &mut self.vms {
+            let Some(report) = &vm.report else { continue };
+            let frames = self.shares.frame_part(id);
+            vm.peak.raise(&Peaks {
+                consumed_bytes: report.own().bytes() + frames.bytes,
+                saved_bytes: frames.references.bytes() - frames.bytes,
+                ballooned_bytes: report.ballooned.bytes(),
+                swapped_bytes: (report.swapped + report.compressed).bytes(),
+            });
         }
-    }
-
-    /// Splits the frames again if any reference has changed.
-    pub(super) fn count_frames(&mut self) {
-        if self.frame_parts.0 != self.shares.generation() {
-            self.frame_parts = (
-                self.shares.generation(),
-                split_frames(self.shares.holders()),
-            );
-        }
-    }
-
-    pub(super) fn frame_part(&self, id: VmId) -> FramePart {
-        self.frame_parts.1.get(&id).copied().unwrap_or_default()
+        self.history.consumes(self.consumed().bytes());
     }
 
     pub(super) fn vm_figures(&self, id: VmId, vm: &Vm, life: Life) -> VmFigures {
@@ -71,7 +64,7 @@ impl Manager {
         // By our own index, which is what the frames are split by: a VM's report is a little older,
         // and the figures would not add up.
         let frames = match life {
-            Life::Live => self.frame_part(id),
+            Life::Live => self.shares.frame_part(id),
             Life::Ended => FramePart::default(),
         };
         VmFigures {

@@ -1,3 +1,5 @@
+mod hostile;
+
 use serde_bytes::ByteBuf;
 
 use super::*;

@@ -1,0 +1,114 @@
+//! What would make VMs run better on this host: from what its kernel says to one line with the command
+//! that mends it. Pure, so that every answer of a kernel can be tested anywhere.
+
+/// Mappings that a VM with many scattered shared or swapped pages may need: each costs two. The
+/// kernel's default, 65530, is reached by a guest of 512 MiB whose every other page is written.
+const MAP_COUNT_WANTED: u64 = 1_048_576;
+
+/// Kernels on which moving a page that the host has swapped may lose it: from the first with
+/// UFFDIO_MOVE to the last without the mend.
+const MOVE_LOSES_SWAPPED: std::ops::RangeInclusive<(u32, u32)> = (6, 8)..=(6, 13);
+
+/// Where the limit of mappings is too low.
+pub(super) fn on_mappings(max_map_count: u64) -> Option<String> {
+    (max_map_count < MAP_COUNT_WANTED).then(|| {
+        format!(
+            "vm.max_map_count is {max_map_count}: scattered pages cannot all be shared; `sudo \
+             sysctl -w vm.max_map_count={MAP_COUNT_WANTED}`"
+        )
+    })
+}
+
+/// Where the host itself swaps; `swaps` is the text of /proc/swaps.
+pub(super) fn on_swap(kernel: &str, swaps: &str) -> Option<String> {
+    if !is_on(swaps) || !version(kernel).is_some_and(|v| MOVE_LOSES_SWAPPED.contains(&v)) {
+        return None;
+    }
+    Some(format!(
+        "the host swaps, and Linux {kernel} may lose a page that is moved while it is swapped (mended \
+         in 6.14): pages are taken out by copying, which is slower; `sudo swapoff -a`, or \
+         MemorySwapMax=0 for the service"
+    ))
+}
+
+/// Whether the host has swap on: a line for each below the heading.
+pub(super) fn is_on(swaps: &str) -> bool {
+    swaps.lines().skip(1).any(|line| !line.trim().is_empty())
+}
+
+/// Where memory files get large pages; `mode` is the text of `shmem_enabled`.
+pub(super) fn on_large_pages(mode: &str) -> Option<String> {
+    let mode = chosen(mode)?;
+    matches!(mode, "always" | "within_size" | "force").then(|| {
+        format!(
+            "memory files get large pages (shmem_enabled is {mode}): each new shared frame costs \
+             splitting one; `echo advise | sudo tee \
+             /sys/kernel/mm/transparent_hugepage/shmem_enabled`"
+        )
+    })
+}
+
+/// The word in brackets.
+pub(super) fn chosen(mode: &str) -> Option<&str> {
+    let (_, rest) = mode.split_once('[')?;
+    Some(rest.split_once(']')?.0)
+}
+
+fn version(kernel: &str) -> Option<(u32, u32)> {
+    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_low_limit_of_mappings_is_answered_with_the_command() {
+        let line = on_mappings(65530).unwrap();
+        assert!(
+            line.contains("sysctl -w vm.max_map_count=1048576"),
+            "{line}"
+        );
+        assert!(on_mappings(262_144).is_some());
+        assert_eq!(on_mappings(1_048_576), None);
+    }
+
+    #[test]
+    fn swap_of_the_host_matters_on_kernels_that_lose_moved_pages() {
+        let off = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+        let on = format!("{off}/dev/vda2\tpartition\t1048572\t0\t-2\n");
+        let advised = ["6.8.0-31-generic", "6.12.12+bpo-amd64", "6.13"];
+        let mended = ["6.1.0-13-amd64", "6.7.9", "6.14.0-rc1", "7.0", "", "x"];
+        for kernel in advised {
+            let line = on_swap(kernel, &on).unwrap();
+            assert!(line.contains(kernel) && line.contains("swapoff"), "{line}");
+            assert_eq!(on_swap(kernel, off), None);
+        }
+        for kernel in mended {
+            assert_eq!(on_swap(kernel, &on), None, "{kernel}");
+        }
+        assert!(!is_on(""));
+    }
+
+    #[test]
+    fn large_pages_of_memory_files_are_named() {
+        const ALL: &str = "always within_size advise never deny force";
+        for mode in ["always", "within_size", "force"] {
+            let text = ALL.replace(mode, &format!("[{mode}]"));
+            let line = on_large_pages(&text).unwrap();
+            assert!(line.contains(&format!("is {mode}")), "{line}");
+        }
+        for text in [
+            "always [never] deny",
+            "[advise]",
+            "[deny]",
+            "always]never[",
+            "",
+            "[",
+        ] {
+            assert_eq!(on_large_pages(text), None, "{text}");
+        }
+    }
+}

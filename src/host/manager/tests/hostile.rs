@@ -1,0 +1,126 @@
+//! A VM process that reports whatever it likes harms its own account only, and that up to its size.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::link::message::GuestReport;
+use crate::policy::types::GuestMemoryStats;
+
+const SIZE: Pages = Pages::mib(16);
+
+/// Figures as an attacker chooses them: right, at the edges, and far beyond.
+fn figure() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..=SIZE.0,
+        SIZE.0 - 1..=SIZE.0 + 1,
+        u64::MAX - 1..=u64::MAX,
+        any::<u64>(),
+        any::<u32>().prop_map(|shift| u64::MAX >> (shift % 64)),
+    ]
+}
+
+fn guest_memory() -> impl Strategy<Value = GuestMemoryStats> {
+    prop::array::uniform8(prop::option::of(figure())).prop_map(|n| GuestMemoryStats {
+        swap_in_bytes: n[0],
+        swap_out_bytes: n[1],
+        major_faults: n[2],
+        minor_faults: n[3],
+        free_bytes: n[4],
+        total_bytes: n[5],
+        available_bytes: n[6],
+        caches_bytes: n[7],
+    })
+}
+
+fn hostile_report() -> impl Strategy<Value = Report> {
+    let figures = prop::array::uniform17(figure());
+    let others = (prop::option::of(figure()), any::<bool>(), guest_memory());
+    (figures, others).prop_map(|(n, (active, balloon_driver, guest_memory))| Report {
+        private: Pages(n[0]),
+        shared: Pages(n[1]),
+        orphaned: Pages(n[2]),
+        zero: Pages(n[3]),
+        ballooned: Pages(n[4]),
+        compressed: Pages(n[5]),
+        compressed_store: Pages(n[6]),
+        swapped: Pages(n[7]),
+        overhead: Pages(n[8]),
+        take_path: None,
+        active: active.map(Pages),
+        active_error: Pages(n[9]),
+        swap_in_pages: n[10],
+        swap_out_pages: n[11],
+        cow_breaks: n[12],
+        swap_errors: n[13],
+        balloon_driver,
+        balloon_actual: Pages(n[14]),
+        guest_memory,
+        start_us: None,
+        guest: Some(GuestReport {
+            pages_verified: n[15],
+            pages_corrupt: n[16],
+        }),
+    })
+}
+
+/// Three VMs under one policy: two of them lie, in turn and as often as they like.
+fn play(kind: PolicyKind, reports: &[Report]) -> (Manager, VmId) {
+    let mut manager = Manager::new(Settings {
+        policy: kind,
+        ..manager().settings
+    });
+    let honest = manager.join(hello("honest", 16)).unwrap();
+    manager.message(honest, report(10), at(0)).unwrap();
+    let liars = [0, 1].map(|n| manager.join(hello(&format!("liar-{n}"), 16)).unwrap());
+    for (n, report) in reports.iter().enumerate() {
+        let report = ToHost::Report(Box::new(report.clone()));
+        manager.message(liars[n % 2], report, at(0)).unwrap();
+        manager.tick(at(100 * (n as u64 + 1)));
+    }
+    (manager, honest)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_lying_vm_is_charged_its_size_at_most(
+        reports in prop::collection::vec(hostile_report(), 1..5),
+        kind in prop::sample::select(PolicyKind::ALL),
+    ) {
+        let (mut manager, honest) = play(kind, &reports);
+        let figures = manager.figures();
+        for vm in &figures.vms {
+            prop_assert!(vm.consumed_bytes <= SIZE.bytes(), "{vm:?}");
+            prop_assert!(vm.credit_bytes <= SIZE.bytes(), "{vm:?}");
+            prop_assert!(vm.active_bytes + vm.active_error_bytes <= 2 * SIZE.bytes(), "{vm:?}");
+            prop_assert!(vm.swapped_bytes + vm.compressed_bytes <= SIZE.bytes(), "{vm:?}");
+            let parts = vm.private_bytes + vm.shared_bytes - vm.saved_bytes;
+            let store = vm.consumed_bytes - parts;
+            prop_assert!(store <= vm.compressed_bytes, "{vm:?}");
+        }
+        let of_vms: u64 = figures.vms.iter().map(|vm| vm.consumed_bytes).sum();
+        prop_assert_eq!(of_vms + figures.host.overhead_bytes, figures.host.consumed_bytes);
+        let verified = figures.vms.iter().filter_map(|vm| vm.guest);
+        verified.map(|guest| guest.pages_verified).sum::<u64>();
+        prop_assert_eq!(manager.ledger().charge(honest), manager.ledger().credit(honest));
+        manager.audit();
+    }
+
+    #[test]
+    fn what_can_be_is_left_as_it_is(report in hostile_report()) {
+        let once = report.within(SIZE);
+        prop_assert!(once.own() <= SIZE);
+        prop_assert_eq!(once.clone().within(SIZE), once);
+    }
+}
+
+#[test]
+fn a_vm_that_says_to_hold_more_than_its_size_is_refused() {
+    let mut manager = manager();
+    for held in [SIZE.0 + 1, u64::MAX] {
+        let mut hello = hello("liar", 16);
+        hello.held = Pages(held);
+        assert!(manager.join(hello).unwrap_err().contains("holds"), "{held}");
+    }
+}
