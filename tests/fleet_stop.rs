@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::Capability::{Kvm, Uffd};
 use common::asm::Code;
@@ -130,7 +130,10 @@ fn unheard(toml: &str) -> (Fleet, File) {
     // Prints line after line, with a moment's sleep after each hundred.
     let mut chatter = Code::default();
     for n in 0..100 {
-        chatter = chatter.print(&format!("line {n:03} of a guest that talks all the time\n"));
+        chatter = chatter.print_at_once(&format!(
+            "line {n:03} of a guest that talks all the time{:.<150}\n",
+            ""
+        ));
     }
     let image = chatter.out(PORT_IDLE, 20).start_over().ring3();
     std::fs::write(folder.path().join("chatter"), image).unwrap();
@@ -179,13 +182,21 @@ fn nobody_reads_standard_error_and_a_vm_is_stopped() {
     fleet.until("both go on", |figures| both_go_on(figures, &after));
     // Whoever reads at last learns what is missing.
     let mut said = String::new();
-    wait_for("word of the dropped lines", SOON, || {
+    let dropped = "lines dropped: the terminal or pipe did not take them";
+    let deadline = Instant::now() + SOON;
+    while !said.contains(dropped) {
+        let late = Instant::now() > deadline;
+        assert!(
+            !late,
+            "no word of the dropped lines in {} bytes:\n{said}",
+            said.len()
+        );
         let mut bytes = [0; 4096];
-        if let Ok(count) = pipe.read(&mut bytes) {
-            said.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        match pipe.read(&mut bytes) {
+            Ok(count) => said.push_str(&String::from_utf8_lossy(&bytes[..count])),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
-        said.contains("lines dropped: the terminal or pipe did not take them")
-    });
+    }
     assert!(said.contains("chatter: line 001 of a guest"), "{said}");
     // And the end is not held either.
     fleet.process.signal(Signal::INT);

@@ -1,8 +1,8 @@
 //! The socket under the link: SOCK_SEQPACKET, one message a datagram, at most one descriptor with it.
 //!
 //! Neither end waits to send. What a VM does not read is queued up to [`OUT_MESSAGES_MAX`], and then
-//! the link is dropped. What the host manager does not read waits as [`super::outbox`] says, however
-//! long that takes: only a closed socket means that the host manager is gone.
+//! the link is dropped. What the host manager does not read waits as [`Link::send`] says, however long
+//! that takes: only a closed socket means that the host manager is gone.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};

@@ -3,7 +3,9 @@
 //!
 //! One loop on the process's main thread. It decides nothing about how much the VM may hold; it
 //! only keeps to it. Everything is level-triggered: a lost or late message delays, and never
-//! confuses. When the host manager goes away the guest goes on without limits and the agent tries
+//! confuses. While the host manager does not read, the agent tells it nothing that can wait: it does
+//! not scan, asks for no credit, and keeps the references that it would give back. When the host
+//! manager goes away the guest goes on without limits and the agent tries
 //! to join again; under `tidemark run`, whose end nobody else would notice, the VM ends with it.
 
 use std::collections::VecDeque;
