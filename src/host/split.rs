@@ -138,7 +138,7 @@ mod tests {
                 rest.push((bytes % size, vm));
             }
             rest.sort_by_key(|&(remainder, vm)| (std::cmp::Reverse(remainder), vm));
-            for (_, vm) in rest.into_iter().take(left as usize) {
+            for (_, vm) in rest.into_iter().take(usize::try_from(left).unwrap()) {
                 parts.get_mut(&vm).unwrap().bytes += 1;
             }
         }
