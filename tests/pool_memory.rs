@@ -9,17 +9,24 @@ mod common;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::{FlockOperation, flock};
 use tidemark::host::pool::FramePool;
 use tidemark::policy::types::VmId;
 use tidemark::units::{CHUNK_PAGES, Gfn, PAGE_SIZE, Pages};
 
 const KNOB: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// The knob as it was, put back however the test ends.
-struct Knob(String);
+/// The knob as it was, put back however the test ends. Its file is locked meanwhile, so that two of
+/// these tests never take each other's setting for the administrator's.
+struct Knob {
+    old: String,
+    _lock: fs::File,
+}
 
 impl Knob {
     fn find() -> Result<Knob, String> {
+        let lock = fs::File::open(KNOB).map_err(|error| format!("{KNOB}: {error}"))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| format!("{KNOB}: {error}"))?;
         let text = fs::read_to_string(KNOB).map_err(|error| format!("{KNOB}: {error}"))?;
         let chosen = text
             .split_once('[')
@@ -27,16 +34,19 @@ impl Knob {
         let old = chosen.ok_or_else(|| format!("{KNOB} says {text:?}"))?.0;
         // Writing what it is: shows whether we may.
         fs::write(KNOB, old).map_err(|error| format!("{KNOB}: {error}"))?;
-        Ok(Knob(old.to_owned()))
+        Ok(Knob {
+            old: old.to_owned(),
+            _lock: lock,
+        })
     }
 }
 
 impl Drop for Knob {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(KNOB, &self.0) {
+        if let Err(error) = fs::write(KNOB, &self.old) {
             common::note(&format!(
                 "{KNOB} could not be set to {} again: {error}",
-                self.0
+                self.old
             ));
         }
     }

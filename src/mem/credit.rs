@@ -111,7 +111,7 @@ impl CreditBook {
     /// fault that waits; `store` of the used ones are the compressed store.
     ///
     /// Taking pages out never shrinks the store, only a touch does. Where `most` is not above it, the
-    /// guest keeps [`KEPT_MIN`] private pages: without them every page that it touches would be taken
+    /// guest keeps a few private pages: without them every page that it touches would be taken
     /// again at once, for nothing.
     pub fn excess(&self, most: Pages, store: Pages, room: Pages) -> Pages {
         let within_reach = most.max(store + store.min(KEPT_MIN));
