@@ -6,6 +6,7 @@
 //! Prints `PASS name seconds` or `FAIL name seconds` followed by the reason, for each test.
 
 mod fleet;
+mod kernel;
 mod list;
 mod rig;
 

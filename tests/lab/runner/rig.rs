@@ -266,7 +266,8 @@ impl Drop for Rig {
     }
 }
 
-fn serve(pager: &Pager, end: &AtomicBool) {
+/// Serves faults until the end.
+pub fn serve(pager: &Pager, end: &AtomicBool) {
     while !end.load(Ordering::Relaxed) {
         let fds = pager.space().uffd().poll_fds();
         let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
