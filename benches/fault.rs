@@ -24,7 +24,7 @@ use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
 use tidemark::mem::Pager;
 use tidemark::mem::reclaim::{BATCH_PAGES, Reclaimer};
-use tidemark::sys::space::{MapFrames, PageBuf, TakePath};
+use tidemark::sys::space::{Mapping, PageBuf, TakePath};
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange};
 use tidemark::vm::machine::{Machine, MachineSpec};
 use vm_memory::{Bytes, GuestAddress};
@@ -121,7 +121,7 @@ fn pager_faults(c: &mut Criterion) {
                 let map = |part: &[Gfn]| {
                     let range = GfnRange::new(Gfn(0), 256);
                     let mapped = space.map_frames(range, &pool, FrameId(0));
-                    assert_eq!(mapped.expect("guest memory"), MapFrames::Done);
+                    assert_eq!(mapped.expect("guest memory"), Mapping::Done);
                     part.iter()
                         .filter(|_| read)
                         .for_each(|gfn| common::touch(&ram, *gfn));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::Capability;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::event::{PollFd, PollFlags, poll};
-use tidemark::sys::space::{GuestSpace, MapFrames, TakePath};
+use tidemark::sys::space::{GuestSpace, Mapping, TakePath};
 use tidemark::units::{FrameId, Gfn, GfnRange};
 
 const PAGES: u32 = 256;
@@ -58,8 +58,9 @@ fn bench(c: &mut Criterion) {
                         let start = Instant::now();
                         let mapped = space.map_frames(range, &pool, FrameId(0));
                         let middle = Instant::now();
-                        space.rearm(range).expect("mapped frames");
-                        assert_eq!(mapped.expect("armed memory"), MapFrames::Done);
+                        let rearmed = space.rearm(range).expect("mapped frames");
+                        assert_eq!(rearmed, Mapping::Done);
+                        assert_eq!(mapped.expect("armed memory"), Mapping::Done);
                         total += match timed {
                             Timed::Map => middle - start,
                             Timed::Rearm => middle.elapsed(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::Capability;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tidemark::sys::space::StageSlot;
+use tidemark::sys::staging::StageSlot;
 use tidemark::units::{Gfn, GfnRange};
 
 const PAGES: u32 = 512;
@@ -32,6 +32,7 @@ fn bench(c: &mut Criterion) {
         let mut group = c.benchmark_group(name);
         for path in common::take_paths() {
             let space = common::space(PAGES, path);
+            let slot = StageSlot(space.slots_for_taking().start);
             let page = common::unique(1);
             for gfn in (0..PAGES).map(Gfn) {
                 space.install(gfn, &page).expect("a missing page");
@@ -44,10 +45,10 @@ fn bench(c: &mut Criterion) {
                         let mut total = Duration::ZERO;
                         for _ in 0..iters {
                             let start = Instant::now();
-                            let taken = space.take(range, StageSlot(0)).expect("present pages");
+                            let taken = space.take(range, slot).expect("present pages");
                             let middle = Instant::now();
-                            space.give_back(range, StageSlot(0)).expect("staged pages");
-                            assert_eq!(taken, count);
+                            space.give_back(range, slot).expect("staged pages");
+                            assert_eq!(taken.pages, count);
                             total += match timed {
                                 Timed::Take => middle - start,
                                 Timed::GiveBack => middle.elapsed(),

@@ -145,6 +145,7 @@ impl Rig {
             swap: Box::new(store.clone()),
             seed: 5,
             credit,
+            mappings_max: 60_000,
         };
         let pager = Arc::new(Pager::new(ram, settings).unwrap());
         let end = Arc::new(AtomicBool::new(false));
@@ -300,7 +301,7 @@ fn interleave(path: TakePath, seed: u64) {
                         }
                         candidates.extend(pool.lend(&page.0).map(|frame| (gfn, frame)));
                     }
-                    let done = merge(&rig.pager, &view, &mut candidates, 60_000).unwrap();
+                    let done = merge(&rig.pager, &view, &mut candidates).unwrap();
                     pool.release(&done.rejected);
                     merged += done.pages;
                 }

@@ -109,6 +109,7 @@ pub fn pager(ram: Arc<GuestRam>, path: TakePath) -> Arc<Pager> {
         swap: Box::new(MemoryStore::default()),
         seed: SEED,
         credit: CreditBook::unlimited(),
+        mappings_max: 60_000,
     };
     let pager = Arc::new(Pager::new(ram, settings).expect("userfaultfd was asked for"));
     let server = pager.clone();

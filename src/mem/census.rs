@@ -4,15 +4,20 @@
 //! one is the kernel's count of this process's anonymous memory, less what the process holds for
 //! itself. A *census* reads all page tables and corrects the cheap answer; it also finds the pages
 //! that the guest wrote in shared memory, which the kernel copied without telling anybody.
+//!
+//! Only an entry that is present proves a write. One that is not (the host's kernel migrates the
+//! page, or has swapped it) is looked at again in the next census.
 
 use std::time::{Duration, Instant};
 
-use super::pager::{Books, Error, Pager};
+use super::memory::{HOLD_PAGES, Memory};
+use super::pager::{Error, Pager};
+use super::runs::Walk;
 use crate::link::message::Report;
-use crate::page::state::{PageEvent, PageState};
+use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
-use crate::sys::space::GuestSpace;
-use crate::units::{FrameId, GfnRange, Pages};
+use crate::sys::space;
+use crate::units::{GfnRange, Pages};
 
 /// What a census found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +36,9 @@ impl Pager {
     /// # Errors
     /// When /proc does not answer.
     pub fn measure(&self) -> Result<(), Error> {
-        let mut books = self.books();
-        let anonymous = self.space.anonymous()?;
-        let guest = anonymous.saturating_sub(books.own_memory);
-        books.credit.measured(guest);
+        let mut memory = self.memory();
+        let anonymous = self.space().anonymous()?;
+        memory.measured(anonymous);
         Ok(())
     }
 
@@ -44,78 +48,31 @@ impl Pager {
     /// When /proc does not answer.
     pub fn census(&self) -> Result<Census, Error> {
         let start = Instant::now();
-        let before = self.space.anonymous()?;
+        let before = self.space().anonymous()?;
         let mut census = Census {
             anonymous: Pages(0),
             broken: 0,
             took: Duration::ZERO,
         };
-        for range in self.ram().layout().ranges() {
-            let mut gfn = range.start;
-            while gfn < range.end() {
-                let chunk = self.chunk_of(gfn);
-                self.count_chunk(chunk, &mut census)?;
-                gfn = chunk.end();
+        let layout = self.ram().layout();
+        let mut walk = Walk::from(layout.ranges()[0].start);
+        loop {
+            let (chunk, last) = walk.advance(layout, HOLD_PAGES);
+            count_chunk(&mut self.memory(), chunk, &mut census)?;
+            if last {
+                break;
             }
         }
-        let mut books = self.books();
-        let after = self.space.anonymous()?;
+        let mut memory = self.memory();
+        let after = self.space().anonymous()?;
         // The guest ran meanwhile: the middle is the better guess.
         let total = Pages(u64::midpoint(before.0, after.0));
-        let guest = census.anonymous + Pages(books.pmap.counts().staged) + books.store.used();
-        books.own_memory = total.saturating_sub(guest);
-        let used = after.saturating_sub(books.own_memory);
-        books.credit.measured(used);
+        let staged = Pages(memory.counts().staged);
+        let guest = census.anonymous + staged + memory.stored();
+        memory.counted(total, guest);
+        memory.measured(after);
         census.took = start.elapsed();
         Ok(census)
-    }
-
-    fn count_chunk(&self, chunk: GfnRange, census: &mut Census) -> Result<(), Error> {
-        let mut books = self.books();
-        let backed = |state| {
-            matches!(
-                state,
-                PageState::Private | PageState::Shared(_) | PageState::Broken(_)
-            )
-        };
-        if !chunk.iter().any(|gfn| backed(books.pmap.state(gfn))) {
-            return Ok(());
-        }
-        for (gfn, backing) in chunk.iter().zip(self.space.backing(chunk)?) {
-            if backing != Backing::Anonymous {
-                continue;
-            }
-            census.anonymous += Pages(1);
-            if matches!(books.pmap.state(gfn), PageState::Shared(_)) {
-                books.leave_frame(gfn);
-                books.pmap.apply(gfn, PageEvent::Break);
-                books.counters.cow_breaks += 1;
-                census.broken += 1;
-            }
-            books.pmap.set_zero(gfn, false);
-        }
-        Ok(())
-    }
-
-    /// Frames that this VM no longer maps, to be released; the list is empty afterwards.
-    pub fn take_released(&self) -> Vec<FrameId> {
-        std::mem::take(&mut self.books().released)
-    }
-
-    /// A new host manager knows nothing of the frames mapped so far: they are this VM's own now,
-    /// charged in full, until the guest writes or drops them.
-    pub fn orphan_frames(&self) {
-        let mut books = self.books();
-        let shared: Vec<_> = self
-            .ram()
-            .layout()
-            .ranges()
-            .iter()
-            .flat_map(|range| range.iter())
-            .filter(|gfn| matches!(books.pmap.state(*gfn), PageState::Shared(_)))
-            .collect();
-        books.orphans.extend(shared);
-        books.released.clear();
     }
 
     /// The memory figures of a report; devices and guest add theirs.
@@ -123,20 +80,17 @@ impl Pager {
     /// # Errors
     /// When /proc does not answer.
     pub fn report(&self) -> Result<Report, Error> {
-        let tables = self
-            .space
-            .tables()
-            .tables()
-            .map_err(crate::sys::space::Error::PageTables)?;
-        let books = self.books();
-        let anonymous = self.space.anonymous()?;
-        let counts = books.pmap.counts();
-        let store = books.store.used();
-        let private = anonymous.saturating_sub(books.own_memory + store);
-        let orphaned = books.orphans.len() as u64;
-        let counters = books.counters;
+        let tables = self.space().tables().tables();
+        let tables = tables.map_err(space::Error::PageTables)?;
+        let mut memory = self.memory();
+        let anonymous = self.space().anonymous()?;
+        let counts = memory.counts();
+        let store = memory.stored();
+        let own_memory = memory.own_memory();
+        let orphaned = memory.orphans();
+        let counters = *memory.counters();
         Ok(Report {
-            private,
+            private: anonymous.saturating_sub(own_memory + store),
             shared: Pages(counts.shared - orphaned),
             orphaned: Pages(orphaned),
             zero: Pages(counts.zero),
@@ -144,7 +98,7 @@ impl Pager {
             compressed: Pages(counts.compressed),
             compressed_store: store,
             swapped: Pages(counts.swapped),
-            overhead: books.own_memory + tables,
+            overhead: own_memory + tables,
             swap_in_pages: counters.swap_in_pages,
             swap_out_pages: counters.swap_out_pages,
             cow_breaks: counters.cow_breaks,
@@ -152,28 +106,69 @@ impl Pager {
             ..Report::default()
         })
     }
+
+    /// Compares the books with themselves and with the page tables.
+    ///
+    /// # Errors
+    /// When the page tables cannot be read.
+    ///
+    /// # Panics
+    /// When they disagree.
+    pub fn audit(&self) -> Result<(), Error> {
+        let memory = self.memory();
+        memory.books.pmap.audit();
+        assert_eq!(
+            memory.books.stage.waiting() as u64,
+            memory.counts().staged,
+            "pages in the staging area"
+        );
+        for range in self.ram().layout().ranges() {
+            for gfn in range.iter() {
+                let state = memory.state(gfn);
+                let backing = self.space().backing(GfnRange::one(gfn))?[0];
+                assert!(
+                    agree(state, backing),
+                    "{gfn} is {state:?} in the books and {backing:?} in the page tables"
+                );
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Compares the books with the page tables.
-pub(super) fn audit(books: &Books, space: &GuestSpace) -> Result<(), Error> {
-    for range in space.ram().layout().ranges() {
-        for gfn in range.iter() {
-            let state = books.pmap.state(gfn);
-            let backing = space.backing(GfnRange::one(gfn))?[0];
-            let agrees = match state {
-                PageState::Unbacked
-                | PageState::Staged(_)
-                | PageState::Compressed(_)
-                | PageState::Swapped(_) => backing == Backing::Nothing,
-                PageState::Private | PageState::Busy => backing != Backing::File,
-                PageState::Broken(_) => backing == Backing::Anonymous,
-                PageState::Shared(_) => backing != Backing::ZeroPage,
-            };
-            assert!(
-                agrees,
-                "{gfn} is {state:?} in the books and {backing:?} in the page tables"
-            );
+fn agree(state: PageState, backing: Backing) -> bool {
+    match state {
+        PageState::Unbacked
+        | PageState::Staged(_)
+        | PageState::Compressed(_)
+        | PageState::Swapped(_) => backing == Backing::Nothing,
+        PageState::Private | PageState::Busy => backing != Backing::File,
+        // KSM may have merged it, the kernel may migrate it or have swapped it.
+        PageState::Broken(_) => !matches!(backing, Backing::File | Backing::Nothing),
+        PageState::Shared(_) => true,
+    }
+}
+
+fn count_chunk(memory: &mut Memory<'_>, chunk: GfnRange, census: &mut Census) -> Result<(), Error> {
+    let backed = |memory: &Memory<'_>, gfn| {
+        matches!(
+            memory.state(gfn),
+            PageState::Private | PageState::Shared(_) | PageState::Broken(_)
+        )
+    };
+    if !memory.any(chunk, backed) {
+        return Ok(());
+    }
+    for (gfn, backing) in chunk.iter().zip(memory.backing(chunk)?) {
+        if backing != Backing::Anonymous {
+            continue;
         }
+        census.anonymous += Pages(1);
+        if let PageState::Shared(frame) = memory.state(gfn) {
+            memory.note_break(gfn, frame);
+            census.broken += 1;
+        }
+        memory.clear_zero(gfn);
     }
     Ok(())
 }

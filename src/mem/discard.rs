@@ -1,7 +1,9 @@
 //! Dropping content that the guest declared dead: ballooned pages and reported free pages.
 
-use super::pager::{Books, Error, Pager};
-use crate::page::state::{PageEvent, PageState};
+use super::memory::HOLD_PAGES;
+use super::pager::{Error, Pager};
+use super::runs::runs;
+use crate::page::state::PageState;
 use crate::units::{Gfn, GfnRange};
 
 /// Why content is dead.
@@ -13,24 +15,21 @@ enum Dead {
     Free,
 }
 
-/// Pages handled under one hold of the lock.
-const PAGES_AT_ONCE: usize = 512;
-
 impl Pager {
     /// The balloon took these pages.
     ///
     /// # Errors
     /// The VM cannot go on.
     pub fn inflate(&self, gfns: &[Gfn]) -> Result<(), Error> {
-        gfns.chunks(PAGES_AT_ONCE)
+        gfns.chunks(HOLD_PAGES as usize)
             .try_for_each(|part| self.drop_dead(part, Dead::Ballooned))
     }
 
     /// The balloon gave these pages back. They are unbacked; the next touch fills them.
     pub fn deflate(&self, gfns: &[Gfn]) {
-        let mut books = self.books_first();
+        let mut memory = self.memory_first();
         for gfn in gfns {
-            books.pmap.set_ballooned(*gfn, false);
+            memory.set_ballooned(*gfn, false);
         }
     }
 
@@ -40,106 +39,55 @@ impl Pager {
     /// The VM cannot go on.
     pub fn report_free(&self, range: GfnRange) -> Result<(), Error> {
         let gfns: Vec<Gfn> = range.iter().collect();
-        gfns.chunks(PAGES_AT_ONCE)
+        gfns.chunks(HOLD_PAGES as usize)
             .try_for_each(|part| self.drop_dead(part, Dead::Free))
     }
 
     fn drop_dead(&self, gfns: &[Gfn], why: Dead) -> Result<(), Error> {
-        let mut books = self.books_first();
+        let ballooned = why == Dead::Ballooned;
+        let mut memory = self.memory_first();
         let mut mapped = Vec::new();
         let mut in_pool = Vec::new();
         for &gfn in gfns {
-            if why == Dead::Ballooned {
-                books.pmap.set_ballooned(gfn, true);
+            let held = match memory.state(gfn) {
+                PageState::Unbacked => true,
+                PageState::Private => {
+                    mapped.push(gfn);
+                    true
+                }
+                PageState::Staged(_) | PageState::Compressed(_) | PageState::Swapped(_) => {
+                    memory.forget(gfn)?;
+                    true
+                }
+                // Without a mapping to spare the page stays. One that maps a frame costs nothing;
+                // one of its own is memory that the balloon does not give.
+                state @ (PageState::Shared(_) | PageState::Broken(_)) => {
+                    let dropping = memory.begin_drop(gfn);
+                    let gone = dropping.is_some() || matches!(state, PageState::Shared(_));
+                    in_pool.extend(dropping);
+                    gone
+                }
+                // Another thread works on the page at this moment: the guest touched what it calls
+                // dead, or the page is being swapped. Keeping content is always right.
+                PageState::Busy => false,
+            };
+            if ballooned && held {
+                memory.set_ballooned(gfn, true);
             }
-            match books.pmap.state(gfn) {
-                PageState::Unbacked => {}
-                PageState::Private => mapped.push(gfn),
-                PageState::Staged(_) => {
-                    books.pmap.apply(gfn, PageEvent::Discard);
-                    self.space.wake(GfnRange::one(gfn))?;
-                }
-                PageState::Compressed(slot) => {
-                    books.store.remove(slot);
-                    books.pmap.apply(gfn, PageEvent::Discard);
-                }
-                PageState::Swapped(slot) => {
-                    books.swapmap.free(slot);
-                    books.pmap.apply(gfn, PageEvent::Discard);
-                }
-                PageState::Shared(_) | PageState::Broken(_) => {
-                    books.leave_frame(gfn);
-                    books.pmap.apply(gfn, PageEvent::Begin);
-                    in_pool.push(gfn);
-                }
-                // Another thread brings it back at this moment: the guest touched what it calls
-                // dead. Keeping content is always right.
-                PageState::Busy => continue,
-            }
-            books.pmap.set_zero(gfn, false);
         }
         for run in runs(&mapped) {
-            self.space.discard(run)?;
-            for gfn in run.iter() {
-                books.pmap.apply(gfn, PageEvent::Discard);
+            memory.discard(run)?;
+        }
+        drop(memory);
+        let kept = self.drop_from_pool(&in_pool)?;
+        if ballooned && !kept.is_empty() {
+            let mut memory = self.memory_first();
+            for gfn in kept {
+                if matches!(memory.state(gfn), PageState::Broken(_)) {
+                    memory.set_ballooned(gfn, false);
+                }
             }
-        }
-        drop(books);
-        if in_pool.is_empty() {
-            return Ok(());
-        }
-        let in_pool = runs(&in_pool);
-        for run in &in_pool {
-            self.space.rearm(*run)?;
-        }
-        let mut books = self.books_first();
-        for run in in_pool {
-            for gfn in run.iter() {
-                books.pmap.apply(gfn, PageEvent::Discard);
-            }
-            self.space.wake(run)?;
         }
         Ok(())
-    }
-}
-
-impl Books {
-    /// The page is about to lose its frame, if it has one: the frame is to be released, unless it
-    /// belongs to a pool whose owner is gone.
-    pub(super) fn leave_frame(&mut self, gfn: Gfn) {
-        if let PageState::Shared(frame) = self.pmap.state(gfn)
-            && !self.orphans.remove(&gfn)
-        {
-            self.released.push(frame);
-        }
-    }
-}
-
-/// The maximal runs of consecutive frames in `gfns`, which are in ascending order.
-pub(super) fn runs(gfns: &[Gfn]) -> Vec<GfnRange> {
-    let mut runs: Vec<GfnRange> = Vec::new();
-    for &gfn in gfns {
-        match runs.last_mut() {
-            Some(run) if run.end() == gfn => run.count += 1,
-            _ => runs.push(GfnRange::one(gfn)),
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neighbours_become_runs() {
-        let gfns: Vec<Gfn> = [1, 2, 3, 7, 9, 10].into_iter().map(Gfn).collect();
-        let expected = [
-            GfnRange::new(Gfn(1), 3),
-            GfnRange::one(Gfn(7)),
-            GfnRange::new(Gfn(9), 2),
-        ];
-        assert_eq!(runs(&gfns), expected);
-        assert!(runs(&[]).is_empty());
     }
 }

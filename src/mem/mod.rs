@@ -1,33 +1,44 @@
-//! The pager: the one owner of a VM's page states, and the mechanisms that move pages.
+//! The pager: the one owner of a VM's memory, and the mechanisms that move pages.
 //!
-//! [`Pager`] joins the books ([`crate::page`]) with the address space ([`crate::sys::space`]). Who
-//! calls what:
+//! [`Pager`] joins the books ([`crate::page`]) with the address space ([`crate::sys::space`]) behind
+//! one lock. `memory` is what a holder of the lock has: each step does the kernel's half and the
+//! books' half of one transition, and no other module can do either. `pool_pages` has the steps on
+//! pages in pool mappings; `stage` hands out the slots for pages that are out of the guest, as tokens
+//! that return by themselves. Who calls what:
 //!
 //! | thread | calls |
 //! |---|---|
-//! | fault thread | [`Pager::fault`] for every userfaultfd event, and nothing that waits for it |
-//! | vCPU threads | the balloon sink: inflate, deflate, report free |
+//! | fault thread | [`Pager::serve_faults`], and nothing that waits for it |
+//! | vCPU threads | the balloon sink: inflate, deflate, report free (`discard`) |
 //! | worker | measuring, scanning, sharing, reclaiming, credit |
 //!
-//! **Lock order**: there is one lock, the books'. Nobody who holds it touches guest memory through
-//! a mapping that may fault, does disk I/O, or calls [`GuestSpace::rearm`], which waits for the
-//! fault thread. A page under such an operation is *staged* or *busy* meanwhile, and is looked at
-//! again afterwards.
+//! **Lock order**: the sample's lock, the memory's, that of the returned stage slots. Nobody who
+//! holds the memory touches guest memory through a mapping that may fault, does disk I/O, or calls
+//! [`GuestSpace::rearm`], which waits for the fault thread. A page under such an operation is
+//! *staged* or *busy* meanwhile, and is looked at again afterwards.
 //!
 //! [`credit`] is the account of what the VM may hold, [`swapfile`] and [`store`] are where content
-//! goes, [`reclaim`] takes it there, [`share`] merges pages with the host manager's frames,
-//! [`census`] counts what really backs the guest, and [`sample`] finds out how much of it is in use.
+//! goes, [`reclaim`] takes it there from where `victims` finds it, [`share`] merges pages with the
+//! host manager's frames, [`claims`] tells a host manager which frames are mapped, [`census`] counts
+//! what really backs the guest, and [`sample`] finds out how much of it is in use.
 //!
 //! [`GuestSpace::rearm`]: crate::sys::space::GuestSpace::rearm
 
 pub mod census;
+pub mod claims;
 pub mod credit;
 mod discard;
+mod faults;
+mod memory;
 pub mod pager;
+mod pool_pages;
 pub mod reclaim;
+mod runs;
 pub mod sample;
 pub mod share;
+mod stage;
 pub mod store;
 pub mod swapfile;
+mod victims;
 
 pub use pager::{Error, Pager};

@@ -1,12 +1,9 @@
-//! Host swapping: random victims, compressed or written in batches.
+//! Host swapping: victims are compressed or written in batches.
 //!
-//! Victims are chosen at random, as ESX does, so that the choice never works together with the
-//! guest's own replacement to its harm (a page that both consider oldest is read only to be swapped
-//! again by the guest). The seed is printed at start and can be set.
+//! A batch goes through four steps; the memory is held for short parts of the first, third and last:
 //!
-//! A batch goes through four steps; the books are locked in the first, third and last:
-//!
-//! 1. choose victims, take them out of the guest (*staged*), copy their content;
+//! 1. get hold of victims ([`super::victims`]) and copy their content; those that lie in pool
+//!    mappings are rearmed. All-zero ones are dropped;
 //! 2. compress what can be compressed;
 //! 3. put the compressed pages into the store, take swap slots for the others;
 //! 4. write, then record as swapped what is still staged. A page that the guest touched meanwhile
@@ -14,49 +11,41 @@
 
 use std::io;
 
-use super::discard::runs;
-use super::pager::{Books, Error, Pager, stage_slot};
+use super::memory::Memory;
+use super::pager::{Error, Pager};
+use super::stage::Taken;
 use super::store::{Compressed, compress};
+use super::victims::{Search, Victims};
 use crate::page::key::is_zero;
-use crate::page::state::{PageEvent, PageState};
-use crate::sys::pagemap::Backing;
-use crate::sys::space::{PageBuf, StageSlot, TAKE_SLOTS};
-use crate::units::{Gfn, GfnRange, SwapSlot};
+use crate::sys::space::PageBuf;
 
 /// Pages of one batch: 128 KiB a write.
 pub const BATCH_PAGES: usize = 32;
-/// Random draws for each victim wanted, before the tables are searched in order.
-const DRAWS_PER_VICTIM: usize = 32;
 
 /// What a batch achieved.
 #[derive(Debug, Default)]
 pub struct Reclaimed {
     /// Pages that no longer take memory (a compressed page takes a part).
     pub pages: u32,
+    /// Whether there is nothing to take, until something changes.
+    pub barren: bool,
     /// Why pages stayed in memory, if some did: the swap file failed or is full.
     pub failure: Option<io::Error>,
 }
 
-/// Chooses and removes victims. Owned by the worker thread, which alone takes pages.
+/// Chooses and removes victims. Owned by the worker thread.
 #[derive(Debug)]
 pub struct Reclaimer {
-    rng: fastrand::Rng,
+    search: Search,
     /// Content of the batch; allocated at the first use, since most VMs never swap.
     content: Vec<PageBuf>,
-}
-
-/// A page of the batch.
-#[derive(Debug, Clone, Copy)]
-struct Victim {
-    gfn: Gfn,
-    slot: StageSlot,
 }
 
 impl Reclaimer {
     /// A reclaimer whose choices follow from `seed`.
     pub fn new(seed: u64) -> Reclaimer {
         Reclaimer {
-            rng: fastrand::Rng::with_seed(seed),
+            search: Search::new(seed),
             content: Vec::new(),
         }
     }
@@ -66,233 +55,103 @@ impl Reclaimer {
     /// # Errors
     /// The VM cannot go on. A swap file that fails is no such error: the pages stay in memory.
     pub fn step(&mut self, pager: &Pager, pages_max: usize) -> Result<Reclaimed, Error> {
-        let victims = self.take_victims(pager, pages_max.min(BATCH_PAGES))?;
-        if victims.is_empty() {
-            return Ok(Reclaimed::default());
+        let mut done = Reclaimed::default();
+        let victims = self.search.step(pager, pages_max.min(BATCH_PAGES))?;
+        let victims = self.read(pager, victims, &mut done)?;
+        let compressed = self.content[..victims.len()].iter().map(compress).collect();
+        let left = self.compress(pager, victims, compressed, &mut done);
+        self.write(pager, left, &mut done)?;
+        // The tokens are gone: what could not be stored goes back to the guest.
+        let mut memory = pager.memory();
+        let given_back = memory.settle_stage()?;
+        if done.failure.is_some() {
+            memory.counters().swap_errors += u64::from(given_back);
         }
-        let compressed = self.compress(victims.len());
-        let result = self.store(pager, &victims, compressed);
-        for run in slot_runs(&victims) {
-            pager.space.drop_staged(run.0, run.1)?;
-        }
-        result
+        drop(memory);
+        done.barren = self.search.is_barren(pager);
+        Ok(done)
     }
 
-    fn take_victims(&mut self, pager: &Pager, wanted: usize) -> Result<Vec<Victim>, Error> {
-        let mut books = pager.books();
-        let (private, broken) = self.choose(pager, &books, wanted)?;
-        let mut victims = Vec::with_capacity(private.len() + broken.len());
-        let mut next = StageSlot(0);
-        for run in runs(&private) {
-            let taken = pager.space.take(run, next)?;
-            for gfn in GfnRange::new(run.start, taken).iter() {
-                books.pmap.apply(gfn, PageEvent::Take(u32::from(next.0)));
-                victims.push(Victim { gfn, slot: next });
-                next = StageSlot(next.0 + 1);
-            }
-        }
-        if !broken.is_empty() {
-            for (slot, &gfn) in (TAKE_SLOTS..).zip(&broken) {
-                let slot = StageSlot(slot);
-                pager.space.freeze_broken(gfn)?;
-                pager.space.copy_frozen(gfn, slot);
-                books.pmap.apply(gfn, PageEvent::Begin);
-                victims.push(Victim { gfn, slot });
-            }
-            drop(books);
-            for run in runs(&broken) {
-                pager.space.rearm(run)?;
-            }
-            books = pager.books();
-            for victim in victims.iter().filter(|victim| victim.slot.0 >= TAKE_SLOTS) {
-                books
-                    .pmap
-                    .apply(victim.gfn, PageEvent::Take(u32::from(victim.slot.0)));
-                pager.space.wake(GfnRange::one(victim.gfn))?;
-            }
-            // While the books were free the guest may have touched a page taken above.
-            victims.retain(|victim| is_staged(&books, *victim));
-        }
-        // Copied under the lock: afterwards a touch may move a page back at any time.
-        self.content
-            .resize(self.content.len().max(victims.len()), PageBuf::ZERO);
-        let mut zeros = Vec::new();
-        victims.retain(|victim| {
-            let page = &mut self.content[0];
-            pager.space.read_staged(victim.slot, page);
-            let zero = is_zero(&page.0);
-            if zero {
-                zeros.push(*victim);
-            }
-            !zero
-        });
-        for zero in &zeros {
-            books.pmap.apply(zero.gfn, PageEvent::Discard);
-            books.pmap.set_zero(zero.gfn, true);
-        }
-        for (victim, page) in victims.iter().zip(&mut self.content) {
-            pager.space.read_staged(victim.slot, page);
-        }
-        drop(books);
-        for run in slot_runs(&zeros) {
-            pager.space.drop_staged(run.0, run.1)?;
-        }
-        Ok(victims)
-    }
-
-    /// Up to `wanted` random pages that take memory, in ascending order: (private, broken).
-    fn choose(
+    /// Copies the victims' content, in their order, and drops those that are zero.
+    fn read(
         &mut self,
         pager: &Pager,
-        books: &Books,
-        wanted: usize,
-    ) -> Result<(Vec<Gfn>, Vec<Gfn>), Error> {
-        let layout = pager.ram().layout();
-        let size = layout.size().0;
-        let nth = |index: u64| {
-            let mut left = u32::try_from(index).expect("a guest has fewer than 2^32 pages");
-            for range in layout.ranges() {
-                if left < range.count {
-                    return Gfn(range.start.0 + left);
-                }
-                left -= range.count;
-            }
-            unreachable!("the index is below the size")
-        };
-        let mut chosen = Vec::new();
-        let consider = |gfn: Gfn, chosen: &mut Vec<Gfn>| -> Result<(), Error> {
-            let candidate = matches!(
-                books.pmap.state(gfn),
-                PageState::Private | PageState::Broken(_)
-            );
-            if candidate
-                && !chosen.contains(&gfn)
-                && pager.space.backing(GfnRange::one(gfn))?[0] == Backing::Anonymous
-            {
-                chosen.push(gfn);
-            }
-            Ok(())
-        };
-        for _ in 0..wanted * DRAWS_PER_VICTIM {
-            if chosen.len() == wanted {
-                break;
-            }
-            consider(nth(self.rng.u64(0..size)), &mut chosen)?;
+        victims: Victims,
+        done: &mut Reclaimed,
+    ) -> Result<Vec<Taken>, Error> {
+        let mut taken = victims.taken;
+        if !victims.frozen.is_empty() {
+            taken.extend(pager.rearm(victims.frozen)?);
         }
-        // Few pages are left: search the whole table once, from a random place.
-        let start = self.rng.u64(0..size);
-        for step in 0..size {
-            if chosen.len() == wanted {
-                break;
-            }
-            consider(nth((start + step) % size), &mut chosen)?;
-        }
-        chosen.sort_unstable();
-        Ok(chosen
-            .into_iter()
-            .partition(|gfn| matches!(books.pmap.state(*gfn), PageState::Private)))
-    }
-
-    fn compress(&self, count: usize) -> Vec<Option<Compressed>> {
-        self.content[..count].iter().map(compress).collect()
-    }
-
-    /// Steps 3 and 4.
-    fn store(
-        &mut self,
-        pager: &Pager,
-        victims: &[Victim],
-        compressed: Vec<Option<Compressed>>,
-    ) -> Result<Reclaimed, Error> {
-        let mut reclaimed = Reclaimed::default();
-        let mut books = pager.books();
-        let mut to_write = Vec::new();
-        for (index, (victim, compressed)) in victims.iter().zip(compressed).enumerate() {
-            if !is_staged(&books, *victim) {
+        let room = self.content.len().max(taken.len());
+        self.content.resize(room, PageBuf::ZERO);
+        let mut kept: Vec<Taken> = Vec::with_capacity(taken.len());
+        let mut memory = pager.memory();
+        for taken in taken {
+            let page = &mut self.content[kept.len()];
+            if !memory.read_staged(&taken, page) {
                 continue;
             }
-            match compressed.and_then(|page| books.store.insert(page)) {
-                Some(slot) => {
-                    books.pmap.apply(victim.gfn, PageEvent::Compress(slot));
-                    books.counters.swap_out_pages += 1;
-                    reclaimed.pages += 1;
-                }
-                None => {
-                    // Pages to write stand at the front of the content, in the order of victims.
-                    self.content.swap(to_write.len(), index);
-                    to_write.push(*victim);
-                }
+            if !is_zero(&page.0) {
+                kept.push(taken);
+            } else if memory.drop_staged_zero(&taken)? {
+                done.pages += 1;
             }
         }
-        let mut rest = &to_write[..];
-        let mut content = &self.content[..to_write.len()];
+        Ok(kept)
+    }
+
+    /// Puts into the store what is compressed and fits. The others are returned, with their content
+    /// at the front.
+    fn compress(
+        &mut self,
+        pager: &Pager,
+        victims: Vec<Taken>,
+        compressed: Vec<Option<Compressed>>,
+        done: &mut Reclaimed,
+    ) -> Vec<Taken> {
+        let mut memory = pager.memory();
+        let mut left = Vec::with_capacity(victims.len());
+        for (index, (taken, page)) in victims.into_iter().zip(compressed).enumerate() {
+            if page.is_some_and(|page| memory.store(&taken, page)) {
+                done.pages += 1;
+            } else if memory.is_staged(&taken) {
+                self.content.swap(left.len(), index);
+                left.push(taken);
+            }
+        }
+        left
+    }
+
+    /// Writes pages, whose content stands at the front, and records as swapped what is still staged.
+    fn write(&self, pager: &Pager, victims: Vec<Taken>, done: &mut Reclaimed) -> Result<(), Error> {
+        let mut content = &self.content[..victims.len()];
+        let mut rest = &victims[..];
         while !rest.is_empty() {
             let wanted = u32::try_from(rest.len()).expect("at most a batch");
-            let Some((first, count)) = books.swapmap.take_run(wanted) else {
-                reclaimed.failure = Some(io::Error::from(io::ErrorKind::StorageFull));
-                give_back(pager, &mut books, rest)?;
+            let Some(slots) = pager.memory().slots_to_write(wanted) else {
+                done.failure = Some(io::Error::from(io::ErrorKind::StorageFull));
                 break;
             };
-            let (batch, pages) = (&rest[..count as usize], &content[..count as usize]);
-            (rest, content) = (&rest[count as usize..], &content[count as usize..]);
-            drop(books);
-            let written = pager.swap.write(first, pages);
+            let (batch, pages) = (
+                &rest[..slots.count as usize],
+                &content[..slots.count as usize],
+            );
+            (rest, content) = (&rest[batch.len()..], &content[batch.len()..]);
+            let written = pager.swap.write(slots.first, pages);
             let checksums: Vec<u64> = pages.iter().map(|page| pager.checksum(page)).collect();
-            books = pager.books();
-            let slots = (first.0..first.0 + count).map(SwapSlot);
+            let mut memory: Memory<'_> = pager.memory();
             if let Err(error) = written {
-                slots.for_each(|slot| books.swapmap.free(slot));
-                books.swapmap.start_over();
-                give_back(pager, &mut books, batch)?;
-                reclaimed.failure = Some(error);
+                memory.free_slots(&slots);
+                done.failure = Some(error);
                 continue;
             }
-            for ((victim, slot), checksum) in batch.iter().zip(slots).zip(checksums) {
-                if is_staged(&books, *victim) {
-                    books.swapmap.set_checksum(slot, checksum);
-                    books.pmap.apply(victim.gfn, PageEvent::SwapOut(slot));
-                    books.counters.swap_out_pages += 1;
-                    reclaimed.pages += 1;
-                } else {
-                    books.swapmap.free(slot);
+            for ((taken, slot), checksum) in batch.iter().zip(slots.iter()).zip(checksums) {
+                if memory.swap_out(taken, slot, checksum) {
+                    done.pages += 1;
                 }
             }
         }
-        Ok(reclaimed)
+        Ok(())
     }
-}
-
-fn is_staged(books: &Books, victim: Victim) -> bool {
-    books.pmap.state(victim.gfn) == PageState::Staged(u32::from(victim.slot.0))
-}
-
-/// Puts pages that could not be stored back where they were.
-fn give_back(pager: &Pager, books: &mut Books, victims: &[Victim]) -> Result<(), Error> {
-    for victim in victims {
-        if let PageState::Staged(slot) = books.pmap.state(victim.gfn) {
-            pager
-                .space
-                .give_back(GfnRange::one(victim.gfn), stage_slot(slot))?;
-            books.pmap.apply(victim.gfn, PageEvent::GiveBack);
-            books.counters.swap_errors += 1;
-        }
-    }
-    Ok(())
-}
-
-/// Runs of stage slots, for dropping them in few calls.
-fn slot_runs(victims: &[Victim]) -> Vec<(StageSlot, u32)> {
-    let mut runs: Vec<(StageSlot, u32)> = Vec::new();
-    for victim in victims {
-        match runs.last_mut() {
-            Some((first, count))
-                if u32::from(first.0) + *count == u32::from(victim.slot.0)
-                    && victim.slot.0 != TAKE_SLOTS =>
-            {
-                *count += 1;
-            }
-            _ => runs.push((victim.slot, 1)),
-        }
-    }
-    runs
 }

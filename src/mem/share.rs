@@ -5,17 +5,22 @@
 //! or write-protected where it lies over a frame already), compares all 4096 bytes with the frame,
 //! and only then maps the frame. Frames are the host manager's; each candidate lends this VM one
 //! reference, which goes back when the page is not mapped.
+//!
+//! Worth looking at is what takes memory of its own: a private page, one that was broken off its
+//! frame, and one that maps a frame of a pool whose owner is gone, which nobody else accounts for.
 
 use serde_bytes::ByteBuf;
 
-use super::discard::runs;
-use super::pager::{Books, Error, Pager};
+use super::memory::Memory;
+use super::pager::{Error, Pager};
+use super::runs::{Walk, runs};
+use super::stage::Taken;
 use crate::link::message::Key;
 use crate::page::key::{is_zero, key_of};
-use crate::page::state::{PageEvent, PageState};
+use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
 use crate::sys::pool_view::PoolView;
-use crate::sys::space::{MapFrames, PageBuf, StageSlot};
+use crate::sys::space::{Mapping, PageBuf};
 use crate::units::{FrameId, Gfn, GfnRange};
 
 /// Pages looked at under one hold of the lock.
@@ -26,7 +31,7 @@ const MERGE_PAGES: usize = 32;
 /// Walks over the guest's pages.
 #[derive(Debug)]
 pub struct Scanner {
-    cursor: Gfn,
+    walk: Walk,
     seed: u64,
 }
 
@@ -43,11 +48,32 @@ pub struct Scanned {
     pub wrapped: bool,
 }
 
+impl Memory<'_> {
+    /// Whether sharing the page can save memory, as far as the books tell.
+    fn is_worth(&self, gfn: Gfn) -> bool {
+        match self.state(gfn) {
+            PageState::Private | PageState::Broken(_) => true,
+            PageState::Shared(_) => self.is_orphan(gfn),
+            _ => false,
+        }
+    }
+
+    /// The same as far as the page tables tell: it is there, and is no frame that others account
+    /// for.
+    fn is_there(&self, gfn: Gfn, backing: Backing) -> bool {
+        match backing {
+            Backing::Anonymous => true,
+            Backing::File => self.is_orphan(gfn),
+            Backing::Nothing | Backing::Unsettled | Backing::Common => false,
+        }
+    }
+}
+
 impl Scanner {
     /// Starts at the first page; `seed` is the share group's.
     pub fn new(seed: u64) -> Scanner {
         Scanner {
-            cursor: Gfn(0),
+            walk: Walk::from(Gfn(0)),
             seed,
         }
     }
@@ -59,74 +85,52 @@ impl Scanner {
     pub fn step(&mut self, pager: &Pager, pages_max: u32) -> Result<Scanned, Error> {
         let mut found = Scanned::default();
         while found.pages < pages_max && !found.wrapped {
-            let chunk = pager.chunk_of(self.cursor);
-            let left = chunk.end().0 - self.cursor.0;
-            let slice = GfnRange::new(self.cursor, left.min(SLICE_PAGES));
+            let layout = pager.ram().layout();
+            let (slice, last) = self.walk.advance(layout, SLICE_PAGES);
             self.scan_slice(pager, slice, &mut found)?;
             found.pages += slice.count;
-            self.cursor = slice.end();
-            if !pager.ram().layout().contains_gfn(self.cursor) {
-                let next = pager
-                    .ram()
-                    .layout()
-                    .ranges()
-                    .iter()
-                    .find(|r| r.start > self.cursor);
-                found.wrapped = next.is_none();
-                self.cursor = next.map_or(Gfn(0), |range| range.start);
-            }
+            found.wrapped = last;
         }
         Ok(found)
     }
 
     fn scan_slice(&self, pager: &Pager, slice: GfnRange, found: &mut Scanned) -> Result<(), Error> {
-        let mut books = pager.books();
-        let worth = |state| matches!(state, PageState::Private | PageState::Broken(_));
-        if !slice.iter().any(|gfn| worth(books.pmap.state(gfn))) {
+        let mut memory = pager.memory();
+        if !memory.any(slice, Memory::is_worth) {
             return Ok(());
         }
-        let backing = pager.space.backing(slice)?;
+        let backing = memory.backing(slice)?;
         let mut zeros = Vec::new();
         let mut page = PageBuf::ZERO;
         for (gfn, backing) in slice.iter().zip(backing) {
-            let state = books.pmap.state(gfn);
-            if !worth(state) || backing != Backing::Anonymous {
+            if !memory.is_worth(gfn) || !memory.is_there(gfn, backing) {
                 continue;
             }
-            pager.space.peek(gfn, &mut page);
+            memory.peek(gfn, &mut page);
             if !is_zero(&page.0) {
                 found.offers.push((gfn, key_of(&page.0, self.seed)));
-            } else if state == PageState::Private {
+            } else if memory.state(gfn) == PageState::Private {
                 zeros.push(gfn);
             }
         }
-        found.zeros += discard_zeros(pager, &mut books, &zeros)?;
+        found.zeros += discard_zeros(&mut memory, &zeros)?;
         Ok(())
     }
 }
 
 /// Takes pages that looked all zero; those that are, with nobody writing any more, are dropped.
-fn discard_zeros(pager: &Pager, books: &mut Books, gfns: &[Gfn]) -> Result<u32, Error> {
+fn discard_zeros(memory: &mut Memory<'_>, gfns: &[Gfn]) -> Result<u32, Error> {
     let mut dropped = 0;
     let mut page = PageBuf::ZERO;
     for run in runs(gfns) {
-        let taken = pager.space.take(run, StageSlot(0))?;
-        for (slot, gfn) in (0u16..).zip(GfnRange::new(run.start, taken).iter()) {
-            books.pmap.apply(gfn, PageEvent::Take(u32::from(slot)));
-            pager.space.read_staged(StageSlot(slot), &mut page);
-            if is_zero(&page.0) {
-                books.pmap.apply(gfn, PageEvent::Discard);
-                books.pmap.set_zero(gfn, true);
+        for taken in memory.take(run)? {
+            memory.read_staged(&taken, &mut page);
+            if is_zero(&page.0) && memory.drop_staged_zero(&taken)? {
                 dropped += 1;
-            } else {
-                pager.space.give_back(GfnRange::one(gfn), StageSlot(slot))?;
-                books.pmap.apply(gfn, PageEvent::GiveBack);
             }
         }
-        if taken > 0 {
-            pager.space.drop_staged(StageSlot(0), taken)?;
-        }
     }
+    memory.settle_stage()?;
     Ok(dropped)
 }
 
@@ -139,18 +143,16 @@ impl Pager {
     pub fn copies(&self, gfns: &[Gfn]) -> Result<Vec<(Gfn, ByteBuf)>, Error> {
         let mut copies = Vec::new();
         let mut page = PageBuf::ZERO;
-        for part in gfns.chunks(SLICE_PAGES as usize) {
-            let books = self.books();
-            for &gfn in part
-                .iter()
-                .filter(|gfn| self.ram().layout().contains_gfn(**gfn))
-            {
-                let state = books.pmap.state(gfn);
-                let own = matches!(state, PageState::Private | PageState::Broken(_));
-                if own && self.space.backing(GfnRange::one(gfn))?[0] == Backing::Anonymous {
-                    self.space.peek(gfn, &mut page);
-                    copies.push((gfn, ByteBuf::from(&page.0[..])));
-                }
+        let layout = self.ram().layout();
+        for &gfn in gfns.iter().filter(|gfn| layout.contains_gfn(**gfn)) {
+            let mut memory = self.memory();
+            let there = memory.is_worth(gfn) && {
+                let backing = memory.backing(GfnRange::one(gfn))?[0];
+                memory.is_there(gfn, backing)
+            };
+            if there {
+                memory.peek(gfn, &mut page);
+                copies.push((gfn, ByteBuf::from(&page.0[..])));
             }
         }
         Ok(copies)
@@ -176,22 +178,15 @@ pub fn merge(
     pager: &Pager,
     pool: &PoolView,
     candidates: &mut [(Gfn, FrameId)],
-    mappings_max: u64,
 ) -> Result<Merged, Error> {
     let mut merged = Merged::default();
     candidates.sort_unstable();
     // Two frames for one page: the second one finds the page shared and is rejected.
     let mut rest = &candidates[..];
     while !rest.is_empty() {
-        let mut books = pager.books();
-        let mut budget = MERGE_PAGES;
-        while budget > 0 && !rest.is_empty() {
-            let run = candidate_run(rest, budget);
-            let (batch, others) = rest.split_at(run);
-            rest = others;
-            budget -= run;
-            merge_run(pager, &mut books, pool, batch, mappings_max, &mut merged)?;
-        }
+        let run = candidate_run(rest, MERGE_PAGES);
+        let done = merge_front(pager, pool, &rest[..run], &mut merged)?;
+        rest = &rest[done..];
     }
     Ok(merged)
 }
@@ -208,158 +203,100 @@ fn candidate_run(candidates: &[(Gfn, FrameId)], max: usize) -> usize {
     len.min(max)
 }
 
-fn merge_run(
+/// Merges the front of a run, as far as its pages are alike; returns how many are done.
+fn merge_front(
     pager: &Pager,
-    books: &mut Books,
     pool: &PoolView,
-    batch: &[(Gfn, FrameId)],
-    mappings_max: u64,
+    run: &[(Gfn, FrameId)],
     merged: &mut Merged,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
+    let mut memory = pager.memory();
+    let (gfn, frame) = run[0];
     // Only pages that take memory of their own are worth it, and only inside RAM.
-    let mut rest = batch;
-    while let [(gfn, frame), others @ ..] = rest {
-        let (gfn, frame) = (*gfn, *frame);
-        let known = pager.ram().layout().contains_gfn(gfn) && pool.contains(frame, 1);
-        let state = known.then(|| books.pmap.state(gfn));
-        if matches!(state, Some(PageState::Private)) {
-            let count = private_run(pager, books, rest)?;
+    let known = pager.ram().layout().contains_gfn(gfn) && pool.contains(frame, 1);
+    if known && memory.is_worth(gfn) {
+        if memory.state(gfn) == PageState::Private {
+            let count = private_run(pager, &mut memory, run)?;
             if count > 0 {
-                let (run, others) = rest.split_at(count);
-                merge_private(pager, books, pool, run, mappings_max, merged)?;
-                rest = others;
-                continue;
+                return merge_private(&mut memory, pool, &run[..count], merged);
             }
-        } else if matches!(state, Some(PageState::Broken(_))) {
-            let added = books.pmap.mappings_added(gfn, frame).max(0).unsigned_abs();
-            if books.pmap.mappings() + added <= mappings_max {
-                merge_broken(pager, books, pool, gfn, frame, merged)?;
-                rest = others;
-                continue;
+        } else {
+            match memory.remap(gfn, pool, frame)? {
+                Some(Mapping::Done) => {
+                    merged.pages += 1;
+                    return Ok(1);
+                }
+                Some(Mapping::Full) => merged.mappings_full = true,
+                None => {}
             }
-            merged.mappings_full = true;
         }
-        merged.rejected.push(frame);
-        rest = others;
     }
-    Ok(())
+    merged.rejected.push(frame);
+    Ok(1)
 }
 
 /// How many pages from the front of a run are private and backed.
-fn private_run(pager: &Pager, books: &Books, run: &[(Gfn, FrameId)]) -> Result<usize, Error> {
+fn private_run(
+    pager: &Pager,
+    memory: &mut Memory<'_>,
+    run: &[(Gfn, FrameId)],
+) -> Result<usize, Error> {
     let ram = pager.ram().layout();
-    let private = run
-        .iter()
-        .take_while(|(gfn, _)| {
-            ram.contains_gfn(*gfn) && books.pmap.state(*gfn) == PageState::Private
-        })
-        .count();
-    let range = GfnRange::new(run[0].0, u32::try_from(private).expect("at most a slice"));
-    let backing = pager.space.backing(range)?;
-    Ok(backing
-        .iter()
-        .take_while(|backing| **backing == Backing::Anonymous)
-        .count())
+    let private = |(gfn, _): &&(Gfn, FrameId)| {
+        ram.contains_gfn(*gfn) && memory.state(*gfn) == PageState::Private
+    };
+    let count = run.iter().take_while(private).count();
+    let range = GfnRange::new(run[0].0, u32::try_from(count).expect("at most a hold"));
+    let backing = memory.backing(range)?;
+    let own = |backing: &&Backing| **backing == Backing::Anonymous;
+    Ok(backing.iter().take_while(own).count())
 }
 
-/// Merges a run of private pages: taken out, compared, mapped over where equal, given back where
-/// not.
+/// Takes a run of private pages out, compares each with its frame, and maps the equal ones; the
+/// others go back. Returns how many are done.
 fn merge_private(
-    pager: &Pager,
-    books: &mut Books,
+    memory: &mut Memory<'_>,
     pool: &PoolView,
     run: &[(Gfn, FrameId)],
-    mappings_max: u64,
     merged: &mut Merged,
-) -> Result<(), Error> {
-    let count = u32::try_from(run.len()).expect("at most a slice");
-    let range = GfnRange::new(run[0].0, count);
-    let taken = pager.space.take(range, StageSlot(0))?;
-    let (run, beyond) = run.split_at(taken as usize);
-    merged
-        .rejected
-        .extend(beyond.iter().map(|(_, frame)| *frame));
+) -> Result<usize, Error> {
+    let count = u32::try_from(run.len()).expect("at most a hold");
+    let taken = memory.take(GfnRange::new(run[0].0, count))?;
     let mut page = PageBuf::ZERO;
-    let mut equal = Vec::with_capacity(run.len());
-    for (slot, (gfn, frame)) in (0u16..).zip(run) {
-        books.pmap.apply(*gfn, PageEvent::Take(u32::from(slot)));
-        pager.space.read_staged(StageSlot(slot), &mut page);
-        equal.push(pool.contains(*frame, 1) && pool.equals(*frame, &page));
+    let mut pages: Vec<(Taken, FrameId)> = Vec::with_capacity(taken.len());
+    let mut tokens = taken.into_iter().peekable();
+    for &(gfn, frame) in run {
+        // The kernel did not let go of the others.
+        match tokens.next_if(|taken| taken.gfn() == gfn) {
+            Some(taken)
+                if memory.read_staged(&taken, &mut page)
+                    && pool.contains(frame, 1)
+                    && pool.equals(frame, &page) =>
+            {
+                pages.push((taken, frame));
+            }
+            _ => merged.rejected.push(frame),
+        }
     }
-    let mut index = 0;
-    while index < run.len() {
-        let len = equal[index..]
+    let mut rest = pages;
+    while !rest.is_empty() {
+        let known: Vec<(Gfn, FrameId)> = rest
             .iter()
-            .take_while(|same| **same == equal[index])
-            .count();
-        let part = &run[index..index + len];
-        let slot = StageSlot(u16::try_from(index).expect("at most a slice"));
-        let mapped = equal[index] && map_run(pager, books, pool, part, mappings_max, merged)?;
-        if !mapped {
-            let range = GfnRange::new(part[0].0, u32::try_from(len).expect("at most a slice"));
-            pager.space.give_back(range, slot)?;
-            for (gfn, frame) in part {
-                books.pmap.apply(*gfn, PageEvent::GiveBack);
-                merged.rejected.push(*frame);
+            .map(|(taken, frame)| (taken.gfn(), *frame))
+            .collect();
+        let others = rest.split_off(candidate_run(&known, known.len()));
+        let (equal, frames): (Vec<Taken>, Vec<FrameId>) = rest.into_iter().unzip();
+        match memory.share(&equal, pool, frames[0])? {
+            Mapping::Done => merged.pages += u32::try_from(equal.len()).expect("at most a hold"),
+            Mapping::Full => {
+                merged.mappings_full = true;
+                merged.rejected.extend(frames);
             }
         }
-        index += len;
+        rest = others;
     }
-    if taken > 0 {
-        pager.space.drop_staged(StageSlot(0), taken)?;
-    }
-    Ok(())
-}
-
-/// Maps the frames of a run over its staged pages; false where that takes too many mappings.
-fn map_run(
-    pager: &Pager,
-    books: &mut Books,
-    pool: &PoolView,
-    run: &[(Gfn, FrameId)],
-    mappings_max: u64,
-    merged: &mut Merged,
-) -> Result<bool, Error> {
-    let (gfn, frame) = run[0];
-    let range = GfnRange::new(gfn, u32::try_from(run.len()).expect("at most a slice"));
-    // A run adds at most the mapping of its first page and one behind it.
-    let added = books.pmap.mappings_added(gfn, frame).max(0).unsigned_abs() + 1;
-    if books.pmap.mappings() + added > mappings_max
-        || pager.space.map_frames(range, pool, frame)? == MapFrames::NoMappings
-    {
-        merged.mappings_full = true;
-        return Ok(false);
-    }
-    for (gfn, frame) in run {
-        books.pmap.apply(*gfn, PageEvent::Share(*frame));
-    }
-    books.counters.shares += u64::from(range.count);
-    merged.pages += range.count;
-    Ok(true)
-}
-
-/// Merges a page that was broken off a frame and may equal one again: compared where it lies.
-fn merge_broken(
-    pager: &Pager,
-    books: &mut Books,
-    pool: &PoolView,
-    gfn: Gfn,
-    frame: FrameId,
-    merged: &mut Merged,
-) -> Result<(), Error> {
-    let mut page = PageBuf::ZERO;
-    pager.space.freeze_broken(gfn)?;
-    pager.space.peek(gfn, &mut page);
-    let range = GfnRange::one(gfn);
-    if pool.equals(frame, &page) && pager.space.map_frames(range, pool, frame)? == MapFrames::Done {
-        books.pmap.apply(gfn, PageEvent::Share(frame));
-        books.counters.shares += 1;
-        merged.pages += 1;
-    } else {
-        pager.space.thaw_broken(gfn)?;
-        merged.rejected.push(frame);
-    }
-    Ok(())
+    memory.settle_stage()?;
+    Ok(run.len())
 }
 
 #[cfg(test)]

@@ -189,9 +189,10 @@ impl Pmap {
         self.boundaries + 1
     }
 
-    /// How many mappings more (or fewer) there would be with `frame` mapped at `gfn`.
-    pub fn mappings_added(&self, gfn: Gfn, frame: FrameId) -> i64 {
-        let shared = PageState::Shared(frame);
+    /// How many mappings more (or fewer) there would be with `frame` mapped at `gfn`, or with armed
+    /// memory there.
+    pub fn mappings_added(&self, gfn: Gfn, frame: Option<FrameId>) -> i64 {
+        let shared = frame.map_or(PageState::Unbacked, PageState::Shared);
         let before = self.boundaries_around(gfn);
         let left = gfn.0.checked_sub(1).map(|left| self.state(Gfn(left)));
         let right = self
@@ -294,7 +295,7 @@ mod tests {
         let mut pmap = Pmap::new(Gfn(64));
         for (index, gfn) in GfnRange::new(Gfn(10), 8).iter().enumerate() {
             let frame = FrameId(100 + u32::try_from(index).unwrap());
-            let added = pmap.mappings_added(gfn, frame);
+            let added = pmap.mappings_added(gfn, Some(frame));
             let before = pmap.mappings();
             pmap.apply(gfn, E::Fill);
             pmap.apply(gfn, E::Take(0));

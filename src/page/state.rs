@@ -11,10 +11,9 @@
 //! | compressed(slot) | part of a page, in the compressed store | missing fault: decompress |
 //! | swapped(slot) | none | missing fault: read |
 //!
-//! *Staged* and *busy* are design's "in flight". *Broken* is a shared page whose copy on write was
-//! found: private in every account, but its mapping is still the pool's. Whether a page is
-//! *ballooned* is a flag beside the state: a ballooned page is normally unbacked, and a touch makes
-//! it private like any other.
+//! *Broken* is a shared page whose copy on write was found: private in every account, but its mapping
+//! is still the pool's. Whether a page is *ballooned* is a flag beside the state: a ballooned page is
+//! normally unbacked, and a touch makes it private like any other.
 
 use crate::units::{FrameId, SwapSlot};
 
@@ -65,6 +64,10 @@ pub enum PageEvent {
     Begin,
     /// The thread is done: the content is in place, in armed memory.
     Install,
+    /// The thread gave up, and the page maps this frame as before.
+    KeepShared(FrameId),
+    /// The thread gave up, and the page lies over this frame's mapping as before.
+    KeepBroken(FrameId),
 }
 
 impl PageState {
@@ -88,13 +91,16 @@ impl PageState {
             ) => S::Unbacked,
             (S::Private | S::Busy, E::Take(slot)) => S::Staged(slot),
             (S::Staged(_), E::GiveBack) => S::Private,
-            // A broken page that equals a frame again is mapped over in place.
-            (S::Staged(_) | S::Broken(_), E::Share(frame)) => S::Shared(frame),
+            // A broken page that equals a frame again is mapped over in place, and so is one that
+            // maps a frame of a pool whose owner is gone.
+            (S::Staged(_) | S::Broken(_) | S::Shared(_), E::Share(frame)) => S::Shared(frame),
             (S::Shared(frame), E::Break) => S::Broken(frame),
             (S::Staged(_), E::SwapOut(slot)) => S::Swapped(slot),
             (S::Staged(_), E::Compress(slot)) => S::Compressed(slot),
             (S::Shared(_) | S::Broken(_) | S::Swapped(_) | S::Compressed(_), E::Begin) => S::Busy,
             (S::Busy, E::Install) => S::Private,
+            (S::Busy, E::KeepShared(frame)) => S::Shared(frame),
+            (S::Busy, E::KeepBroken(frame)) => S::Broken(frame),
             _ => return None,
         })
     }
@@ -116,7 +122,7 @@ mod tests {
         S::Compressed(4),
         S::Swapped(SwapSlot(5)),
     ];
-    const EVENTS: [E; 10] = [
+    const EVENTS: [E; 12] = [
         E::Fill,
         E::Discard,
         E::Take(3),
@@ -127,19 +133,21 @@ mod tests {
         E::Compress(4),
         E::Begin,
         E::Install,
+        E::KeepShared(FrameId(9)),
+        E::KeepBroken(FrameId(9)),
     ];
 
     /// Every cell of the table: rows as [`STATES`], columns as [`EVENTS`]. `-` is illegal, else the
     /// initial of the next state (K: broken, Y: busy).
     const TABLE: [&str; 8] = [
-        "PU--------", // unbacked
-        "-US-------", // private
-        "-----K--Y-", // shared
-        "----H---Y-", // broken
-        "-U-PH-WC--", // staged
-        "-US------P", // busy
-        "-U------Y-", // compressed
-        "-U------Y-", // swapped
+        "PU----------", // unbacked
+        "-US---------", // private
+        "----HK--Y---", // shared
+        "----H---Y---", // broken
+        "-U-PH-WC----", // staged
+        "-US------PHK", // busy
+        "-U------Y---", // compressed
+        "-U------Y---", // swapped
     ];
 
     fn initial(state: Option<S>) -> char {

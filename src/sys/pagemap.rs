@@ -11,35 +11,42 @@ use crate::units::{PAGE_SHIFT, PAGE_SIZE, Pages};
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
+const WRITE_PROTECTED: u64 = 1 << 57;
 const EXCLUSIVE: u64 = 1 << 56;
+/// Of an entry that is not present: any of these says that there is something.
+const NOT_PRESENT_BITS: u64 = SWAPPED | FILE_OR_SHARED | WRITE_PROTECTED | EXCLUSIVE;
 
 /// What backs one page of our address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backing {
     /// No page table entry.
     Nothing,
-    /// The kernel's zero page: readable, costs nothing.
-    ZeroPage,
-    /// An anonymous page of our own (resident, or swapped out by the host's own kernel).
+    /// An entry that is not present: the kernel migrates the page at this moment, has swapped it
+    /// out, or left a marker. It says nothing about whose page it is: a page of a file and a page of
+    /// our own look alike while they are migrated. Look again later.
+    Unsettled,
+    /// A present page that is neither a file's nor our own alone: the kernel's zero page, which is
+    /// readable and costs nothing, or a page that KSM has merged, which may hold anything.
+    Common,
+    /// A present anonymous page of our own.
     Anonymous,
-    /// A page of a file: here, a frame of the pool.
+    /// A present page of a file: here, a frame of the pool.
     File,
 }
 
 impl Backing {
-    /// Decodes one pagemap entry. An anonymous page that nobody else maps has the exclusive bit;
-    /// the zero page is no page of anybody's and never has it.
+    /// Decodes one pagemap entry. Only what is present proves anything: an entry under migration
+    /// has the swapped bit whatever the page is.
     fn of(entry: u64) -> Backing {
-        if entry & SWAPPED != 0 {
-            Backing::Anonymous
-        } else if entry & PRESENT == 0 {
-            Backing::Nothing
-        } else if entry & FILE_OR_SHARED != 0 {
-            Backing::File
-        } else if entry & EXCLUSIVE != 0 {
-            Backing::Anonymous
-        } else {
-            Backing::ZeroPage
+        let present = entry & PRESENT != 0;
+        let file = entry & FILE_OR_SHARED != 0;
+        let exclusive = entry & EXCLUSIVE != 0;
+        match (present, file, exclusive) {
+            (true, true, _) => Backing::File,
+            (true, false, true) => Backing::Anonymous,
+            (true, false, false) => Backing::Common,
+            (false, ..) if entry & NOT_PRESENT_BITS != 0 => Backing::Unsettled,
+            (false, ..) => Backing::Nothing,
         }
     }
 }
@@ -126,16 +133,38 @@ impl PageTables {
 mod tests {
     use super::*;
 
+    const SOFT_DIRTY: u64 = 1 << 55;
+
+    /// Bits 55 to 63 in every combination, against the rule said in words: a page is proved to be
+    /// our own by an entry that is present, no file's and exclusive, and by no other.
     #[test]
-    fn entries_decode_as_documented() {
-        assert_eq!(Backing::of(0), Backing::Nothing);
-        assert_eq!(Backing::of(PRESENT), Backing::ZeroPage);
-        assert_eq!(Backing::of(PRESENT | EXCLUSIVE), Backing::Anonymous);
-        assert_eq!(
-            Backing::of(PRESENT | FILE_OR_SHARED | EXCLUSIVE),
-            Backing::File
-        );
-        assert_eq!(Backing::of(SWAPPED), Backing::Anonymous);
+    fn every_combination_of_flags_decodes() {
+        for flags in 0..1u64 << 9 {
+            let entry = flags << 55;
+            let (present, swapped) = (entry & PRESENT != 0, entry & SWAPPED != 0);
+            let (file, exclusive) = (entry & FILE_OR_SHARED != 0, entry & EXCLUSIVE != 0);
+            let backing = Backing::of(entry);
+            let own = present && !file && exclusive;
+            assert_eq!(backing == Backing::Anonymous, own, "{entry:#x}");
+            assert_eq!(backing == Backing::File, present && file, "{entry:#x}");
+            let common = present && !file && !exclusive;
+            assert_eq!(backing == Backing::Common, common, "{entry:#x}");
+            if swapped && !present {
+                assert_eq!(backing, Backing::Unsettled, "{entry:#x}");
+            }
+            if backing == Backing::Nothing {
+                let harmless = SOFT_DIRTY | 1 << 58 | 1 << 59 | 1 << 60;
+                assert_eq!(entry & !harmless, 0, "{entry:#x}");
+            }
+        }
+    }
+
+    /// The two that once lost pages: a pool frame under migration, and one of our own.
+    #[test]
+    fn a_page_under_migration_proves_nothing() {
+        for entry in [SWAPPED, SWAPPED | FILE_OR_SHARED, SWAPPED | EXCLUSIVE] {
+            assert_eq!(Backing::of(entry), Backing::Unsettled);
+        }
     }
 
     #[test]

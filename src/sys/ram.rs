@@ -9,7 +9,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::units::{Gfn, GfnRange, PAGE_SIZE, PAGES_MAX, Pages};
+use crate::units::{CHUNK_PAGES, Gfn, GfnRange, PAGE_SIZE, PAGES_MAX, Pages};
 
 /// First guest-physical byte that is never RAM: devices live from here to 4 GiB.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
@@ -81,6 +81,32 @@ impl Layout {
     /// would wrap: guests do.
     pub fn contains_gfn(&self, gfn: Gfn) -> bool {
         self.ranges.iter().any(|ram| ram.contains(gfn))
+    }
+
+    /// The frame number of the page with this index, counted over all ranges.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn nth(&self, index: u64) -> Gfn {
+        let mut left = u32::try_from(index).expect("a guest has fewer than 2^32 pages");
+        for range in &self.ranges {
+            if left < range.count {
+                return Gfn(range.start.0 + left);
+            }
+            left -= range.count;
+        }
+        panic!("the guest has {} pages, not {index}", self.size().0);
+    }
+
+    /// The 2 MiB chunk around `gfn`, which is RAM, cut to its range.
+    ///
+    /// # Panics
+    /// When the frame is not RAM.
+    pub fn chunk_of(&self, gfn: Gfn) -> GfnRange {
+        let start = gfn.chunk_start();
+        let ram = self.ranges.iter().find(|ram| ram.contains(gfn));
+        let end = ram.expect("callers pass a frame of RAM").end();
+        GfnRange::new(start, CHUNK_PAGES.min(end.0 - start.0))
     }
 
     /// Total RAM.

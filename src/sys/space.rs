@@ -19,6 +19,7 @@
 // UNSAFETY: page-table system calls on mappings that this value owns, and raw copies out of memory
 // that a guest writes at the same time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -28,16 +29,10 @@ use super::host_swap::HostFacts;
 use super::pagemap::{Backing, PageTables};
 use super::pool_view::PoolView;
 use super::ram::GuestRam;
-use super::transfer::{complete, transferred};
-use super::uffd::{self, Event, Uffd};
+use super::staging::{StageSlot, Staging};
+use super::transfer::{complete, stopped, transferred};
+use super::uffd::{self, Event, Stop, Uffd};
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
-
-/// Stage slots for [`GuestSpace::take`]: `0 .. TAKE_SLOTS`.
-pub const TAKE_SLOTS: u16 = 512;
-/// Stage slots for [`GuestSpace::copy_frozen`]: `TAKE_SLOTS .. SAMPLE_SLOTS_START`.
-pub const SAMPLE_SLOTS_START: u16 = TAKE_SLOTS + 64;
-/// Stage slots for pages taken for long: `SAMPLE_SLOTS_START .. STAGE_SLOTS`.
-pub const STAGE_SLOTS: u16 = SAMPLE_SLOTS_START + 128;
 
 /// One page of content, aligned for direct I/O.
 #[derive(Clone)]
@@ -151,6 +146,12 @@ pub enum Error {
         /// The kernel's answer.
         source: Errno,
     },
+    /// A stage slot that ought to be empty is not: no page could ever be taken into it again.
+    #[error("stage slot {slot} is in use")]
+    SlotInUse {
+        /// Its number.
+        slot: u32,
+    },
     /// A fault at an address that is not the guest's.
     #[error("page fault outside guest memory at {hva:#x}")]
     StrayFault {
@@ -159,10 +160,6 @@ pub enum Error {
     },
 }
 
-/// A slot of the staging area, below [`STAGE_SLOTS`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct StageSlot(pub u16);
-
 /// See the module documentation.
 #[derive(Debug)]
 pub struct GuestSpace {
@@ -170,19 +167,35 @@ pub struct GuestSpace {
     uffd: Uffd,
     path: TakePath,
     tables: PageTables,
-    /// `STAGE_SLOTS` pages registered with the userfaultfd, empty but for pages moved into them.
-    moved: usize,
-    /// `STAGE_SLOTS` pages of plain memory, for pages that were copied.
-    copied: usize,
+    staging: Staging,
 }
 
-/// Result of a frame mapping.
+/// Result of an operation that may need a kernel mapping more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MapFrames {
-    /// The frames are mapped.
+#[must_use]
+pub enum Mapping {
+    /// It is done.
     Done,
     /// The process has as many mappings as it may (`vm.max_map_count`); nothing changed.
-    NoMappings,
+    Full,
+}
+
+/// What [`GuestSpace::take`] achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Took {
+    /// Pages taken, from the front.
+    pub pages: u32,
+    /// Why the next one was not, if there is one.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why the kernel does not let go of a page now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Nothing is mapped there.
+    Missing,
+    /// The page is pinned, or others map it too.
+    Busy,
 }
 
 impl GuestSpace {
@@ -202,21 +215,13 @@ impl GuestSpace {
                 .map_err(|source| guest_error("arm", *range, source))?;
         }
         let tables = PageTables::open().map_err(Error::PageTables)?;
-        let bytes = usize::from(STAGE_SLOTS) * PAGE_SIZE;
-        let moved = map_anonymous(bytes, "the staging area")?;
-        uffd.register(moved, bytes).map_err(|source| Error::Map {
-            what: "the staging area",
-            bytes,
-            source,
-        })?;
-        let copied = map_anonymous(bytes, "the staging area")?;
+        let staging = Staging::new(&uffd, path)?;
         Ok(GuestSpace {
             ram,
             uffd,
             path,
             tables,
-            moved,
-            copied,
+            staging,
         })
     }
 
@@ -260,27 +265,14 @@ impl GuestSpace {
         self.ram.hva(range.start)
     }
 
-    /// Whether pages in this slot were moved rather than copied.
-    fn is_moved(&self, slot: StageSlot) -> bool {
-        self.path == TakePath::Move && !(TAKE_SLOTS..SAMPLE_SLOTS_START).contains(&slot.0)
+    /// The stage slots that [`GuestSpace::take`] fills.
+    pub fn slots_for_taking(&self) -> Range<u16> {
+        self.staging.slots_for_taking()
     }
 
-    fn stage_hva(&self, slot: StageSlot, count: u32) -> usize {
-        let end = match slot.0 {
-            ..TAKE_SLOTS => TAKE_SLOTS,
-            TAKE_SLOTS..SAMPLE_SLOTS_START => SAMPLE_SLOTS_START,
-            _ => STAGE_SLOTS,
-        };
-        assert!(
-            u32::from(slot.0) + count <= u32::from(end),
-            "stage slot {slot:?} + {count}"
-        );
-        let base = if self.is_moved(slot) {
-            self.moved
-        } else {
-            self.copied
-        };
-        base + usize::from(slot.0) * PAGE_SIZE
+    /// The stage slots that [`GuestSpace::copy_frozen`] fills.
+    pub fn slots_for_copies() -> Range<u16> {
+        Staging::slots_for_copies()
     }
 
     /// Maps the zero page over `range`, all of it missing, and wakes. Returns how many pages were
@@ -290,9 +282,10 @@ impl GuestSpace {
     /// When the kernel refuses.
     pub fn zero_fill(&self, range: GfnRange) -> Result<u32, Error> {
         let hva = self.hva(range);
-        transferred("zero-fill", range, |at, len| {
+        let done = transferred("zero-fill", range, |at, len| {
             self.uffd.zeropage(hva + at, len)
-        })
+        })?;
+        Ok(done.0)
     }
 
     /// Puts `page` at `gfn`, which is missing, and wakes.
@@ -308,32 +301,42 @@ impl GuestSpace {
         })
     }
 
-    /// Takes the pages of `range`, all of them anonymous pages in armed memory, into the stage
-    /// slots from `slot`. Returns how many were taken before one that could not be.
+    /// Takes the pages of `range`, all of them anonymous pages in armed memory, into the empty
+    /// stage slots from `slot`, which is one of [`GuestSpace::slots_for_taking`].
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn take(&self, range: GfnRange, slot: StageSlot) -> Result<u32, Error> {
+    /// When the kernel refuses, or a slot is not empty.
+    pub fn take(&self, range: GfnRange, slot: StageSlot) -> Result<Took, Error> {
         let hva = self.hva(range);
-        let stage = self.stage_hva(slot, range.count);
         if self.path == TakePath::Move {
-            return transferred("take", range, |at, len| {
+            let stage = self.staging.hva(slot, range.count);
+            let (pages, stop) = transferred("take", range, |at, len| {
                 self.uffd.relocate(stage + at, hva + at, len)
-            });
+            })?;
+            let obstacle = match stop {
+                None => None,
+                Some(Stop::Missing) => Some(Obstacle::Missing),
+                Some(Stop::Busy) => Some(Obstacle::Busy),
+                // It would stand in the way for ever.
+                Some(Stop::Exists) => {
+                    let slot = u32::from(slot.0) + pages;
+                    return Err(Error::SlotInUse { slot });
+                }
+                Some(Stop::Refused(source)) => return Err(guest_error("take", range, source)),
+            };
+            return Ok(Took { pages, obstacle });
         }
         complete("write-protect", range, |at, len| {
             self.uffd.protect_part(hva + at, len)
         })?;
-        // SAFETY: both ranges lie in mappings that this value owns (checked above) and do not
-        // overlap; the guest cannot write the source, it is write-protected.
-        unsafe {
-            std::ptr::copy_nonoverlapping(hva as *const u8, stage as *mut u8, range.bytes());
-        }
-        self.dont_need(hva, range.bytes())
-            .map_err(|source| guest_error("drop", range, source))?;
+        self.staging.copy_in(hva, slot, range.count);
+        dont_need(hva, range.bytes()).map_err(|source| guest_error("drop", range, source))?;
         // A writer that met the protection must try again and find the page missing.
         self.wake(range)?;
-        Ok(range.count)
+        Ok(Took {
+            pages: range.count,
+            obstacle: None,
+        })
     }
 
     /// Gives staged pages back unchanged and wakes. What the slots hold afterwards is undefined.
@@ -342,12 +345,32 @@ impl GuestSpace {
     /// When the kernel refuses.
     pub fn give_back(&self, range: GfnRange, slot: StageSlot) -> Result<(), Error> {
         let hva = self.hva(range);
-        let stage = self.stage_hva(slot, range.count);
-        let moved = self.is_moved(slot);
-        complete("give back", range, |at, len| match moved {
-            true => self.uffd.relocate(hva + at, stage + at, len),
-            false => self.uffd.copy(hva + at, stage + at, len),
-        })
+        let stage = self.staging.hva(slot, range.count);
+        let copy = |at: usize, len: usize| self.uffd.copy(hva + at, stage + at, len);
+        if !Staging::is_moved(slot) {
+            return complete("give back", range, copy);
+        }
+        let (mut done, mut stop) = transferred("give back", range, |at, len| {
+            self.uffd.relocate(hva + at, stage + at, len)
+        })?;
+        // KSM may have merged a page while it was staged, and such a page does not move.
+        while matches!(stop, Some(Stop::Busy)) {
+            let one = GfnRange::one(Gfn(range.start.0 + done));
+            let at = done as usize * PAGE_SIZE;
+            complete("give back", one, |_, len| copy(at, len))?;
+            done += 1;
+            if done == range.count {
+                return Ok(());
+            }
+            let rest = GfnRange::new(Gfn(range.start.0 + done), range.count - done);
+            let from = done as usize * PAGE_SIZE;
+            let (more, again) = transferred("give back", rest, |at, len| {
+                self.uffd.relocate(hva + from + at, stage + from + at, len)
+            })?;
+            done += more;
+            stop = again;
+        }
+        stop.map_or(Ok(()), |stop| Err(stopped("give back", range, stop)))
     }
 
     /// Frees the memory of `count` stage slots.
@@ -355,18 +378,12 @@ impl GuestSpace {
     /// # Errors
     /// When the kernel refuses.
     pub fn drop_staged(&self, slot: StageSlot, count: u32) -> Result<(), Error> {
-        let bytes = count as usize * PAGE_SIZE;
-        self.dont_need(self.stage_hva(slot, count), bytes)
-            .map_err(|source| Error::Map {
-                what: "dropping staged pages",
-                bytes,
-                source,
-            })
+        self.staging.empty(slot, count)
     }
 
     /// Copies a staged page out.
     pub fn read_staged(&self, slot: StageSlot, page: &mut PageBuf) {
-        read_page(self.stage_hva(slot, 1), page);
+        self.staging.read(slot, page);
     }
 
     /// Copies a guest page out while the guest may write it: a torn copy is possible, so that the
@@ -380,22 +397,30 @@ impl GuestSpace {
     /// # Errors
     /// When the kernel refuses.
     pub fn discard(&self, range: GfnRange) -> Result<(), Error> {
-        self.dont_need(self.hva(range), range.bytes())
+        dont_need(self.hva(range), range.bytes())
             .map_err(|source| guest_error("discard", range, source))
     }
 
-    /// Drops an armed page that reads as zero, so that the next touch is a missing fault. False when
-    /// the guest has written it meanwhile: the kernel serves such a write unseen, so the page is
-    /// write-protected before it is looked at.
+    /// Drops an armed page that is all zero and that others may map too, so that the next touch is
+    /// a missing fault. False when it is not: the guest has written it meanwhile, or KSM has merged
+    /// it. The kernel serves a write to such a page unseen, so the page is write-protected before it
+    /// is looked at; and the page tables do not tell the zero page from a merged one, so its content
+    /// is.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn discard_zero(&self, gfn: Gfn) -> Result<bool, Error> {
         let range = GfnRange::one(gfn);
+        let hva = self.hva(range);
         complete("write-protect", range, |at, len| {
-            self.uffd.protect_part(self.hva(range) + at, len)
+            self.uffd.protect_part(hva + at, len)
         })?;
-        if self.backing(range)?[0] != Backing::ZeroPage {
+        let mut page = PageBuf::ZERO;
+        let common = self.backing(range)?[0] == Backing::Common;
+        if common {
+            read_page(hva, &mut page);
+        }
+        if !common || page.0 != PageBuf::ZERO.0 {
             self.unprotect(gfn)?;
             return Ok(false);
         }
@@ -417,7 +442,7 @@ impl GuestSpace {
         range: GfnRange,
         pool: &PoolView,
         frame: FrameId,
-    ) -> Result<MapFrames, Error> {
+    ) -> Result<Mapping, Error> {
         assert!(
             pool.contains(frame, range.count),
             "frame {frame:?} + {}",
@@ -434,34 +459,37 @@ impl GuestSpace {
         match answer {
             Ok(_) => {
                 self.wake(range)?;
-                Ok(MapFrames::Done)
+                Ok(Mapping::Done)
             }
-            Err(Errno::NOMEM) => Ok(MapFrames::NoMappings),
+            Err(Errno::NOMEM) => Ok(Mapping::Full),
             Err(source) => Err(guest_error("map frames over", range, source)),
         }
     }
 
-    /// Write-protects an anonymous page inside a pool mapping, so that its content is stable.
-    /// [`GuestSpace::thaw_broken`] lifts it.
+    /// Write-protects a page inside a pool mapping, so that its content is stable.
+    /// [`GuestSpace::thaw`] lifts it.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn freeze_broken(&self, gfn: Gfn) -> Result<(), Error> {
+    /// When the kernel refuses for another reason than the number of mappings.
+    pub fn freeze(&self, gfn: Gfn) -> Result<Mapping, Error> {
         let range = GfnRange::one(gfn);
         let hva = self.hva(range);
-        self.uffd
-            .register_protection(hva, PAGE_SIZE)
-            .map_err(|source| guest_error("arm for protection", range, source))?;
+        match self.uffd.register_protection(hva, PAGE_SIZE) {
+            Ok(()) => {}
+            Err(Errno::NOMEM) => return Ok(Mapping::Full),
+            Err(source) => return Err(guest_error("arm for protection", range, source)),
+        }
         self.uffd
             .protect(hva, PAGE_SIZE)
-            .map_err(|source| guest_error("write-protect", range, source))
+            .map_err(|source| guest_error("write-protect", range, source))?;
+        Ok(Mapping::Done)
     }
 
-    /// Ends [`GuestSpace::freeze_broken`]: the page is writable again and whoever waits goes on.
+    /// Ends [`GuestSpace::freeze`]: the page is writable again and whoever waits goes on.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn thaw_broken(&self, gfn: Gfn) -> Result<(), Error> {
+    pub fn thaw(&self, gfn: Gfn) -> Result<(), Error> {
         let range = GfnRange::one(gfn);
         let hva = self.hva(range);
         self.uffd
@@ -473,29 +501,34 @@ impl GuestSpace {
         self.wake(range)
     }
 
-    /// Copies a page that [`GuestSpace::freeze_broken`] made stable into a stage slot.
+    /// Copies a page that [`GuestSpace::freeze`] made stable into a stage slot, one of
+    /// [`GuestSpace::slots_for_copies`].
     pub fn copy_frozen(&self, gfn: Gfn, slot: StageSlot) {
-        let own_kind = (TAKE_SLOTS..SAMPLE_SLOTS_START).contains(&slot.0);
-        assert!(own_kind, "stage slot {slot:?} is for taken pages");
         let hva = self.hva(GfnRange::one(gfn));
-        let stage = self.stage_hva(slot, 1);
-        // SAFETY: both are single pages of mappings that this value owns; the source is frozen.
-        unsafe { std::ptr::copy_nonoverlapping(hva as *const u8, stage as *mut u8, PAGE_SIZE) };
+        self.staging.copy_in(hva, slot, 1);
     }
 
     /// Replaces whatever is mapped over `range` by an armed empty mapping, in one step as the guest
-    /// sees it. **Waits until the fault thread has read an event**: the caller must hold no lock
-    /// that the fault thread may want. Wakes nobody: the caller updates its books first.
+    /// sees it. **Waits until a thread has read an event**: the caller must hold no lock that the
+    /// fault thread may want. Wakes nobody: the caller updates its books first.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn rearm(&self, range: GfnRange) -> Result<(), Error> {
+    /// When the kernel refuses for another reason than the number of mappings.
+    pub fn rearm(&self, range: GfnRange) -> Result<Mapping, Error> {
         let target = self.hva(range);
         let bytes = range.bytes();
-        let spare = map_anonymous(bytes, "rearming")?;
+        let spare = match map_anonymous(bytes, "rearming") {
+            Ok(spare) => spare,
+            Err(Error::Map {
+                source: Errno::NOMEM,
+                ..
+            }) => return Ok(Mapping::Full),
+            Err(error) => return Err(error),
+        };
         let armed = self.uffd.register(spare, bytes).and_then(|()| {
             // SAFETY: `spare` was mapped above and is nobody else's; the target is guest RAM that
-            // this value owns and whose content the caller gave up.
+            // this value owns and whose content the caller gave up. The kernel looks at the number
+            // of mappings before it touches the target.
             unsafe {
                 rustix::mm::mremap_fixed(
                     spare as *mut _,
@@ -507,11 +540,16 @@ impl GuestSpace {
             }
             .map(|_| ())
         });
-        if let Err(source) = armed {
-            unmap(spare, bytes);
-            return Err(guest_error("rearm", range, source));
+        match armed {
+            Ok(()) => Ok(Mapping::Done),
+            Err(source) => {
+                unmap(spare, bytes);
+                match source {
+                    Errno::NOMEM => Ok(Mapping::Full),
+                    _ => Err(guest_error("rearm", range, source)),
+                }
+            }
         }
-        Ok(())
     }
 
     /// Lets whoever waits in the range try again.
@@ -557,18 +595,13 @@ impl GuestSpace {
     pub fn anonymous(&self) -> Result<Pages, Error> {
         self.tables.anonymous().map_err(Error::PageTables)
     }
-
-    fn dont_need(&self, hva: usize, bytes: usize) -> Result<(), Errno> {
-        // SAFETY: every caller passes a range of a mapping that this value owns.
-        unsafe { rustix::mm::madvise(hva as *mut _, bytes, Advice::LinuxDontNeed) }
-    }
 }
 
-impl Drop for GuestSpace {
-    fn drop(&mut self) {
-        unmap(self.moved, usize::from(STAGE_SLOTS) * PAGE_SIZE);
-        unmap(self.copied, usize::from(STAGE_SLOTS) * PAGE_SIZE);
-    }
+/// Drops the content of a range.
+pub(super) fn dont_need(hva: usize, bytes: usize) -> Result<(), Errno> {
+    // SAFETY: every caller passes a range of a mapping that a space or its staging area owns, and
+    // whose content its owner gave up.
+    unsafe { rustix::mm::madvise(hva as *mut _, bytes, Advice::LinuxDontNeed) }
 }
 
 pub(super) fn guest_error(what: &'static str, range: GfnRange, source: Errno) -> Error {
@@ -609,7 +642,7 @@ pub(super) fn unmap(start: usize, bytes: usize) {
 }
 
 /// Copies one page without a reference to it: a guest may write it at the same time.
-fn read_page(hva: usize, page: &mut PageBuf) {
+pub(super) fn read_page(hva: usize, page: &mut PageBuf) {
     // SAFETY: callers pass a present page of a mapping that lives as long as the space. Both sides
     // are aligned. A racing write makes the copy stale or torn, never unsound: the bytes are plain
     // data and are read once, through raw pointers.

@@ -31,15 +31,15 @@ fn over_mappings(
     }
 }
 
-/// Pages done; an obstacle ends the transfer early, a refusal is an error.
+/// Pages done, and the obstacle that ended the transfer early. A refusal is an error.
 pub(super) fn transferred(
     what: &'static str,
     range: GfnRange,
     step: impl Fn(usize, usize) -> Transferred,
-) -> Result<u32, Error> {
+) -> Result<(u32, Option<Stop>), Error> {
     match over_mappings(0, range.count, &step) {
         (_, Some(Stop::Refused(source))) => Err(guest_error(what, range, source)),
-        (done, _) => Ok(done),
+        done => Ok(done),
     }
 }
 
@@ -49,14 +49,21 @@ pub(super) fn complete(
     range: GfnRange,
     step: impl Fn(usize, usize) -> Transferred,
 ) -> Result<(), Error> {
-    let source = match over_mappings(0, range.count, &step).1 {
-        None => return Ok(()),
-        Some(Stop::Exists) => Errno::EXIST,
-        Some(Stop::Missing) => Errno::NOENT,
-        Some(Stop::Busy) => Errno::BUSY,
-        Some(Stop::Refused(errno)) => errno,
+    match over_mappings(0, range.count, &step).1 {
+        None => Ok(()),
+        Some(stop) => Err(stopped(what, range, stop)),
+    }
+}
+
+/// An obstacle as an error.
+pub(super) fn stopped(what: &'static str, range: GfnRange, stop: Stop) -> Error {
+    let source = match stop {
+        Stop::Exists => Errno::EXIST,
+        Stop::Missing => Errno::NOENT,
+        Stop::Busy => Errno::BUSY,
+        Stop::Refused(errno) => errno,
     };
-    Err(guest_error(what, range, source))
+    guest_error(what, range, source)
 }
 
 #[cfg(test)]
@@ -94,10 +101,8 @@ mod tests {
     fn a_border_between_mappings_is_no_obstacle() {
         let range = GfnRange::new(Gfn(0), 100);
         for border in [1, 37, 50, 99] {
-            assert_eq!(
-                transferred("move", range, kernel(border, None)).unwrap(),
-                100
-            );
+            let done = transferred("move", range, kernel(border, None)).unwrap();
+            assert_eq!(done, (100, None));
         }
     }
 
@@ -106,7 +111,7 @@ mod tests {
         let range = GfnRange::new(Gfn(0), 100);
         for hole in [0, 36, 37, 38, 99] {
             let done = transferred("move", range, kernel(37, Some(hole))).unwrap();
-            assert_eq!(done as usize, hole);
+            assert_eq!((done.0 as usize, done.1), (hole, Some(Stop::Missing)));
             assert!(complete("move", range, kernel(37, Some(hole))).is_err());
         }
     }

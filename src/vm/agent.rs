@@ -58,10 +58,6 @@ const SCAN_TIME_PART: u32 = 4;
 const SWAP_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts to join a host manager again.
 const REJOIN: Duration = Duration::from_secs(1);
-/// Mappings that the process needs beside its guest's RAM.
-const MAPPINGS_OWN: u64 = 2000;
-/// The kernel's default limit of mappings, where it cannot be read.
-const MAPPINGS_DEFAULT: u64 = 65530;
 
 /// When things are due.
 struct Due {
@@ -90,7 +86,6 @@ pub(super) struct Agent<'a> {
     active: Active,
     orders: Orders,
     candidates: VecDeque<(Gfn, FrameId)>,
-    mappings_max: u64,
     due: Due,
     stopping: bool,
     held: bool,
@@ -117,8 +112,6 @@ impl<'a> Agent<'a> {
         }
         // A limit on the size of files is an error of the swap file, not the end of the VM.
         signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
-        let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
-        let mappings = mappings.and_then(|text| text.trim().parse().ok());
         let now = Instant::now();
         Ok(Agent {
             spec,
@@ -134,9 +127,6 @@ impl<'a> Agent<'a> {
             active: Active::new(welcome.sampling, seed),
             orders: no_orders(),
             candidates: VecDeque::new(),
-            mappings_max: mappings
-                .unwrap_or(MAPPINGS_DEFAULT)
-                .saturating_sub(MAPPINGS_OWN),
             due: Due {
                 measure: now,
                 quiet: MEASURE_BUSY,
@@ -247,7 +237,7 @@ impl<'a> Agent<'a> {
             self.due.census = now + CENSUS.max(census.took * CENSUS_PART);
         }
         self.reclaim(now)?;
-        if self.pager.is_starved() {
+        if self.pager.drain_starved() {
             self.due.quiet = MEASURE_BUSY;
             self.due.measure = self.due.measure.min(now + MEASURE_BUSY);
         }
@@ -489,7 +479,7 @@ impl<'a> Agent<'a> {
         }
         let count = self.candidates.len().min(MERGES_A_TURN);
         let mut batch: Vec<_> = self.candidates.drain(..count).collect();
-        let merged = merge(&self.pager, &self.pool, &mut batch, self.mappings_max)?;
+        let merged = merge(&self.pager, &self.pool, &mut batch)?;
         self.send_release(&merged.rejected);
         Ok(())
     }

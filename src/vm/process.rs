@@ -29,10 +29,11 @@ use crate::devices::sink::BalloonSink;
 use crate::link::message::{Exit, ExitReason, Hello, ToHost, ToVm, Welcome};
 use crate::link::socket::{self, Link, Received};
 use crate::mem::credit::CreditBook;
-use crate::mem::pager::Settings;
+use crate::mem::pager::{self, Settings};
 use crate::mem::swapfile::{self, SwapFile};
 use crate::mem::{self, Pager};
 use crate::sys::event;
+use crate::sys::ksm;
 use crate::sys::pool_view::PoolView;
 use crate::sys::ram::{self, GuestRam, Layout};
 use crate::sys::space::{self, TakePath};
@@ -227,6 +228,7 @@ pub fn run(
     started: Instant,
 ) -> Result<Exit, Error> {
     stop_on_panic();
+    ksm::switch_off().map_err(|errno| os("switch KSM off for this process")(errno.into()))?;
     let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
     // Dropped when the guest has ended.
@@ -286,6 +288,7 @@ fn prepare(
             swap,
             seed,
             credit,
+            mappings_max: pager::mappings_max(),
         },
     )?);
     serve_faults(pager.clone(), failure.clone())?;
@@ -327,20 +330,8 @@ fn spawn(
 }
 
 fn serve_faults(pager: Arc<Pager>, failure: Arc<Failure>) -> Result<(), Error> {
-    let serve = move || {
-        loop {
-            let fds = pager.space().uffd().poll_fds();
-            let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
-            let ready = match poll(&mut polled, None) {
-                Ok(_) | Err(Errno::INTR) => pager.serve(),
-                Err(errno) => Err(mem::Error::Events(errno)),
-            };
-            if let Err(error) = ready {
-                // Whoever waits for a page now waits until the process ends, which is at once.
-                return failure.set(&error);
-            }
-        }
-    };
+    // Whoever waits for a page after a failure waits until the process ends, which is at once.
+    let serve = move || pager.serve_faults(None, || false, |error| failure.set(error));
     spawn("faults", serve).map(|_detached| ())
 }
 

@@ -74,5 +74,5 @@ timeout "${LAB_LIMIT:-1500}" qemu-system-x86_64 -machine q35 -accel tcg \
     -drive "file=$lab/swap.img,format=raw,if=none,id=swap" -device nvme,drive=swap,serial=swap \
     -nodefaults -no-user-config -display none -no-reboot -serial stdio \
     -kernel "$cache/$version"/boot/vmlinuz-* -initrd "$lab/initramfs" \
-    -append "console=ttyS0 quiet panic=-1" </dev/null 9>&- | tee "$lab/console.log"
+    -append "console=ttyS0 quiet panic=-1 preempt=full" </dev/null 9>&- | tee "$lab/console.log"
 grep -q '^LAB DONE failures=0' "$lab/console.log"

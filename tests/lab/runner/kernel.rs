@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
-use tidemark::mem::pager::Settings;
+use tidemark::mem::pager::{Settings, mappings_max};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::merge;
 use tidemark::mem::swapfile::SwapFile;
@@ -58,6 +58,7 @@ impl Space {
             swap: Box::new(SwapFile::create(Path::new("."))?),
             seed: 7,
             credit: CreditBook::unlimited(),
+            mappings_max: mappings_max(),
         };
         let pager = Arc::new(Pager::new(ram, settings)?);
         let end = Arc::new(AtomicBool::new(false));
@@ -89,7 +90,7 @@ impl Space {
         for first in (0..SHARED).step_by(64) {
             let mut candidates: Vec<_> =
                 (first..first + 64).map(|n| (Gfn(n), FrameId(n))).collect();
-            merged += merge(&self.pager, &view, &mut candidates, 60_000)?.pages;
+            merged += merge(&self.pager, &view, &mut candidates)?.pages;
         }
         match merged {
             SHARED => Ok(()),

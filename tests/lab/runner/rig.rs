@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
@@ -15,7 +14,7 @@ use tidemark::devices::virtio::block::{Access, Disk};
 use tidemark::link::message::Exit;
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
-use tidemark::mem::pager::Settings;
+use tidemark::mem::pager::{Settings, mappings_max};
 use tidemark::mem::swapfile::SwapFile;
 use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::sys::space::TakePath;
@@ -115,6 +114,7 @@ impl Rig {
             swap: Box::new(SwapFile::create(Path::new("."))?),
             seed: 7,
             credit: plan.credit.clone(),
+            mappings_max: mappings_max(),
         };
         let pager = Arc::new(Pager::new(ram.clone(), settings)?);
         let end = Arc::new(AtomicBool::new(false));
@@ -268,16 +268,9 @@ impl Drop for Rig {
 
 /// Serves faults until the end.
 pub fn serve(pager: &Pager, end: &AtomicBool) {
-    while !end.load(Ordering::Relaxed) {
-        let fds = pager.space().uffd().poll_fds();
-        let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: 20_000_000,
-        };
-        poll(&mut polled, Some(&timeout)).expect("poll");
-        pager.serve().expect("serve faults");
-    }
+    let tick = Some(Duration::from_millis(20));
+    let ended = || end.load(Ordering::Relaxed);
+    pager.serve_faults(tick, ended, |error| panic!("cannot serve faults: {error}"));
 }
 
 fn open(path: &Path) -> Result<File, Failure> {

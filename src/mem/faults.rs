@@ -1,0 +1,195 @@
+//! Serving page faults.
+//!
+//! One thread is in [`Pager::serve_faults`] as long as the VM lives. It takes the lock for what the
+//! fault needs and nothing that waits for a fault; what it cannot serve yet is served later: by the
+//! thread that made the page busy, or when credit arrives ([`Pager::retry_held`]).
+//!
+//! **After a failure** nothing is served any more, since a page is lost and the process is about to
+//! end; but events are still read, because the worker may be in the middle of moving a mapping, which
+//! the kernel does not let go on before somebody has read of it.
+
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::memory::Memory;
+use super::pager::{Error, Pager};
+use crate::page::state::PageState;
+use crate::sys::space::PageBuf;
+use crate::sys::uffd::Event;
+use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
+
+/// What a thread met at a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Touch {
+    /// Nothing is mapped.
+    Missing,
+    /// The page is write-protected.
+    Protected,
+}
+
+impl Pager {
+    /// Serves page faults until `ended`, which is asked after every event and every `tick`. The
+    /// first failure is handed to `failed`; see the module documentation for what follows.
+    pub fn serve_faults(
+        &self,
+        tick: Option<Duration>,
+        ended: impl Fn() -> bool,
+        failed: impl FnOnce(&Error),
+    ) {
+        let mut failed = Some(failed);
+        let tick = tick.map(|tick| Timespec::try_from(tick).expect("a tick is short"));
+        while !ended() {
+            let fds = self.space().uffd().poll_fds();
+            let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+            let served = match poll(&mut polled, tick.as_ref()) {
+                Ok(_) | Err(Errno::INTR) if failed.is_some() => self.serve(),
+                Ok(_) | Err(Errno::INTR) => self.read_events().map(drop),
+                Err(errno) => Err(Error::Events(errno)),
+            };
+            if let Err(error) = served {
+                match failed.take() {
+                    Some(failed) => failed(&error),
+                    // Not even events can be read any more.
+                    None => return,
+                }
+            }
+        }
+    }
+
+    fn read_events(&self) -> Result<Vec<Event>, Error> {
+        let mut events = Vec::new();
+        let uffd = self.space().uffd();
+        uffd.read_events(&mut events).map_err(Error::Events)?;
+        Ok(events)
+    }
+
+    /// Reads and serves all waiting events.
+    ///
+    /// # Errors
+    /// The VM cannot go on: a page is lost or the kernel refuses.
+    pub fn serve(&self) -> Result<(), Error> {
+        self.read_events()?
+            .into_iter()
+            .try_for_each(|event| self.fault(event))
+    }
+
+    fn fault(&self, event: Event) -> Result<(), Error> {
+        let touch = match event {
+            Event::Protected { .. } => Touch::Protected,
+            Event::Missing { .. } | Event::Remapped => Touch::Missing,
+        };
+        match self.space().fault_gfn(event)? {
+            Some(gfn) => self.serve_page(gfn, touch),
+            None => Ok(()),
+        }
+    }
+
+    /// Serves a page by what it is now. A touch that cannot be served yet is served later.
+    fn serve_page(&self, gfn: Gfn, touch: Touch) -> Result<(), Error> {
+        let mut memory = self.memory_first();
+        match (memory.state(gfn), touch) {
+            // Whoever made the page busy wakes the waiting threads when it is done.
+            (PageState::Busy, _) => Ok(()),
+            (PageState::Unbacked, _) => self.fill(&mut memory, gfn),
+            (PageState::Staged(slot), _) => memory.give_back_touched(gfn, slot),
+            (PageState::Compressed(slot), _) => {
+                if self.starves(&mut memory, gfn) {
+                    return Ok(());
+                }
+                memory.decompress(gfn, slot)
+            }
+            (PageState::Swapped(slot), _) => self.swap_in(memory, gfn, slot),
+            (
+                PageState::Private | PageState::Shared(_) | PageState::Broken(_),
+                Touch::Protected,
+            ) => memory.unprotect(gfn),
+            // Served already, on behalf of another vCPU.
+            (PageState::Private | PageState::Shared(_) | PageState::Broken(_), Touch::Missing) => {
+                memory.wake(gfn)
+            }
+        }
+    }
+
+    /// Whether there is no credit for a page; its fault waits then.
+    fn starves(&self, memory: &mut Memory<'_>, gfn: Gfn) -> bool {
+        let starves = memory.credit().headroom() == Pages::ZERO;
+        if starves {
+            memory.starve(gfn);
+            self.tell_starved();
+        }
+        starves
+    }
+
+    /// Serves a first touch: maps the zero page over as much of the 2 MiB chunk as is unbacked and
+    /// the credit covers. A ballooned page comes back alone.
+    fn fill(&self, memory: &mut Memory<'_>, gfn: Gfn) -> Result<(), Error> {
+        if self.starves(memory, gfn) {
+            return Ok(());
+        }
+        if memory.is_ballooned(gfn) {
+            memory.set_ballooned(gfn, false);
+            return memory.fill(GfnRange::one(gfn));
+        }
+        let stride = u32::try_from(memory.credit().stride().0).unwrap_or(u32::MAX);
+        let run = memory.unbacked_run(gfn, self.ram().layout().chunk_of(gfn));
+        memory.fill(shrink_around(run, gfn, stride))
+    }
+
+    /// Reads a page back. The lock is free during the read: the page is busy meanwhile.
+    fn swap_in(&self, mut memory: Memory<'_>, gfn: Gfn, slot: SwapSlot) -> Result<(), Error> {
+        if self.starves(&mut memory, gfn) {
+            return Ok(());
+        }
+        let checksum = memory.begin_swap_in(gfn, slot);
+        drop(memory);
+        let mut page = PageBuf::ZERO;
+        self.swap
+            .read(slot, &mut page)
+            .map_err(|source| Error::SwapRead { gfn, slot, source })?;
+        if self.checksum(&page) != checksum {
+            return Err(Error::SwapChecksum { gfn, slot });
+        }
+        self.memory_first().end_swap_in(gfn, slot, &page)
+    }
+
+    /// Serves the faults that wait for credit, as far as it reaches.
+    ///
+    /// # Errors
+    /// As [`Pager::serve`].
+    pub fn retry_held(&self) -> Result<(), Error> {
+        let starving = self.memory().take_starving();
+        // A page may have changed since. A touch that still finds no credit waits again.
+        starving
+            .into_iter()
+            .try_for_each(|gfn| self.serve_page(gfn, Touch::Missing))
+    }
+}
+
+/// The part of `run` around `gfn` that is at most `pages_max` long, forward first.
+fn shrink_around(run: GfnRange, gfn: Gfn, pages_max: u32) -> GfnRange {
+    let count = run.count.min(pages_max);
+    let start = gfn.0.min(run.end().0 - count);
+    GfnRange::new(Gfn(start), count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_credit_fills_around_the_fault() {
+        let run = GfnRange::new(Gfn(100), 50);
+        assert_eq!(shrink_around(run, Gfn(120), 512), run);
+        assert_eq!(
+            shrink_around(run, Gfn(120), 10),
+            GfnRange::new(Gfn(120), 10)
+        );
+        assert_eq!(
+            shrink_around(run, Gfn(148), 10),
+            GfnRange::new(Gfn(140), 10)
+        );
+        assert_eq!(shrink_around(run, Gfn(149), 1), GfnRange::new(Gfn(149), 1));
+    }
+}

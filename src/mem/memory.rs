@@ -1,0 +1,622 @@
+//! A VM's memory under the lock: the one place where a page changes its state.
+//!
+//! [`Memory`] is the address space ([`GuestSpace`]) and the books about it, held together. Each of
+//! its steps does the kernel's half and the books' half of one transition of
+//! [`crate::page::state`]; neither can be had without the other, since both are private to this
+//! module and to [`super::pool_pages`], which has the steps on pages that lie in pool mappings.
+//!
+//! A hold is short: nobody who has one does disk I/O, waits, or touches guest memory that may fault,
+//! and each looks at no more than [`HOLD_PAGES`] pages and reads the page tables once.
+
+use std::collections::HashSet;
+use std::sync::MutexGuard;
+
+use super::credit::CreditBook;
+use super::pager::{Counters, Error};
+use super::stage::{Occupant, Stage, Taken};
+use super::store::{Compressed, CompressedStore};
+use crate::page::pmap::{Counts, Pmap};
+use crate::page::state::{PageEvent, PageState};
+use crate::page::swapmap::SwapMap;
+use crate::sys::pagemap::Backing;
+use crate::sys::space::{GuestSpace, PageBuf};
+use crate::sys::staging::StageSlot;
+use crate::units::{FrameId, Gfn, GfnRange, Pages, SwapSlot};
+
+/// Pages that one hold of the lock may look at: a chunk.
+pub(super) const HOLD_PAGES: u32 = crate::units::CHUNK_PAGES;
+
+/// What the lock protects.
+#[derive(Debug)]
+pub(super) struct Books {
+    pub(in crate::mem) pmap: Pmap,
+    swapmap: SwapMap,
+    store: CompressedStore,
+    credit: CreditBook,
+    pub(in crate::mem) stage: Stage,
+    /// Faults that wait for credit.
+    starving: Vec<Gfn>,
+    /// Frames that this VM maps no longer and has to release.
+    released: Vec<FrameId>,
+    /// Pages that map a frame of an earlier host manager's pool.
+    orphans: HashSet<Gfn>,
+    /// Pages from here on map frames that the host manager has not been told of.
+    untold: Option<Gfn>,
+    counters: Counters,
+    /// Anonymous memory of this process that does not back the guest.
+    own_memory: Pages,
+    /// Kernel mappings that the guest's RAM may take.
+    mappings_max: u64,
+    /// Counts what may have made a page worth looking at for whoever found none.
+    changes: u64,
+    #[cfg(test)]
+    pub(in crate::mem) hold: Hold,
+}
+
+/// What one hold of the lock did, for the test of its bounds.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hold {
+    pub pages: u32,
+    pub reads: u32,
+    pub pages_most: u32,
+    pub reads_most: u32,
+}
+
+impl Books {
+    pub fn new(end: Gfn, size: Pages, credit: CreditBook, own: Pages, mappings_max: u64) -> Books {
+        let slots = u32::try_from(size.0).expect("the page map's bound is smaller");
+        Books {
+            pmap: Pmap::new(end),
+            swapmap: SwapMap::new(slots),
+            store: CompressedStore::new(size),
+            credit,
+            stage: Stage::new(),
+            starving: Vec::new(),
+            released: Vec::new(),
+            orphans: HashSet::new(),
+            untold: None,
+            counters: Counters::default(),
+            own_memory: own,
+            mappings_max,
+            changes: 0,
+            #[cfg(test)]
+            hold: Hold::default(),
+        }
+    }
+}
+
+/// A VM's memory, held. See the module documentation.
+pub(super) struct Memory<'a> {
+    pub(in crate::mem) space: &'a GuestSpace,
+    pub(in crate::mem) books: MutexGuard<'a, Books>,
+}
+
+/// A run of swap slots that is being written.
+#[derive(Debug)]
+#[must_use = "slots that are neither recorded nor freed are lost"]
+pub(super) struct SlotRun {
+    /// The first slot.
+    pub first: SwapSlot,
+    /// How many.
+    pub count: u32,
+}
+
+impl SlotRun {
+    /// The slots.
+    pub fn iter(&self) -> impl Iterator<Item = SwapSlot> + use<> {
+        (self.first.0..self.first.0 + self.count).map(SwapSlot)
+    }
+}
+
+impl<'a> Memory<'a> {
+    pub fn new(space: &'a GuestSpace, books: MutexGuard<'a, Books>) -> Memory<'a> {
+        #[cfg(test)]
+        let books = {
+            let mut books = books;
+            (books.hold.pages, books.hold.reads) = (0, 0);
+            books
+        };
+        Memory { space, books }
+    }
+}
+
+/// Looking.
+impl Memory<'_> {
+    /// The state of a page.
+    ///
+    /// # Panics
+    /// When the frame is outside the table: callers check against the RAM layout.
+    pub fn state(&self, gfn: Gfn) -> PageState {
+        self.books.pmap.state(gfn)
+    }
+
+    /// Whether the balloon holds the page.
+    pub fn is_ballooned(&self, gfn: Gfn) -> bool {
+        self.books.pmap.is_ballooned(gfn)
+    }
+
+    /// How many pages are in each state.
+    pub fn counts(&self) -> Counts {
+        self.books.pmap.counts()
+    }
+
+    /// Changes when a page may have begun to take memory of its own.
+    pub fn changes(&self) -> u64 {
+        self.books.changes
+    }
+
+    /// Counters from the VM's start.
+    pub fn counters(&mut self) -> &mut Counters {
+        &mut self.books.counters
+    }
+
+    /// The credit account.
+    pub fn credit(&mut self) -> &mut CreditBook {
+        &mut self.books.credit
+    }
+
+    /// The longest run around `gfn` inside `within` of unbacked pages that no balloon holds.
+    pub fn unbacked_run(&self, gfn: Gfn, within: GfnRange) -> GfnRange {
+        self.books.pmap.run_around(gfn, within, |pmap, gfn| {
+            pmap.state(gfn) == PageState::Unbacked && !pmap.is_ballooned(gfn)
+        })
+    }
+
+    /// Whether `which` holds for any page of the range; the page tables are not asked.
+    pub fn any(&mut self, range: GfnRange, which: impl Fn(&Self, Gfn) -> bool) -> bool {
+        self.looked(range.count, 0);
+        range.iter().any(|gfn| which(self, gfn))
+    }
+
+    /// What backs the pages of a range of at most [`HOLD_PAGES`].
+    ///
+    /// # Errors
+    /// When the page tables cannot be read.
+    pub fn backing(&mut self, range: GfnRange) -> Result<Vec<Backing>, Error> {
+        self.looked(0, 1);
+        Ok(self.space.backing(range)?)
+    }
+
+    /// Copies a page out, whose backing says that it is there, while the guest may write it: a torn
+    /// copy is possible, so that the result is good for a key but proves nothing.
+    pub fn peek(&self, gfn: Gfn, page: &mut PageBuf) {
+        self.space.peek(gfn, page);
+    }
+
+    #[cfg(test)]
+    fn looked(&mut self, pages: u32, reads: u32) {
+        let hold = &mut self.books.hold;
+        hold.pages += pages;
+        hold.reads += reads;
+        hold.pages_most = hold.pages_most.max(hold.pages);
+        hold.reads_most = hold.reads_most.max(hold.reads);
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "the tests count")]
+    fn looked(&mut self, _pages: u32, _reads: u32) {}
+
+    /// Whether the page is in the staging area, in this token's slot.
+    pub fn is_staged(&self, taken: &Taken) -> bool {
+        self.state(taken.gfn()) == PageState::Staged(u32::from(taken.slot().0))
+    }
+
+    /// What became of a page that was taken out.
+    pub fn occupant(&self, taken: &Taken) -> Occupant {
+        let held = self.books.stage.occupant(taken.slot());
+        held.expect("a token holds its slot").1
+    }
+
+    /// Copies a staged page out. False when it is not staged any more.
+    pub fn read_staged(&self, taken: &Taken, page: &mut PageBuf) -> bool {
+        let staged = self.is_staged(taken);
+        if staged {
+            self.space.read_staged(taken.slot(), page);
+        }
+        staged
+    }
+}
+
+/// Steps on pages of armed memory.
+impl Memory<'_> {
+    pub(in crate::mem) fn apply(&mut self, gfn: Gfn, event: PageEvent) {
+        self.books.pmap.apply(gfn, event);
+        if matches!(
+            event,
+            PageEvent::Fill | PageEvent::GiveBack | PageEvent::Install | PageEvent::Break
+        ) {
+            self.books.changes += 1;
+        }
+    }
+
+    /// Unbacked to private: maps the zero page over a range.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    ///
+    /// # Panics
+    /// When a page is there already: the books are wrong.
+    pub fn fill(&mut self, range: GfnRange) -> Result<(), Error> {
+        let filled = self.space.zero_fill(range)?;
+        for gfn in GfnRange::new(range.start, filled).iter() {
+            self.apply(gfn, PageEvent::Fill);
+        }
+        self.books.credit.mapped(Pages(u64::from(filled)));
+        self.books.counters.fills += 1;
+        if filled < range.count {
+            let obstacle = Gfn(range.start.0 + filled);
+            let backing = self.space.backing(GfnRange::one(obstacle))?[0];
+            panic!("the books say that {obstacle} is unbacked, the page tables say {backing:?}");
+        }
+        Ok(())
+    }
+
+    /// Private to unbacked: the content of these pages is dead.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn discard(&mut self, range: GfnRange) -> Result<(), Error> {
+        self.space.discard(range)?;
+        for gfn in range.iter() {
+            self.apply(gfn, PageEvent::Discard);
+            self.books.pmap.set_zero(gfn, false);
+        }
+        Ok(())
+    }
+
+    /// Private to unbacked, for a page that reads as zero and that the kernel has not made our own:
+    /// false when it is not so any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn discard_zero(&mut self, gfn: Gfn) -> Result<bool, Error> {
+        let dropped = self.space.discard_zero(gfn)?;
+        if dropped {
+            self.apply(gfn, PageEvent::Discard);
+        }
+        Ok(dropped)
+    }
+
+    /// Staged, compressed or swapped to unbacked: the content is dead. Wakes whoever waits.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    ///
+    /// # Panics
+    /// When the page is in another state.
+    pub fn forget(&mut self, gfn: Gfn) -> Result<(), Error> {
+        match self.state(gfn) {
+            PageState::Staged(slot) => {
+                self.books.stage.becomes(stage_slot(slot), Occupant::Gone);
+                self.apply(gfn, PageEvent::Discard);
+                self.space.wake(GfnRange::one(gfn))?;
+            }
+            PageState::Compressed(slot) => {
+                self.books.store.remove(slot);
+                self.apply(gfn, PageEvent::Discard);
+            }
+            PageState::Swapped(slot) => {
+                self.books.swapmap.free(slot);
+                self.apply(gfn, PageEvent::Discard);
+            }
+            other => panic!("{gfn} is {other:?}: nothing of it is stored"),
+        }
+        self.books.pmap.set_zero(gfn, false);
+        Ok(())
+    }
+
+    /// Marks whether the balloon holds the page.
+    pub fn set_ballooned(&mut self, gfn: Gfn, held: bool) {
+        self.books.pmap.set_ballooned(gfn, held);
+    }
+
+    /// The page was found written.
+    pub fn clear_zero(&mut self, gfn: Gfn) {
+        self.books.pmap.set_zero(gfn, false);
+    }
+
+    /// Private to staged: takes pages out of the guest that are anonymous in the page tables, as
+    /// many as the kernel lets go of and the staging area has room for.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or a slot that ought to be empty is not.
+    pub fn take(&mut self, range: GfnRange) -> Result<Vec<Taken>, Error> {
+        self.settle_stage()?;
+        let mut taken = Vec::with_capacity(range.count as usize);
+        let mut rest = range;
+        while rest.count > 0 {
+            let slots = self.space.slots_for_taking();
+            let Some((first, count)) = self.books.stage.find(slots, rest.count) else {
+                break;
+            };
+            let part = GfnRange::new(rest.start, count);
+            let took = self.space.take(part, first)?;
+            for (slot, gfn) in (first.0..).zip(GfnRange::new(part.start, took.pages).iter()) {
+                self.apply(gfn, PageEvent::Take(u32::from(slot)));
+                let slot = StageSlot(slot);
+                let token = self.books.stage.hand_out(gfn, slot, Occupant::Waiting);
+                taken.push(token);
+            }
+            // A page that the kernel holds on to now is left where it is.
+            let skipped = u32::from(took.obstacle.is_some());
+            self.books.counters.obstacles += u64::from(skipped);
+            let done = took.pages + skipped;
+            rest = GfnRange::new(Gfn(rest.start.0 + done), rest.count - done);
+        }
+        Ok(taken)
+    }
+
+    /// Staged to private, for a page that the guest touches.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn give_back_touched(&mut self, gfn: Gfn, slot: u32) -> Result<(), Error> {
+        let slot = stage_slot(slot);
+        self.space.give_back(GfnRange::one(gfn), slot)?;
+        self.apply(gfn, PageEvent::GiveBack);
+        self.books.stage.becomes(slot, Occupant::Touched);
+        Ok(())
+    }
+
+    /// Empties and frees the slots of dropped tokens. A page that still waits in one goes back to
+    /// the guest. Returns how many did.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn settle_stage(&mut self) -> Result<u32, Error> {
+        let returned = self.books.stage.take_returned();
+        let waits = |books: &Books, slot: StageSlot| match books.stage.occupant(slot) {
+            Some((gfn, Occupant::Waiting)) => Some(gfn),
+            _ => None,
+        };
+        let mut given_back = 0;
+        let mut index = 0;
+        while index < returned.len() {
+            let first = returned[index];
+            let page = waits(&self.books, first);
+            // The run of neighbouring slots whose pages are neighbours, or are all gone.
+            let mut count: u32 = 1;
+            while let Some(next) = returned.get(index + count as usize) {
+                let follows = u32::from(next.0) == u32::from(first.0) + count
+                    && next.0 != crate::sys::staging::AREA_SLOTS
+                    && waits(&self.books, *next) == page.map(|page| Gfn(page.0 + count));
+                if !follows {
+                    break;
+                }
+                count += 1;
+            }
+            let slots = &returned[index..index + count as usize];
+            if let Some(page) = page {
+                let range = GfnRange::new(page, count);
+                self.space.give_back(range, first)?;
+                for gfn in range.iter() {
+                    self.apply(gfn, PageEvent::GiveBack);
+                }
+                given_back += count;
+            }
+            self.space.drop_staged(first, count)?;
+            for slot in slots {
+                self.books.stage.free(*slot);
+            }
+            index += slots.len();
+        }
+        Ok(given_back)
+    }
+
+    /// Staged to unbacked, for a page whose staged content is all zero. False when the guest has it
+    /// back already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn drop_staged_zero(&mut self, taken: &Taken) -> Result<bool, Error> {
+        if !self.is_staged(taken) {
+            return Ok(false);
+        }
+        self.forget(taken.gfn())?;
+        self.books.pmap.set_zero(taken.gfn(), true);
+        Ok(true)
+    }
+
+    /// Staged to compressed. False when the store is full or the guest has the page back already.
+    pub fn store(&mut self, taken: &Taken, page: Compressed) -> bool {
+        if !self.is_staged(taken) {
+            return false;
+        }
+        let Some(slot) = self.books.store.insert(page) else {
+            return false;
+        };
+        self.apply(taken.gfn(), PageEvent::Compress(slot));
+        self.books.stage.becomes(taken.slot(), Occupant::Gone);
+        self.books.counters.swap_out_pages += 1;
+        true
+    }
+
+    /// Up to `wanted` neighbouring slots of the swap file, to be written and then recorded or freed.
+    pub fn slots_to_write(&mut self, wanted: u32) -> Option<SlotRun> {
+        let (first, count) = self.books.swapmap.take_run(wanted)?;
+        Some(SlotRun { first, count })
+    }
+
+    /// Staged to swapped, for a page whose content was written to `slot`. False, and the slot is
+    /// free again, when the guest has the page back already.
+    pub fn swap_out(&mut self, taken: &Taken, slot: SwapSlot, checksum: u64) -> bool {
+        if !self.is_staged(taken) {
+            self.books.swapmap.free(slot);
+            return false;
+        }
+        self.books.swapmap.set_checksum(slot, checksum);
+        self.apply(taken.gfn(), PageEvent::SwapOut(slot));
+        self.books.stage.becomes(taken.slot(), Occupant::Gone);
+        self.books.counters.swap_out_pages += 1;
+        true
+    }
+
+    /// The write to these slots failed: they are free, and the next ones are tried elsewhere.
+    pub fn free_slots(&mut self, slots: &SlotRun) {
+        slots.iter().for_each(|slot| self.books.swapmap.free(slot));
+        self.books.swapmap.start_over();
+    }
+
+    /// Compressed to private.
+    ///
+    /// # Errors
+    /// When the page does not decompress, or the kernel refuses.
+    pub fn decompress(&mut self, gfn: Gfn, slot: u32) -> Result<(), Error> {
+        let mut page = PageBuf::ZERO;
+        self.books.store.read(slot, &mut page)?;
+        self.apply(gfn, PageEvent::Begin);
+        self.install(gfn, &page)?;
+        self.books.store.remove(slot);
+        self.books.credit.mapped(Pages(1));
+        Ok(())
+    }
+
+    /// Swapped to busy: the caller reads the page, whose checksum this is, and installs it.
+    pub fn begin_swap_in(&mut self, gfn: Gfn, slot: SwapSlot) -> u64 {
+        self.books.credit.mapped(Pages(1));
+        self.apply(gfn, PageEvent::Begin);
+        self.books.swapmap.checksum(slot)
+    }
+
+    /// Busy to private, with what was read from `slot`, which is free then.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn end_swap_in(&mut self, gfn: Gfn, slot: SwapSlot, page: &PageBuf) -> Result<(), Error> {
+        self.install(gfn, page)?;
+        self.books.swapmap.free(slot);
+        Ok(())
+    }
+
+    fn install(&mut self, gfn: Gfn, page: &PageBuf) -> Result<(), Error> {
+        self.space.install(gfn, page)?;
+        self.apply(gfn, PageEvent::Install);
+        self.books.counters.swap_in_pages += 1;
+        Ok(())
+    }
+
+    /// Lifts a stale write protection and wakes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unprotect(&self, gfn: Gfn) -> Result<(), Error> {
+        Ok(self.space.unprotect(gfn)?)
+    }
+
+    /// Lets whoever waits for the page try again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wake(&self, gfn: Gfn) -> Result<(), Error> {
+        Ok(self.space.wake(GfnRange::one(gfn))?)
+    }
+}
+
+/// Faults that wait for credit.
+impl Memory<'_> {
+    /// A fault on this page waits.
+    pub fn starve(&mut self, gfn: Gfn) {
+        if !self.books.starving.contains(&gfn) {
+            self.books.starving.push(gfn);
+        }
+        self.books.counters.held += 1;
+    }
+
+    /// The pages whose faults wait; the list is empty afterwards.
+    pub fn take_starving(&mut self) -> Vec<Gfn> {
+        std::mem::take(&mut self.books.starving)
+    }
+
+    /// Faults that wait.
+    pub fn starving(&self) -> usize {
+        self.books.starving.len()
+    }
+}
+
+/// The account of memory.
+impl Memory<'_> {
+    /// Memory of the compressed store.
+    pub fn stored(&self) -> Pages {
+        self.books.store.used()
+    }
+
+    /// Anonymous memory of this process that does not back the guest.
+    pub fn own_memory(&self) -> Pages {
+        self.books.own_memory
+    }
+
+    /// Enters a measurement: `anonymous` is the whole process's.
+    pub fn measured(&mut self, anonymous: Pages) {
+        let guest = anonymous.saturating_sub(self.books.own_memory);
+        // The guest writes to pages that read as zero without anybody being told.
+        if guest > self.books.credit.used() {
+            self.books.changes += 1;
+        }
+        self.books.credit.measured(guest);
+    }
+
+    /// Enters an exact count: of `total` anonymous pages, `guest` back the guest.
+    pub fn counted(&mut self, total: Pages, guest: Pages) {
+        self.books.own_memory = total.saturating_sub(guest);
+        // Whoever found no page to take out may find these.
+        self.books.changes += u64::from(guest > Pages::ZERO);
+    }
+}
+
+/// Frames, as far as the host manager is concerned.
+impl Memory<'_> {
+    /// The page does not map its frame any more: the frame is to be released, unless it belongs to
+    /// a pool whose owner is gone, or the host manager does not know of the reference.
+    pub(in crate::mem) fn leave_frame(&mut self, gfn: Gfn, frame: FrameId) {
+        let told = self.books.untold.is_none_or(|untold| gfn < untold);
+        if !self.books.orphans.remove(&gfn) && told {
+            self.books.released.push(frame);
+        }
+    }
+
+    /// Frames to be released; the list is empty afterwards.
+    pub fn take_released(&mut self) -> Vec<FrameId> {
+        std::mem::take(&mut self.books.released)
+    }
+
+    /// From here on pages map frames that the host manager has not been told of; `None`: of all it
+    /// has.
+    pub fn set_untold(&mut self, from: Option<Gfn>) {
+        self.books.untold = from;
+    }
+
+    /// First page whose frame the host manager has not been told of.
+    pub fn untold(&self) -> Option<Gfn> {
+        self.books.untold
+    }
+
+    /// The page's frame belongs to a pool whose owner is gone.
+    pub fn orphan(&mut self, gfn: Gfn) {
+        self.books.orphans.insert(gfn);
+    }
+
+    /// Whether the page maps a frame whose owner is gone.
+    pub fn is_orphan(&self, gfn: Gfn) -> bool {
+        self.books.orphans.contains(&gfn)
+    }
+
+    /// Pages that map frames whose owner is gone.
+    pub fn orphans(&self) -> u64 {
+        self.books.orphans.len() as u64
+    }
+
+    pub(in crate::mem) fn adopt(&mut self, gfn: Gfn) {
+        self.books.orphans.remove(&gfn);
+    }
+
+    /// Whether the guest's RAM may take so many kernel mappings more.
+    pub fn may_map(&self, added: i64) -> bool {
+        let most = i64::try_from(self.books.mappings_max).unwrap_or(i64::MAX);
+        added <= 0 || self.books.pmap.mappings().cast_signed() + added <= most
+    }
+}
+
+pub(super) fn stage_slot(slot: u32) -> StageSlot {
+    StageSlot(u16::try_from(slot).expect("stage slots are numbered from a u16"))
+}
