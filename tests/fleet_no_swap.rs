@@ -1,10 +1,13 @@
-//! Where a swap file cannot grow the pages stay in memory, and it is said.
+//! Where a swap file cannot grow the pages stay in memory, and it is said; where it is lost, the VM
+//! ends at once, with its reason.
 #![expect(
     clippy::unwrap_used,
     reason = "a test's helpers are tests too: a panic is their way to fail"
 )]
 
 mod common;
+
+use std::time::{Duration, Instant};
 
 use common::Capability::{Kvm, Uffd};
 use common::fleet::{Fleet, MIB, SOON, alone, find_vm, number};
@@ -89,4 +92,75 @@ fn a_swap_file_that_cannot_grow_loses_nothing() {
         .lines()
         .filter(|line| line.contains("pages stay in memory"));
     assert!(lines.count() < 60, "{}", end.log);
+}
+
+/// The open swap file of a VM process, by its path under /proc; it has no other name.
+fn swap_file(pid: u32) -> std::path::PathBuf {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let unnamed = |path: &std::path::PathBuf| {
+        std::fs::read_link(path).is_ok_and(|target| {
+            let target = target.to_string_lossy().into_owned();
+            target.contains("/#") && target.ends_with(" (deleted)")
+        })
+    };
+    open.flatten()
+        .map(|entry| entry.path())
+        .find(unnamed)
+        .expect("a swap file without a name")
+}
+
+/// A page that is gone for good ends the VM within a second, in whatever the agent is busy with: it
+/// swaps all the time here. Nobody else notices.
+#[test]
+fn a_lost_swap_file_ends_its_vm_and_no_other() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let toml = r#"
+        [host]
+        memory = "192M"
+        swap_dir = "."
+        [[vm]]
+        name = "unlucky"
+        memory = "64M"
+        guest = "verify"
+        limit = "40M"
+        [[vm]]
+        name = "other"
+        memory = "32M"
+        guest = "verify"
+    "#;
+    let mut fleet = Fleet::start(toml, &[]);
+    fleet.until("pages in the swap file", |figures| {
+        find_vm(figures, "unlucky").is_some_and(|vm| number(vm, "swapped_bytes") >= 4 * MIB)
+    });
+    let pid = fleet.process.vm_pid("unlucky");
+    let file = std::fs::OpenOptions::new().write(true).open(swap_file(pid));
+    file.unwrap().set_len(0).unwrap();
+    let lost = Instant::now();
+    fleet.until("the end of the VM", |figures| {
+        let vm = find_vm(figures, "unlucky");
+        vm.is_none_or(|vm| vm["state"] == "ended")
+    });
+    // The guest touches a swapped page some hundred times a second.
+    assert!(
+        lost.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        lost.elapsed()
+    );
+    let seen = fleet.folder.vm("other").unwrap();
+    fleet.until("progress of the other", |figures| {
+        find_vm(figures, "other").is_some_and(|vm| {
+            number(vm, "guest.pages_verified") > number(&seen, "guest.pages_verified")
+        })
+    });
+    fleet.process.signal(Signal::INT);
+    let end = fleet.end(SOON);
+    let exit = &end.vm("unlucky")["exit"];
+    assert_eq!(exit["reason"], "error", "{exit}");
+    let message = exit["message"].as_str().unwrap();
+    assert!(message.contains("swap slot"), "{message}");
+    assert_eq!(number(end.vm("unlucky"), "guest.pages_corrupt"), 0);
+    end.check_guest(end.vm("other"));
 }

@@ -91,7 +91,7 @@ impl Pager {
         let counters = *memory.counters();
         Ok(Report {
             private: anonymous.saturating_sub(own_memory + store),
-            shared: Pages(counts.shared - orphaned),
+            shared: Pages(counts.shared.saturating_sub(orphaned)),
             orphaned: Pages(orphaned),
             zero: Pages(counts.zero),
             ballooned: Pages(counts.ballooned),

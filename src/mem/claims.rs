@@ -8,7 +8,6 @@
 use super::memory::{HOLD_PAGES, Memory};
 use super::pager::Pager;
 use super::runs::Walk;
-use crate::page::state::PageState;
 use crate::units::{FrameId, Gfn};
 
 impl Pager {
@@ -52,7 +51,7 @@ impl Pager {
         let mut walk = Walk::from(from);
         let (part, last) = walk.advance(self.ram().layout(), HOLD_PAGES);
         for gfn in part.iter() {
-            if let PageState::Shared(frame) = memory.state(gfn) {
+            if let Some(frame) = memory.frame_of(gfn) {
                 tell(&mut memory, gfn, frame);
             }
         }

@@ -8,7 +8,7 @@
 //! A hold is short: nobody who has one does disk I/O, waits, or touches guest memory that may fault,
 //! and each looks at no more than [`HOLD_PAGES`] pages and reads the page tables once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
@@ -40,6 +40,8 @@ pub(super) struct Books {
     released: Vec<FrameId>,
     /// Pages that map a frame of an earlier host manager's pool.
     orphans: HashSet<Gfn>,
+    /// Busy pages that still map a frame, and hold its reference.
+    busy_frames: HashMap<Gfn, FrameId>,
     /// Pages from here on map frames that the host manager has not been told of.
     untold: Option<Gfn>,
     counters: Counters,
@@ -75,6 +77,7 @@ impl Books {
             starving: Vec::new(),
             released: Vec::new(),
             orphans: HashSet::new(),
+            busy_frames: HashMap::new(),
             untold: None,
             counters: Counters::default(),
             own_memory: own,
@@ -573,6 +576,36 @@ impl Memory<'_> {
         if !self.books.orphans.remove(&gfn) && told {
             self.books.released.push(frame);
         }
+    }
+
+    /// The frame that the page maps and holds the reference of, if it does.
+    pub fn frame_of(&self, gfn: Gfn) -> Option<FrameId> {
+        match self.state(gfn) {
+            PageState::Shared(frame) => Some(frame),
+            PageState::Busy => self.books.busy_frames.get(&gfn).copied(),
+            _ => None,
+        }
+    }
+
+    /// Shared or broken to busy.
+    pub(in crate::mem) fn begin_in_pool(&mut self, gfn: Gfn) {
+        if let PageState::Shared(frame) = self.state(gfn) {
+            self.books.busy_frames.insert(gfn, frame);
+        }
+        self.apply(gfn, PageEvent::Begin);
+    }
+
+    /// A busy page does not map its frame any more, if it did.
+    pub(in crate::mem) fn end_in_pool(&mut self, gfn: Gfn) {
+        if let Some(frame) = self.books.busy_frames.remove(&gfn) {
+            self.leave_frame(gfn, frame);
+        }
+    }
+
+    /// Busy to what it was.
+    pub(in crate::mem) fn keep_in_pool(&mut self, gfn: Gfn, was: PageEvent) {
+        self.books.busy_frames.remove(&gfn);
+        self.apply(gfn, was);
     }
 
     /// Frames to be released; the list is empty afterwards.

@@ -178,7 +178,7 @@ impl Memory<'_> {
             return Ok(None);
         }
         self.space.copy_frozen(gfn, slot);
-        self.apply(gfn, PageEvent::Begin);
+        self.begin_in_pool(gfn);
         let token = self.books.stage.hand_out(gfn, slot, Occupant::Gone);
         Ok(Some(Frozen { token, was }))
     }
@@ -193,17 +193,15 @@ impl Memory<'_> {
         if !self.may_map(self.books.pmap.mappings_added(gfn, None)) {
             return None;
         }
-        self.apply(gfn, PageEvent::Begin);
+        self.begin_in_pool(gfn);
         Some(Dropping { gfn, was })
     }
 
     /// Busy to staged, now that armed memory is mapped there.
     fn staged(&mut self, frozen: Frozen) -> Result<Taken, Error> {
-        let Frozen { token, was } = frozen;
+        let Frozen { token, .. } = frozen;
         let (gfn, slot) = (token.gfn(), token.slot());
-        if let Mapped::Shared(frame) = was {
-            self.leave_frame(gfn, frame);
-        }
+        self.end_in_pool(gfn);
         self.apply(gfn, PageEvent::Take(u32::from(slot.0)));
         self.books.stage.becomes(slot, Occupant::Waiting);
         self.wake(gfn)?;
@@ -212,7 +210,7 @@ impl Memory<'_> {
 
     /// Busy to what it was: no mapping was to be had.
     fn thaw(&mut self, frozen: &Frozen) -> Result<(), Error> {
-        self.apply(frozen.token.gfn(), frozen.was.keep());
+        self.keep_in_pool(frozen.token.gfn(), frozen.was.keep());
         Ok(self.space.thaw(frozen.token.gfn())?)
     }
 }
@@ -256,13 +254,11 @@ impl Pager {
             let mut memory = self.memory_first();
             for &Dropping { gfn, was } in part {
                 if mapping == Mapping::Full {
-                    memory.apply(gfn, was.keep());
+                    memory.keep_in_pool(gfn, was.keep());
                     kept.push(gfn);
                 } else {
-                    // Not before: until then the guest could read the frame.
-                    if let Mapped::Shared(frame) = was {
-                        memory.leave_frame(gfn, frame);
-                    }
+                    // The frame is released now and not before: until now the guest could read it.
+                    memory.end_in_pool(gfn);
                     memory.apply(gfn, PageEvent::Discard);
                     memory.clear_zero(gfn);
                 }

@@ -199,3 +199,6 @@ fn take_from(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
