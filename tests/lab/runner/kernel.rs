@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -99,10 +99,10 @@ impl Space {
         }
     }
 
-    /// How many pages are backed in this way at this moment.
-    fn count(&self, backing: Backing) -> Result<usize, Failure> {
+    /// How many of the shared pages are backed in this way at this moment.
+    fn count_shared(&self, backing: Backing) -> Result<usize, Failure> {
         let mut count = 0;
-        for first in (0..SHARED + PRIVATE).step_by(CHUNK_PAGES as usize) {
+        for first in (0..SHARED).step_by(CHUNK_PAGES as usize) {
             let found = self
                 .pager
                 .space()
@@ -126,6 +126,18 @@ impl Space {
             "something else"
         };
         Err(format!("{kind} page {n} is corrupt: it holds {zero}").into())
+    }
+
+    /// Reads pages in random order, as a guest does, and compares them; returns how many.
+    fn read_until(&self, end: &AtomicBool) -> Result<u64, String> {
+        let mut rng = fastrand::Rng::with_seed(11);
+        let mut compared = 0;
+        while !end.load(Ordering::Relaxed) {
+            let n = rng.u32(0..SHARED + PRIVATE);
+            self.compare(n).map_err(|failure| failure.to_string())?;
+            compared += 1;
+        }
+        Ok(compared)
     }
 
     /// Nobody wrote a shared page, so none lost its frame; and every page holds what it did.
@@ -244,14 +256,17 @@ pub fn numa_migration(_guest: &Path) -> Result<(), Failure> {
             }
             Ok(())
         });
+        // A page that nobody has touched is not mapped: there is nothing to move.
+        let guest = scope.spawn(|| space.read_until(&end));
         let mut failure = Ok(());
         while failure.is_ok() && start.elapsed() < TIME {
             failure = space.pager.census().map(drop);
             censuses += 1;
-            on_the_way += space.count(Backing::Unsettled)?;
+            on_the_way += space.count_shared(Backing::Unsettled)?;
         }
         end.store(true, Ordering::Relaxed);
         kernel.join().expect("no panic")?;
+        guest.join().expect("no panic")?;
         Ok(failure?)
     })?;
     let moved = vmstat("pgmigrate_success")? - before;
@@ -301,18 +316,10 @@ pub fn swap_of_the_host(_guest: &Path) -> Result<(), Failure> {
 fn swapped_while_taken(path: TakePath) -> Result<(), Failure> {
     let space = Space::new(path)?;
     let (out, into, start) = (vmstat("pswpout")?, vmstat("pswpin")?, Instant::now());
-    let (end, compared) = (AtomicBool::new(false), AtomicU64::new(0));
-    let mut taken = 0;
+    let end = AtomicBool::new(false);
+    let (mut taken, mut compared) = (0, 0);
     std::thread::scope(|scope| -> Result<(), Failure> {
-        let guest = scope.spawn(|| -> Result<(), String> {
-            let mut rng = fastrand::Rng::with_seed(11);
-            while !end.load(Ordering::Relaxed) {
-                let n = rng.u32(0..SHARED + PRIVATE);
-                space.compare(n).map_err(|failure| failure.to_string())?;
-                compared.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(())
-        });
+        let guest = scope.spawn(|| space.read_until(&end));
         let mut worker = || -> Result<(), Failure> {
             let mut reclaimer = Reclaimer::new(3);
             let mut rng = fastrand::Rng::with_seed(5);
@@ -335,12 +342,10 @@ fn swapped_while_taken(path: TakePath) -> Result<(), Failure> {
         };
         let result = worker();
         end.store(true, Ordering::Relaxed);
-        let guest = guest.join().expect("no panic");
-        result?;
-        Ok(guest?)
+        compared = guest.join().expect("no panic")?;
+        result
     })?;
     let (out, into) = (vmstat("pswpout")? - out, vmstat("pswpin")? - into);
-    let compared = compared.into_inner();
     println!(
         "  {}: {taken} pages taken, {compared} compared; the kernel swapped {out} out, {into} in",
         path.name()
