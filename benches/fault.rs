@@ -7,6 +7,7 @@
 //! | `fault/swap_in` | touch of a page in a swap store that is no disk |
 //! | `fault/decompress` | touch of a page in the compressed store |
 //! | `fault/break/{mapped,read}` | write to a shared page, never touched or read before: the kernel's |
+//! | `fault/beside/{nothing,reclaim,scan,merge}` | as `zero_fill/page`, while the worker does that; how long a fault waits for the books is the difference. Median and 99th percentile are printed |
 //! | `fault/guest` | a guest under KVM fills 64 MiB and compares it, given per page |
 //!
 //! All but the break include waking the fault thread and being woken by it.
@@ -14,16 +15,21 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::Capability;
+use common::pager::pool::Pool;
+use common::pager::rig::{Rig, merge};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tidemark::boot::builtin;
 use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
 use tidemark::mem::Pager;
+use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::{BATCH_PAGES, Reclaimer};
+use tidemark::mem::share::Scanner;
 use tidemark::sys::space::{Mapping, PageBuf, TakePath};
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange};
 use tidemark::vm::machine::{Machine, MachineSpec};
@@ -133,6 +139,121 @@ fn pager_faults(c: &mut Criterion) {
     group.finish();
 }
 
+/// Pages of the guest that is worked on beside the faults: 256 MiB.
+const BESIDE_PAGES: u32 = 256 << 8;
+/// Pages that are touched there, at its start.
+const TOUCHED_PAGES: u32 = 256;
+
+/// What the worker does over and over while faults are timed.
+type Work = Box<dyn FnMut(&Pager) + Send>;
+type MakeWork = fn() -> Work;
+
+fn reclaims() -> Work {
+    let mut reclaimer = Reclaimer::new(common::SEED);
+    let mut next = 0;
+    Box::new(move |pager| {
+        reclaimer.step(pager, BATCH_PAGES).expect("memory");
+        // As many pages come back as go, so that there are always some to find.
+        for _ in 0..BATCH_PAGES {
+            next = (next + 1) % (BESIDE_PAGES - TOUCHED_PAGES);
+            common::dirty(pager.ram(), Gfn(TOUCHED_PAGES + next));
+        }
+    })
+}
+
+fn scans() -> Work {
+    let mut scanner = Scanner::new(common::SEED);
+    Box::new(move |pager| {
+        scanner.step(pager, 512).expect("memory");
+    })
+}
+
+fn merges() -> Work {
+    let mut pool = Pool::new(BESIDE_PAGES);
+    let view = pool.view();
+    let mut next = 0;
+    Box::new(move |pager| {
+        let mut candidates = Vec::new();
+        for _ in 0..BATCH_PAGES {
+            next = (next + 1) % (BESIDE_PAGES - TOUCHED_PAGES);
+            let (gfn, page) = (Gfn(TOUCHED_PAGES + next), common::unique(u64::from(next)).0);
+            let at = GuestAddress(gfn.gpa());
+            // Private again, as a page is that was freed and is used anew.
+            pager.inflate(&[gfn]).expect("a ballooned page may go");
+            pager.ram().memory().write_slice(&page, at).expect("RAM");
+            pool.release(&pager.take_released());
+            candidates.extend(pool.lend(&page).map(|frame| (gfn, frame)));
+        }
+        let merged = merge(pager, &view, &mut candidates);
+        pool.release(&merged.rejected);
+    })
+}
+
+/// A guest every page of which has content of its own.
+fn filled() -> Rig {
+    let ram = common::ram(BESIDE_PAGES);
+    let rig = Rig::over(ram, best_path(), CreditBook::unlimited());
+    for n in 0..BESIDE_PAGES {
+        rig.write(Gfn(n), &common::unique(u64::from(n)).0);
+    }
+    rig
+}
+
+/// How long one touch of a ballooned page takes while another thread does `work`.
+fn faults_beside(c: &mut Criterion) {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    let mut group = c.benchmark_group("fault/beside");
+    let works: [(&str, MakeWork); 4] = [
+        ("nothing", || {
+            Box::new(|_| std::thread::sleep(Duration::from_millis(1)))
+        }),
+        ("reclaim", reclaims),
+        ("scan", scans),
+        ("merge", merges),
+    ];
+    for (name, work) in works {
+        let mut times = Vec::new();
+        // Made at the first call, which a filter may leave out; there is a call for each sample.
+        let mut made = None;
+        group.bench_function(name, |b| {
+            let (rig, work) = made.get_or_insert_with(|| (filled(), work()));
+            let end = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        work(&rig.pager);
+                    }
+                });
+                b.iter_custom(|iters| touches(&rig.pager, iters, &mut times));
+                end.store(true, Ordering::Relaxed);
+            });
+        });
+        times.sort_unstable();
+        if let Some(last) = times.len().checked_sub(1) {
+            let (median, p99) = (times[last / 2], times[last * 99 / 100]);
+            println!("fault/beside/{name}: median {median:?}, 99 % within {p99:?}");
+        }
+    }
+    group.finish();
+}
+
+/// Touches ballooned pages one after the other; the time of each goes to `times`.
+fn touches(pager: &Pager, iters: u64, times: &mut Vec<Duration>) -> Duration {
+    let mut total = Duration::ZERO;
+    for n in 0..iters {
+        let gfn = Gfn(u32::try_from(n % u64::from(TOUCHED_PAGES)).expect("a small number"));
+        pager.inflate(&[gfn]).expect("a ballooned page may go");
+        let start = Instant::now();
+        common::touch(pager.ram(), gfn);
+        let took = start.elapsed();
+        times.push(took);
+        total += took;
+    }
+    total
+}
+
 struct NoBalloon;
 
 impl BalloonSink for NoBalloon {
@@ -178,5 +299,5 @@ fn guest_faults(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! { name = benches; config = common::criterion(); targets = pager_faults, guest_faults }
+criterion_group! { name = benches; config = common::criterion(); targets = pager_faults, faults_beside, guest_faults }
 criterion_main!(benches);

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`units`] | addresses and quantities; the only shifts and masks |
 //! | [`sys`] | everything that needs `unsafe`: guest RAM, userfaultfd, page tables, memslots |
+//! | [`out`] | text to terminals, pipes and files, without waiting for them |
 //! | [`policy`] | pure: a snapshot of numbers in, a plan out |
 //! | [`config`] | fleet file and flags to checked specs |
 //! | [`sim`] | scenarios with model guests, played on the same policy code |
@@ -31,6 +32,8 @@
 pub mod units;
 
 pub mod sys;
+
+pub mod out;
 
 pub mod policy;
 

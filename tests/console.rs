@@ -13,11 +13,13 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use common::Capability::{Kvm, Uffd};
+use common::asm::Code;
 use common::fleet::{Folder, Process, SOON, alone, is_alive, kill};
 use common::{Log, require, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
+use tidemark_guest_protocol::{PORT_EXIT, PORT_IDLE};
 
 const CTRL_C: &[u8] = b"\x03";
 const CTRL_D: &[u8] = b"\x04";
@@ -34,6 +36,15 @@ struct Person {
 
 impl Person {
     fn types(folder: &Folder, args: &[&str]) -> Person {
+        let person = Person::looks_away(folder, args);
+        person.looks();
+        person
+    }
+
+    /// The terminal takes no more than it holds, as under Ctrl-S, until the person [looks].
+    ///
+    /// [looks]: Person::looks
+    fn looks_away(folder: &Folder, args: &[&str]) -> Person {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
         let master = master.unwrap();
         grantpt(&master).unwrap();
@@ -58,20 +69,32 @@ impl Person {
             .stderr(terminal.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let keyboard = File::from(master);
-        let (mut from, screen) = (keyboard.try_clone().unwrap(), Log::default());
-        let mut to = screen.clone();
+        Person {
+            keyboard: File::from(master),
+            terminal,
+            before,
+            screen: Log::default(),
+            child,
+        }
+    }
+
+    fn looks(&self) {
+        let (mut from, mut to) = (self.keyboard.try_clone().unwrap(), self.screen.clone());
         std::thread::spawn(move || {
             // Ends with an error when the last holder of the terminal is gone.
             let _ = std::io::copy(&mut from, &mut to);
         });
-        Person {
-            keyboard,
-            terminal,
-            before,
-            screen,
-            child,
-        }
+    }
+
+    /// Waits until the terminal takes no more.
+    fn waits_until_full(&self) {
+        let mut held = 0;
+        wait_for("a full terminal", SOON, || {
+            std::thread::sleep(Duration::from_millis(300));
+            let before = held;
+            held = rustix::io::ioctl_fionread(&self.keyboard).unwrap();
+            held > 0 && held == before
+        });
     }
 
     fn presses(&mut self, keys: &[u8]) {
@@ -119,6 +142,8 @@ impl Drop for Person {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
+            self.looks();
+            std::thread::sleep(Duration::from_secs(1));
             eprintln!("--- on the terminal:\n{}", self.screen.text());
         }
     }
@@ -244,4 +269,51 @@ fn without_a_person_there_is_no_console() {
         assert_eq!(person.waits().code(), Some(0));
     }
     assert!(folder.read("log").contains("echo is ready"));
+}
+
+/// A run of a guest that prints more than a terminal holds, and then does what `end` says.
+fn talker(folder: &Folder, end: impl FnOnce(Code) -> Code) -> Vec<&'static str> {
+    // Time enough to be seen at its start.
+    let mut code = Code::default().out(PORT_IDLE, 2000);
+    for n in 0..2000 {
+        code = code.print(&format!(
+            "line {n:04} of a guest that talks all the time\r\n"
+        ));
+    }
+    std::fs::write(folder.path().join("talker"), end(code).ring3()).unwrap();
+    let words = "run --name talker --kernel talker --memory 16M --host-memory 64M";
+    words.split(' ').collect()
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_holds_neither_the_guest_nor_ctrl_bracket() {
+    let Some(_) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    // It has more to say than the terminal takes, and comes to its end all the same.
+    let folder = Folder::new();
+    let args = talker(&folder, |code| code.out(PORT_EXIT, 0));
+    let mut person = Person::looks_away(&folder, &args);
+    wait_for("the VM", SOON, || folder.vm("talker").is_some());
+    let vm = person.vm_process();
+    wait_for("the end of the guest", SOON, || !is_alive(vm));
+    person.looks();
+    assert_eq!(person.waits().code(), Some(0));
+    person.sees("line 0001");
+    person.sees("exit 0");
+    person.has_their_terminal();
+    // Another one never ends: a key does it, before the run kills what it cannot stop.
+    let folder = Folder::new();
+    let args = talker(&folder, Code::start_over);
+    let mut person = Person::looks_away(&folder, &args);
+    wait_for("the VM", SOON, || folder.vm("talker").is_some());
+    person.waits_until_full();
+    let vm = person.vm_process();
+    person.presses(CTRL_BRACKET);
+    wait_for("the end of the VM", SOON, || !is_alive(vm));
+    person.looks();
+    assert_eq!(person.waits().code(), Some(0));
+    person.sees("stopped");
+    person.has_their_terminal();
 }

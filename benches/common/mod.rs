@@ -8,25 +8,23 @@
 #[path = "../../tests/common/mod.rs"]
 mod tests;
 
-use std::collections::HashMap;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex};
+#[path = "../../tests/pager/mod.rs"]
+pub mod pager;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::Criterion;
-use rustix::event::{PollFd, PollFlags, poll};
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
-use tidemark::mem::pager::Settings;
-use tidemark::mem::swapfile::SwapStore;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::sys::space::{GuestSpace, PageBuf, TakePath};
-use tidemark::units::{FrameId, Gfn, PAGE_SIZE, Pages, SwapSlot};
+use tidemark::units::{Gfn, PAGE_SIZE, Pages};
 use vm_memory::{Bytes, GuestAddress};
 
-pub use tests::{Capability, note, require};
+pub use pager::take_paths;
+pub use tests::{Capability, note, require, seed, wait_for};
 
 /// Seed of all contents.
 pub const SEED: u64 = 20_261_121;
@@ -43,21 +41,7 @@ pub fn criterion() -> Criterion {
 
 /// A page of random bytes; the same for the same number.
 pub fn unique(number: u64) -> PageBuf {
-    let mut page = PageBuf::ZERO;
-    fastrand::Rng::with_seed(SEED ^ number).fill(&mut page.0);
-    page
-}
-
-/// The take paths that this kernel has.
-pub fn take_paths() -> Vec<TakePath> {
-    let features = tidemark::sys::uffd::probe().expect("userfaultfd was asked for");
-    let mut paths = vec![TakePath::Copy];
-    if TakePath::choose(features, None) == Ok(TakePath::Move) {
-        paths.push(TakePath::Move);
-    } else {
-        note("UFFDIO_MOVE is not offered: only the copying path is measured");
-    }
-    paths
+    pager::unique(SEED ^ number)
 }
 
 /// Guest RAM of `pages`, not armed yet.
@@ -72,56 +56,17 @@ pub fn space(pages: u32, path: TakePath) -> GuestSpace {
 
 /// A pool of `frames` frames, each with content of its own.
 pub fn pool(frames: u32) -> PoolView {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let file = std::fs::File::from(rustix::fs::memfd_create("pool", flags).expect("a memfd"));
-    for frame in (0..frames).map(FrameId) {
-        let content = unique(u64::from(frame.0)).0;
-        file.write_all_at(&content, frame.offset())
-            .expect("memory for the pool");
+    let mut pool = pager::pool::Pool::new(frames);
+    for frame in 0..frames {
+        pool.lend(&unique(u64::from(frame)).0)
+            .expect("there are as many frames as contents");
     }
-    PoolView::new(file.into(), frames)
-}
-
-/// A swap file that is no disk.
-#[derive(Debug, Default)]
-struct MemoryStore(Mutex<HashMap<u32, Box<[u8; PAGE_SIZE]>>>);
-
-impl SwapStore for MemoryStore {
-    fn write(&self, first: SwapSlot, pages: &[PageBuf]) -> io::Result<()> {
-        let mut slots = self.0.lock().expect("nothing panics under this lock");
-        for (slot, page) in (first.0..).zip(pages) {
-            slots.insert(slot, Box::new(page.0));
-        }
-        Ok(())
-    }
-
-    fn read(&self, slot: SwapSlot, page: &mut PageBuf) -> io::Result<()> {
-        let slots = self.0.lock().expect("nothing panics under this lock");
-        page.0 = **slots.get(&slot.0).expect("a slot that was written");
-        Ok(())
-    }
+    pool.view()
 }
 
 /// A pager over `ram` without a limit, and a thread that serves its faults until the process ends.
 pub fn pager(ram: Arc<GuestRam>, path: TakePath) -> Arc<Pager> {
-    let settings = Settings {
-        path,
-        swap: Box::new(MemoryStore::default()),
-        seed: SEED,
-        credit: CreditBook::unlimited(),
-        mappings_max: 60_000,
-    };
-    let pager = Arc::new(Pager::new(ram, settings).expect("userfaultfd was asked for"));
-    let server = pager.clone();
-    std::thread::spawn(move || {
-        loop {
-            let fds = server.space().uffd().poll_fds();
-            let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
-            poll(&mut fds, None).expect("poll");
-            server.serve().expect("faults can be served");
-        }
-    });
-    pager
+    pager::rig::Rig::over(ram, path, CreditBook::unlimited()).detach()
 }
 
 /// Reads one byte of a page.

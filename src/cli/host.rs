@@ -13,6 +13,7 @@ use super::{Error, folder, io, machine};
 use crate::config::HostArgs;
 use crate::host::manager::Settings;
 use crate::host::server::{Event, Server};
+use crate::out::Out;
 
 /// Number under which the signal pipe is watched.
 const SIGNALS: u64 = 0;
@@ -35,7 +36,7 @@ pub struct HostCommand {
 }
 
 /// Serves until a signal comes. The VMs go on without it.
-pub fn run(args: &HostCommand) -> Result<ExitCode, Error> {
+pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
     let flags = HostArgs {
         memory: Some(args.memory.clone()),
         policy: args.policy.clone(),
@@ -53,12 +54,12 @@ pub fn run(args: &HostCommand) -> Result<ExitCode, Error> {
     server.listen(&path)?;
     let mut signals = signal_pipe()?;
     server.watch(&signals, SIGNALS)?;
-    eprintln!(
+    out.line(&format!(
         "tidemark: host manager listens at {}, budget {}, seed {}",
         path.display(),
         settings.budget,
         settings.seed
-    );
+    ));
     loop {
         for event in server.turn(Duration::from_secs(1))? {
             if event == Event::Ready(SIGNALS) {

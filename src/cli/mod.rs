@@ -17,6 +17,7 @@ use std::time::Instant;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::ConfigError;
+use crate::out::{self, Out};
 use crate::{host as manager, link};
 
 /// Runs more virtual machines than the host has memory for, and shows where every page went.
@@ -108,11 +109,30 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
 
 /// Carries out a command line; the exit status of the process. `started` is when the program was.
 pub fn main(cli: Cli, started: Instant) -> ExitCode {
-    start_log(cli.verbose);
-    let result = match cli.command {
-        Command::Run(args) => run::run(*args),
-        Command::Host(args) => host::run(&args),
-        Command::Vm(args) => vm::run(*args, started),
+    // A log that cannot be written must not complain to itself.
+    let out = match Out::start("log", std::io::stderr(), |_| {}) {
+        Ok(out) => out,
+        Err(error) => {
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(
+                std::io::stderr(),
+                "tidemark: cannot start a thread: {error}"
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    start_log(cli.verbose, out.clone());
+    let status = carry_out(cli.command, started, &out);
+    // What is not read by now is lost.
+    let _ = out.finish(out::FINISH);
+    status
+}
+
+fn carry_out(command: Command, started: Instant, out: &Out) -> ExitCode {
+    let result = match command {
+        Command::Run(args) => run::run(*args, out),
+        Command::Host(args) => host::run(&args, out),
+        Command::Vm(args) => vm::run(*args, started, out),
         Command::Ps(args) => control::ps(&args),
         Command::Set(args) => control::set(&args),
         Command::Reserve(args) => control::reserve(&args),
@@ -121,13 +141,13 @@ pub fn main(cli: Cli, started: Instant) -> ExitCode {
         Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {
-        complain(&error);
+        complain(&error, out);
         ExitCode::from(error.status())
     })
 }
 
 /// The error and its causes on one line.
-fn complain(error: &dyn std::error::Error) {
+fn complain(error: &dyn std::error::Error, out: &Out) {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
@@ -139,11 +159,10 @@ fn complain(error: &dyn std::error::Error) {
         cause = source.source();
     }
     let line = line.trim_end().replace('\n', " ");
-    // Nobody is left to tell when standard error is gone.
-    let _ = writeln!(std::io::stderr(), "tidemark: {line}");
+    out.line(&format!("tidemark: {line}"));
 }
 
-fn start_log(verbose: u8) {
+fn start_log(verbose: u8, out: Out) {
     let level = match verbose {
         0 => log::LevelFilter::Warn,
         1 => log::LevelFilter::Info,
@@ -151,6 +170,7 @@ fn start_log(verbose: u8) {
     };
     env_logger::Builder::new()
         .filter_level(level)
+        .target(env_logger::Target::Pipe(Box::new(out)))
         .format(|out, record| {
             let level = record.level().as_str().to_ascii_lowercase();
             writeln!(out, "tidemark: {level}: {}", record.args())

@@ -1,6 +1,7 @@
 //! `tidemark run`: a fleet of VM processes and a host manager, in the foreground.
 //!
-//! The host manager runs in this process's only thread; each VM is a child of its own. Ctrl-C,
+//! The host manager runs in this process's main thread, beside which one only writes what is shown; each
+//! VM is a child of its own. Ctrl-C,
 //! SIGTERM and `--for` ask all VMs to stop and kill those that have not after [`GRACE`]; a second
 //! Ctrl-C kills at once. A lone VM without a console file gets the terminal, if there is one: its
 //! process reads the keys and writes the guest's bytes there, and this one shows no table.
@@ -12,9 +13,12 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use self::child::{Child, Stdout};
 use self::screen::Screen;
@@ -26,6 +30,7 @@ use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
 use crate::link::message::{Exit, ExitReason};
+use crate::out::Out;
 use crate::vm::files::Files;
 use crate::vm::terminal::Terminal;
 
@@ -87,7 +92,7 @@ impl RunArgs {
 }
 
 /// Runs the fleet; status 0 when every VM ended as it should.
-pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
+pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let spec = args.spec()?;
     check_files(&spec, &args.origin())?;
@@ -117,9 +122,10 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
         server,
         signals,
         children: Vec::new(),
-        screen: Screen::new(console, args.json),
+        screen: Screen::new(console, args.json, out),
         deadline: args.time.map(|time| started + time),
         kill_at: None,
+        gone: None,
         last: None,
     };
     let result = fleet.start(&spec, console).and_then(|()| fleet.serve());
@@ -128,6 +134,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Error> {
     }
     result?;
     let figures = fleet.close();
+    // Nothing hears the signals any more, and whoever reads the result may let us wait.
+    for signal in [SIGINT, SIGTERM] {
+        let ends = flag::register_conditional_shutdown(signal, 1, Arc::new(true.into()));
+        ends.map_err(super::io("register a signal handler"))?;
+    }
     print(&figures, args.json)?;
     Ok(
         match figures.vms.iter().all(|vm| is_good(vm.exit.as_ref())) {
@@ -190,6 +201,8 @@ struct Fleet {
     deadline: Option<Instant>,
     /// When what has not stopped is killed; set once stopping has begun.
     kill_at: Option<Instant>,
+    /// When the last child had gone.
+    gone: Option<Instant>,
     /// The figures before the fleet stopped: those of the closing table.
     last: Option<Figures>,
 }
@@ -205,11 +218,11 @@ impl Fleet {
         Ok(())
     }
 
-    /// Serves until every child is gone.
+    /// Serves until every child is gone and was heard.
     fn serve(&mut self) -> Result<(), Error> {
         let mut redraw = Instant::now();
         let mut sample = redraw;
-        while self.children.iter().any(|child| !child.is_gone()) {
+        while self.is_anybody_left() {
             for event in self.server.turn(Duration::from_millis(100))? {
                 self.event(event);
             }
@@ -232,6 +245,16 @@ impl Fleet {
         Ok(())
     }
 
+    /// Whether a child is there, or a link whose end was not heard: how a VM ended may stand behind
+    /// much that was not read yet, if this process did not run for a while.
+    fn is_anybody_left(&mut self) -> bool {
+        if self.children.iter().any(|child| !child.is_gone()) {
+            return true;
+        }
+        let gone = *self.gone.get_or_insert_with(Instant::now);
+        self.server.manager().live() > 0 && gone.elapsed() < GRACE
+    }
+
     fn event(&mut self, event: Event) {
         match event {
             Event::Ready(SIGNALS) => {
@@ -245,7 +268,7 @@ impl Fleet {
             Event::Ready(number) => {
                 let place = usize::try_from((number - SIGNALS - 1) / 2).unwrap_or(usize::MAX);
                 if let Some(child) = self.children.get_mut(place) {
-                    child.ready(number, &self.server, &mut self.screen);
+                    child.ready(number, &self.server, &self.screen);
                 }
             }
             Event::Refused(name, reason) => {

@@ -11,6 +11,7 @@ use super::{Error, folder, machine};
 use crate::config::{COMMAND_LINE, VmArgs};
 use crate::link::message::ExitReason;
 use crate::link::socket::Link;
+use crate::out::Out;
 use crate::sys::inherited;
 use crate::vm::files::Files;
 
@@ -31,7 +32,7 @@ pub struct VmCommand {
 }
 
 /// Runs the VM until it ends. `started` is when the program was.
-pub fn run(args: VmCommand, started: Instant) -> Result<ExitCode, Error> {
+pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Error> {
     // First of all: nothing else may have opened the descriptor's number.
     let inherited = match args.link_fd {
         Some(number) => Some(inherited::take(number).map_err(|errno| {
@@ -47,7 +48,7 @@ pub fn run(args: VmCommand, started: Instant) -> Result<ExitCode, Error> {
         Some(fd) => Link::new(fd)?,
         None => Link::connect(&folder::find(args.host.as_deref())?)?,
     };
-    let exit = crate::vm::process::run(&spec, files, link, args.lease, started)?;
+    let exit = crate::vm::process::run(&spec, files, link, args.lease, started, out)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));
     }

@@ -1,14 +1,15 @@
 //! The socket under the link: SOCK_SEQPACKET, one message a datagram, at most one descriptor with it.
 //!
-//! A VM process may wait for the host manager; the host manager waits for nobody: what a VM does
-//! not read is queued up to [`OUT_MESSAGES_MAX`], and then the link is dropped.
+//! Neither end waits to send. What a VM does not read is queued up to [`OUT_MESSAGES_MAX`], and then
+//! the link is dropped. What the host manager does not read waits as [`super::outbox`] says, however
+//! long that takes: only a closed socket means that the host manager is gone.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,12 +22,14 @@ use rustix::net::{
 
 use super::codec;
 use super::message::{MESSAGE_BYTES_MAX, ToHost, ToVm};
+use super::outbox::Outbox;
 
 /// Messages that wait for a VM that does not read, at most; then the link is dropped. A VM that
 /// reads is sent a few a tick, so this is minutes of silence or a flood of its own asking.
 pub const OUT_MESSAGES_MAX: usize = 4096;
-/// How long [`Link::send`] waits for the host manager to read before it gives up.
-pub const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Room for messages in flight, as the kernel counts it: two of the longest. Where the machine's
+/// default is less, one of them may not fit.
+const SEND_BUFFER_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
 
 /// What can go wrong on a link.
 #[derive(Debug, thiserror::Error)]
@@ -60,14 +63,14 @@ pub enum Error {
         messages: usize,
     },
     /// The peer did not read in time.
-    #[error("peer did not read for {} s", SEND_TIMEOUT.as_secs())]
+    #[error("peer did not read in time")]
     SendTimeout,
     /// The peer closed the link.
     #[error("peer closed the link")]
     Closed,
 }
 
-fn os(operation: &'static str) -> impl FnOnce(Errno) -> Error {
+pub(super) fn os(operation: &'static str) -> impl FnOnce(Errno) -> Error {
     move |source| Error::Os { operation, source }
 }
 
@@ -206,11 +209,21 @@ pub enum Received {
     TimedOut,
 }
 
+/// Sees to it that the longest message fits into the socket's buffer, where the machine allows that.
+fn make_room(fd: impl AsFd) -> Result<(), Errno> {
+    if net::sockopt::socket_send_buffer_size(&fd)? < SEND_BUFFER_BYTES {
+        // The kernel takes half of what it counts.
+        net::sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_BYTES / 2)?;
+    }
+    Ok(())
+}
+
 /// The VM process's end. One thread may send while another receives.
 #[derive(Debug)]
 pub struct Link {
     fd: OwnedFd,
     buffer: Mutex<Vec<u8>>,
+    out: Mutex<Outbox>,
     home: Option<PathBuf>,
 }
 
@@ -221,13 +234,16 @@ impl Link {
     /// When `fd` is something else.
     pub fn new(fd: OwnedFd) -> Result<Link, Error> {
         match net::sockopt::socket_type(&fd) {
-            Ok(SocketType::SEQPACKET) => Ok(Link {
-                fd,
-                buffer: Mutex::new(vec![0; MESSAGE_BYTES_MAX + 1]),
-                home: None,
-            }),
-            _ => Err(Error::NotALink),
+            Ok(SocketType::SEQPACKET) => {}
+            _ => return Err(Error::NotALink),
         }
+        make_room(&fd).map_err(os("make room on"))?;
+        Ok(Link {
+            fd,
+            buffer: Mutex::new(vec![0; MESSAGE_BYTES_MAX + 1]),
+            out: Mutex::default(),
+            home: None,
+        })
     }
 
     /// A link to the host manager that listens at `path`.
@@ -245,28 +261,73 @@ impl Link {
         self.home.as_deref()
     }
 
-    /// Sends one message; waits up to [`SEND_TIMEOUT`] while the host manager is behind.
+    /// Sends one message without waiting. While the host manager is [behind](Link::is_behind), of
+    /// reports only the newest is kept and no offer; any other message waits in its order.
     ///
     /// # Errors
-    /// When the message breaks a bound, the host manager is gone or does not read.
+    /// [`Error::Closed`] when the host manager is gone. Anything else concerns this message, or one
+    /// that waited before it: it is dropped, and the link goes on.
     pub fn send(&self, message: &ToHost) -> Result<(), Error> {
-        let bytes = codec::encode(message)?;
-        let deadline = Instant::now() + SEND_TIMEOUT;
+        self.outbox().send(message, |bytes| self.datagram(bytes))
+    }
+
+    /// Whether the host manager does not read, as far as is known: the socket is full. A VM that
+    /// has something to say that can wait, waits. Once the link's descriptor can be written to,
+    /// [`Link::flush`] goes on.
+    pub fn is_behind(&self) -> bool {
+        self.outbox().is_behind()
+    }
+
+    /// Sends what waits, if there is room again.
+    ///
+    /// # Errors
+    /// As [`Link::send`].
+    pub fn flush(&self) -> Result<(), Error> {
+        if !self.is_behind() || wait(&self.fd, PollFlags::OUT, Some(Instant::now()))? != Ready::Now
+        {
+            return Ok(());
+        }
+        self.outbox().flush(|bytes| self.datagram(bytes))
+    }
+
+    /// Says the last message of all, and waits at most `limit` for room: the socket takes more than
+    /// usual, so that it seldom comes to that.
+    ///
+    /// # Errors
+    /// As [`Link::send`], or when there was no room in time.
+    pub fn send_last(&self, message: &ToHost, limit: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + limit;
+        self.outbox().drop_contents();
+        self.send(message)?;
+        if self.is_behind() {
+            // Set to what the kernel counts, it counts twice as much.
+            net::sockopt::socket_send_buffer_size(&self.fd)
+                .and_then(|bytes| net::sockopt::set_socket_send_buffer_size(&self.fd, bytes))
+                .map_err(os("make room on"))?;
+        }
         loop {
-            match send_datagram(&self.fd, &bytes, None) {
-                Ok(()) => return Ok(()),
-                Err(Errno::AGAIN) => {
-                    if wait(&self.fd, PollFlags::OUT, Some(deadline))? == Ready::TimedOut {
-                        return Err(Error::SendTimeout);
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED | Errno::NOTCONN) => {
-                    return Err(Error::Closed);
-                }
-                Err(source) => return Err(os("send on")(source)),
+            self.outbox().flush(|bytes| self.datagram(bytes))?;
+            if !self.is_behind() {
+                return Ok(());
+            }
+            if wait(&self.fd, PollFlags::OUT, Some(deadline))? == Ready::TimedOut {
+                return Err(Error::SendTimeout);
             }
         }
+    }
+
+    /// Ends the link for both sides: what comes from the peer makes no sense.
+    pub fn close(&self) {
+        // It can only have been closed already.
+        let _ = net::shutdown(&self.fd, net::Shutdown::Both);
+    }
+
+    fn datagram(&self, bytes: &[u8]) -> Result<(), Errno> {
+        send_datagram(&self.fd, bytes, None)
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.out.lock().expect("no holder of the queue panics")
     }
 
     /// Waits for one message, at most `timeout` (`None`: for ever; zero: only looks).
@@ -284,6 +345,10 @@ impl Link {
                 Ok(Datagram { bytes: 0, .. }) => return Ok(Received::Closed),
                 Ok(Datagram { bytes, fd }) => {
                     return Ok(Received::Message(codec::decode(&buffer[..bytes])?, fd));
+                }
+                Err(Errno::MSGSIZE) => {
+                    let bytes = MESSAGE_BYTES_MAX + 1;
+                    return Err(codec::Error::Oversized { bytes }.into());
                 }
                 // A reset is said once, before what the peer had sent; the end comes behind it.
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => {}
@@ -310,6 +375,8 @@ pub struct HostLink {
 impl HostLink {
     /// Takes over one end of a [`pair`] or an accepted connection.
     pub fn new(fd: OwnedFd) -> HostLink {
+        // Where it cannot be made, only the longest messages do not fit.
+        let _ = make_room(&fd);
         HostLink {
             fd,
             queue: VecDeque::new(),
@@ -388,89 +455,4 @@ impl AsFd for HostLink {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::units::Pages;
-
-    fn ends() -> (HostLink, Link) {
-        let (host, vm) = pair().unwrap();
-        (HostLink::new(host), Link::new(vm).unwrap())
-    }
-
-    #[test]
-    fn a_descriptor_travels_with_a_message() {
-        let (mut host, vm) = ends();
-        let memfd = rustix::fs::memfd_create("t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&memfd, 4096).unwrap();
-        host.send(&ToVm::Stop, Some(memfd)).unwrap();
-        match vm.recv(Some(Duration::from_secs(5))).unwrap() {
-            Received::Message(ToVm::Stop, Some(fd)) => {
-                assert_eq!(rustix::fs::fstat(&fd).unwrap().st_size, 4096);
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn both_sides_see_the_other_leave() {
-        let (mut host, vm) = ends();
-        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
-        assert!(matches!(host.recv(&mut buffer), Ok(None)));
-        vm.send(&ToHost::CreditRequest { pages: Pages(3) }).unwrap();
-        assert_eq!(
-            host.recv(&mut buffer).unwrap(),
-            Some(ToHost::CreditRequest { pages: Pages(3) })
-        );
-        let wait = Some(Duration::from_millis(1));
-        assert!(matches!(vm.recv(wait), Ok(Received::TimedOut)));
-        drop(host);
-        assert!(matches!(vm.recv(None), Ok(Received::Closed)));
-        let gone = vm.send(&ToHost::CreditReturn { pages: Pages(1) });
-        assert!(matches!(gone, Err(Error::Closed)), "{gone:?}");
-    }
-
-    #[test]
-    fn a_vm_that_does_not_read_is_given_up() {
-        let (mut host, vm) = ends();
-        let mut sent = 0;
-        let error = loop {
-            match host.send(&ToVm::Stop, None) {
-                Ok(()) => sent += 1,
-                Err(error) => break error,
-            }
-            assert!(sent < 2 * OUT_MESSAGES_MAX, "the queue has a bound");
-        };
-        assert!(matches!(error, Error::Backlog { .. }), "{error}");
-        assert!(matches!(vm.recv(None), Ok(Received::Message(..))));
-    }
-
-    #[test]
-    fn last_words_are_heard_though_the_peer_left_mail_unread() {
-        let (mut host, vm) = ends();
-        host.send(&ToVm::Stop, None).unwrap();
-        let last = ToHost::CreditReturn { pages: Pages(5) };
-        vm.send(&last).unwrap();
-        drop(vm);
-        host.send(&ToVm::Stop, None).unwrap();
-        let mut buffer = vec![0; MESSAGE_BYTES_MAX];
-        assert_eq!(host.recv(&mut buffer).unwrap(), Some(last));
-        assert!(matches!(host.recv(&mut buffer), Err(Error::Closed)));
-    }
-
-    #[test]
-    fn an_oversized_datagram_breaks_the_link() {
-        let (mut host, vm) = ends();
-        send_datagram(&vm, &vec![1; MESSAGE_BYTES_MAX + 1], None).unwrap();
-        let error = host.recv(&mut vec![0; MESSAGE_BYTES_MAX]).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::Codec(codec::Error::Oversized { .. })
-        ));
-    }
-
-    #[test]
-    fn connecting_to_nobody_names_the_path() {
-        let error = connect(Path::new("/nonexistent/host.sock")).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/host.sock"));
-    }
-}
+mod tests;

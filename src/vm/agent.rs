@@ -14,10 +14,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
 use super::active::{self, Active};
 use super::gate::Hold;
 use super::machine::Machine;
-use super::process::{Building, Failure, exit, join, wait};
+use super::process::{Building, Failure, LAST_WORDS, exit, join, wait};
 use super::sandbox;
 use super::terminal::Terminal;
 use crate::config::VmSpec;
@@ -25,11 +27,12 @@ use crate::link::message::{
     CONTENT_PAGES_MAX, Exit, ExitReason, LIST_MAX, OFFER_PAGES_MAX, Orders, TakePath, ToHost, ToVm,
     Welcome,
 };
-use crate::link::socket::{Link, Received};
+use crate::link::socket::{Error as LinkError, Link, Received};
 use crate::mem::credit::CreditMove;
 use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use crate::mem::share::{Scanner, merge};
 use crate::mem::{self, Pager};
+use crate::out::Out;
 use crate::policy::types::{MemState, Run};
 use crate::sys::pool_view::PoolView;
 use crate::sys::space;
@@ -58,6 +61,10 @@ const SCAN_TIME_PART: u32 = 4;
 const SWAP_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts to join a host manager again.
 const REJOIN: Duration = Duration::from_secs(1);
+/// How long a wish for content is worth an answer: the host manager forgets it as soon.
+const WANT_AGE_MAX: Duration = Duration::from_secs(5);
+/// Wishes that wait while the host manager does not read, at most.
+const WANTED_MAX: usize = 2 * LIST_MAX;
 
 /// When things are due.
 struct Due {
@@ -86,11 +93,13 @@ pub(super) struct Agent<'a> {
     active: Active,
     orders: Orders,
     candidates: VecDeque<(Gfn, FrameId)>,
+    /// Pages whose content the host manager wants, and since when.
+    wanted: VecDeque<(Instant, Gfn)>,
+    /// References to give back. They stay here while the host manager does not read.
+    released: Vec<FrameId>,
     due: Due,
     stopping: bool,
     held: bool,
-    /// Why a message could not be sent.
-    lost: Option<String>,
     /// When the program was started.
     started: Instant,
 }
@@ -127,6 +136,8 @@ impl<'a> Agent<'a> {
             active: Active::new(welcome.sampling, seed),
             orders: no_orders(),
             candidates: VecDeque::new(),
+            wanted: VecDeque::new(),
+            released: Vec::new(),
             due: Due {
                 measure: now,
                 quiet: MEASURE_BUSY,
@@ -138,17 +149,17 @@ impl<'a> Agent<'a> {
             },
             stopping: false,
             held: false,
-            lost: None,
             started: now,
         })
     }
 
     /// Waits for the machine to be built, starts it with `terminal` as its console if there is one,
-    /// and serves it until it ends. `started` is when the program was.
+    /// which shows what is written to the [`Out`], and serves it until it ends. `started` is when
+    /// the program was.
     pub fn run(
         mut self,
         building: Building,
-        terminal: Option<&Terminal>,
+        terminal: Option<(&Terminal, &Out)>,
         started: Instant,
     ) -> Exit {
         self.started = started;
@@ -187,13 +198,17 @@ impl<'a> Agent<'a> {
         self.end(machine, ended)
     }
 
-    fn connect(&self, terminal: Option<&Terminal>, machine: &Machine) -> Result<(), super::Error> {
-        let Some(terminal) = terminal else {
+    fn connect(
+        &self,
+        terminal: Option<(&Terminal, &Out)>,
+        machine: &Machine,
+    ) -> Result<(), super::Error> {
+        let Some((terminal, out)) = terminal else {
             return Ok(());
         };
         let leave = self.asks.try_clone();
         leave
-            .and_then(|leave| terminal.connect(Arc::clone(machine.serial()), leave))
+            .and_then(|leave| terminal.connect(Arc::clone(machine.serial()), leave, out.clone()))
             .map_err(|source| super::Error::Terminal { source })
     }
 
@@ -203,20 +218,26 @@ impl<'a> Agent<'a> {
         if !self.candidates.is_empty() {
             next = now;
         }
-        if self.orders.scan_pages_per_second > 0 {
+        let behind = self.joined && self.link.is_behind();
+        if self.orders.scan_pages_per_second > 0 && !behind {
             next = next.min(self.due.scan);
         }
         if self.joined && self.excess() > Pages::ZERO {
             next = next.min(self.due.swap);
         }
         let built = machine.is_none().then(|| building.as_fd());
-        let fds: Vec<BorrowedFd<'_>> = [
-            Some(self.failure.event()),
-            Some(self.signals.as_fd()),
-            Some(self.pager.starved()),
-            self.joined.then(|| self.link.as_fd()),
-            machine.map(AsFd::as_fd),
-            built,
+        let of_link = match behind {
+            true => PollFlags::IN | PollFlags::OUT,
+            false => PollFlags::IN,
+        };
+        let read = |fd| (fd, PollFlags::IN);
+        let fds: Vec<(BorrowedFd<'_>, PollFlags)> = [
+            Some(read(self.failure.event())),
+            Some(read(self.signals.as_fd())),
+            Some(read(self.pager.starved())),
+            self.joined.then(|| (self.link.as_fd(), of_link)),
+            machine.map(AsFd::as_fd).map(read),
+            built.map(read),
         ]
         .into_iter()
         .flatten()
@@ -228,6 +249,7 @@ impl<'a> Agent<'a> {
     fn turn(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
         self.hear_signals(machine);
         self.hear_host(machine)?;
+        self.catch_up()?;
         let now = Instant::now();
         if !self.joined && now >= self.due.rejoin {
             self.rejoin(now);
@@ -276,15 +298,38 @@ impl<'a> Agent<'a> {
     }
 
     fn hear_host(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
-        if let Some(why) = self.lost.take() {
-            self.lose_host(&format!("cannot be told anything: {why}"), machine);
-        }
         while self.joined {
             match self.link.recv(Some(Duration::ZERO)) {
                 Ok(Received::TimedOut) => break,
                 Ok(Received::Message(message, _)) => self.obey(message, machine)?,
                 Ok(Received::Closed) => self.lose_host("closed the link", machine),
-                Err(error) => self.lose_host(&format!("cannot be heard: {error}"), machine),
+                Err(error @ LinkError::Codec(_)) => {
+                    self.link.close();
+                    self.lose_host(&format!("makes no sense: {error}"), machine);
+                }
+                Err(error) => {
+                    log::warn!("{}: cannot hear: {error}", self.spec.name);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what waited for the host manager to read, as far as it does.
+    fn catch_up(&mut self) -> Result<(), mem::Error> {
+        if self.joined {
+            let flushed = self.link.flush();
+            self.check_sent(flushed);
+        }
+        while self.has_room() && !self.wanted.is_empty() {
+            let count = self.wanted.len().min(CONTENT_PAGES_MAX);
+            let fresh = self.wanted.drain(..count);
+            let fresh = fresh.filter(|(since, _)| since.elapsed() < WANT_AGE_MAX);
+            let gfns: Vec<Gfn> = fresh.map(|(_, gfn)| gfn).collect();
+            let pages = self.pager.copies(&gfns)?;
+            if !pages.is_empty() {
+                self.send(&ToHost::Content { pages });
             }
         }
         Ok(())
@@ -307,12 +352,10 @@ impl<'a> Agent<'a> {
             }
             ToVm::Candidates { pages } => self.candidates.extend(pages),
             ToVm::Want { gfns } => {
-                let contents = self.pager.copies(&gfns)?;
-                for part in contents.chunks(CONTENT_PAGES_MAX) {
-                    self.send(&ToHost::Content {
-                        pages: part.to_vec(),
-                    });
-                }
+                let now = Instant::now();
+                self.wanted.extend(gfns.into_iter().map(|gfn| (now, gfn)));
+                let most = self.wanted.len().min(WANTED_MAX);
+                self.wanted.drain(..self.wanted.len() - most);
             }
             ToVm::Stop => self.stop(machine),
             ToVm::Welcome(_) | ToVm::Refused { .. } => {
@@ -322,13 +365,22 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
-    fn send(&mut self, message: &ToHost) {
-        if self.joined
-            && self.lost.is_none()
-            && let Err(error) = self.link.send(message)
-        {
-            // Whoever sends may be in the middle of something: the next turn draws the conclusion.
-            self.lost = Some(error.to_string());
+    fn send(&self, message: &ToHost) {
+        if self.joined {
+            self.check_sent(self.link.send(message));
+        }
+    }
+
+    /// Whether the host manager takes more than the newest report.
+    fn has_room(&self) -> bool {
+        self.joined && !self.link.is_behind()
+    }
+
+    fn check_sent(&self, sent: Result<(), LinkError>) {
+        match sent {
+            // The next turn hears the end, behind what the host manager said before it.
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => log::error!("{}: a message is lost: {error}", self.spec.name),
         }
     }
 
@@ -356,6 +408,8 @@ impl<'a> Agent<'a> {
             ..no_orders()
         };
         self.candidates.clear();
+        self.wanted.clear();
+        self.released.clear();
         self.pager.with_credit(|credit| credit.unlimit());
         if let Err(error) = self.pager.retry_held() {
             self.failure.set(&error);
@@ -445,13 +499,13 @@ impl<'a> Agent<'a> {
         self.pager.retry_held()
     }
 
-    /// Tells the host manager what the credit account wants.
+    /// Tells the host manager what the credit account wants. What the account has told counts as
+    /// heard, so it tells nothing that would have to wait.
     fn settle(&mut self) {
-        if !self.joined {
-            return;
-        }
         let most = self.orders.private_max;
-        while let Some(step) = self.pager.with_credit(|credit| credit.settle(most)) {
+        while self.has_room()
+            && let Some(step) = self.pager.with_credit(|credit| credit.settle(most))
+        {
             match step {
                 CreditMove::Request(pages) => self.send(&ToHost::CreditRequest { pages }),
                 CreditMove::Return(pages) => self.send(&ToHost::CreditReturn { pages }),
@@ -480,26 +534,28 @@ impl<'a> Agent<'a> {
         let count = self.candidates.len().min(MERGES_A_TURN);
         let mut batch: Vec<_> = self.candidates.drain(..count).collect();
         let merged = merge(&self.pager, &self.pool, &mut batch)?;
-        self.send_release(&merged.rejected);
+        self.released.extend(merged.rejected);
         Ok(())
     }
 
-    fn send_release(&mut self, frames: &[FrameId]) {
-        for part in frames.chunks(LIST_MAX) {
-            self.send(&ToHost::Release {
-                frames: part.to_vec(),
-            });
-        }
-    }
-
+    /// Gives references back. Not one may get lost: what finds no room waits here.
     fn release(&mut self) {
-        let released = self.pager.take_released();
-        self.send_release(&released);
+        self.released.extend(self.pager.take_released());
+        if !self.joined {
+            // There is nobody who lent them.
+            self.released.clear();
+        }
+        while self.has_room() && !self.released.is_empty() {
+            let rest = self.released.len().saturating_sub(LIST_MAX);
+            let frames = self.released.split_off(rest);
+            self.send(&ToHost::Release { frames });
+        }
     }
 
     fn scan(&mut self, now: Instant) -> Result<(), mem::Error> {
         let rate = self.orders.scan_pages_per_second;
-        if rate == 0 || now < self.due.scan {
+        // An offer that nobody hears is not worth its scan.
+        if rate == 0 || now < self.due.scan || !self.has_room() {
             return Ok(());
         }
         // A turn's worth in one go, then as long a pause as the rate asks for.
@@ -552,7 +608,10 @@ impl<'a> Agent<'a> {
         if let Err(error) = self.report(machine.as_ref()) {
             log::warn!("{}: no last report: {error}", self.spec.name);
         }
-        self.send(&ToHost::Exited(ended.clone()));
+        if self.joined {
+            let last = ToHost::Exited(ended.clone());
+            self.check_sent(self.link.send_last(&last, LAST_WORDS));
+        }
         // The machine is not dismantled: a vCPU may wait for a page for ever. The process ends.
         std::mem::forget(machine);
         ended

@@ -5,11 +5,13 @@
 //! | main | joins the host manager, then `agent`: orders, credit, sharing, swapping, reports |
 //! | faults | serves page faults; must never wait for another thread |
 //! | vcpu N | run the guest and its devices |
+//! | console, log | write the guest's text and our own: `out`; nobody waits for them |
 //! | keys | with a terminal only: reads it for the guest's serial port |
 //! | builder, then statistics | loads the guest; then asks its balloon driver for statistics. Both touch guest memory and may wait for credit, which the main thread brings |
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -32,6 +34,7 @@ use crate::mem::credit::CreditBook;
 use crate::mem::pager::{self, Settings};
 use crate::mem::swapfile::{self, SwapFile};
 use crate::mem::{self, Pager};
+use crate::out::{self, Out};
 use crate::sys::event;
 use crate::sys::ksm;
 use crate::sys::pool_view::PoolView;
@@ -42,6 +45,8 @@ use crate::units::{Gfn, GfnRange, Pages};
 
 /// How long the host manager may take to admit a VM.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a VM that has ended waits for the host manager to hear how.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Stack of a helper thread, bytes: shallow code only.
 const STACK_BYTES: usize = 256 << 10;
 /// Period of the guest statistics. Chosen: the kernel's driver answers from counters at hand.
@@ -215,7 +220,7 @@ pub(super) fn join(
 
 /// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other
 /// end of `link`. The time to the guest's first instruction is reported from `started` on. `lease`
-/// is the one it redeems.
+/// is the one it redeems. The process's own words go to `out`.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
@@ -226,8 +231,9 @@ pub fn run(
     link: Link,
     lease: Option<u64>,
     started: Instant,
+    out: &Out,
 ) -> Result<Exit, Error> {
-    stop_on_panic();
+    stop_on_panic(out.clone());
     ksm::switch_off().map_err(|errno| os("switch KSM off for this process")(errno.into()))?;
     let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
@@ -237,15 +243,22 @@ pub fn run(
         Some(_) => None,
     };
     match prepare(spec, files, terminal.as_ref(), &welcome, &failure) {
-        Ok((pager, building, seed)) => {
+        Ok((pager, building, seed, console)) => {
             let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
-            Ok(agent.run(building, terminal.as_ref(), started))
+            let terminal = terminal.as_ref().map(|terminal| (terminal, &console));
+            let ended = agent.run(building, terminal, started);
+            // What its place does not take by now is lost.
+            let _ = console.finish(out::FINISH);
+            Ok(ended)
         }
         Err(error) => {
             failure.set(&error);
             let ended = exit(ExitReason::Error, failure.get());
-            link.send(&ToHost::Exited(ended.clone()))?;
+            // The process says it as well, on standard error and by its status.
+            if let Err(error) = link.send_last(&ToHost::Exited(ended.clone()), LAST_WORDS) {
+                log::warn!("{}: the host manager does not hear it: {error}", spec.name);
+            }
             Ok(ended)
         }
     }
@@ -253,11 +266,18 @@ pub fn run(
 
 /// A broken invariant in any thread stops the VM: the others would wait for that thread for ever,
 /// or go on with tables that are wrong.
-fn stop_on_panic() {
-    let report = std::panic::take_hook();
+fn stop_on_panic(out: Out) {
     std::panic::set_hook(Box::new(move |panic| {
         terminal::restore();
-        report(panic);
+        let backtrace = Backtrace::capture();
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        // Directly, it could wait for whoever should read it.
+        out.line(&format!("tidemark: thread {name}: {panic}"));
+        if backtrace.status() == BacktraceStatus::Captured {
+            out.line(&backtrace.to_string());
+        }
+        let _ = out.finish(out::FINISH);
         std::process::abort();
     }));
 }
@@ -273,7 +293,7 @@ fn prepare(
     terminal: Option<&Terminal>,
     welcome: &Welcome,
     failure: &Arc<Failure>,
-) -> Result<(Arc<Pager>, Building, u64), Error> {
+) -> Result<(Arc<Pager>, Building, u64, Out), Error> {
     let seed = seed_of(spec);
     let forced = std::env::var(TakePath::VARIABLE).ok();
     let path = TakePath::choose(uffd::probe()?, forced.as_deref()).map_err(Error::TakePath)?;
@@ -296,12 +316,13 @@ fn prepare(
         pager: pager.clone(),
         failure: failure.clone(),
     });
+    let out = console_out(spec, terminal)?;
     let console = match terminal {
-        Some(_) => Console::raw(Box::new(io::stdout())),
-        None => Console::new("", console_writer(spec)?),
+        Some(_) => Console::raw(Box::new(out.clone())),
+        None => Console::new("", Box::new(out.clone())),
     };
     let building = build(spec, files, Arc::new(console), ram, sink)?;
-    Ok((pager, building, seed))
+    Ok((pager, building, seed, out))
 }
 
 /// Seed of this VM's random choices: `TIDEMARK_SEED`, or one from the clock, printed either way.
@@ -392,16 +413,21 @@ fn build(
     Ok(Building { done, result })
 }
 
-fn console_writer(spec: &VmSpec) -> Result<Box<dyn io::Write + Send>, Error> {
-    let Some(path) = &spec.console else {
-        return Ok(Box::new(io::stdout()));
+/// Where the guest's text goes: no vCPU waits for that place.
+fn console_out(spec: &VmSpec, terminal: Option<&Terminal>) -> Result<Out, Error> {
+    let complain = |errno| log::warn!("console output is lost: {errno}");
+    let started = match (terminal, &spec.console) {
+        (Some(terminal), _) => terminal.out(),
+        (None, None) => Out::start("console", io::stdout(), complain),
+        (None, Some(path)) => {
+            let file = std::fs::File::create(path).map_err(|source| Error::Open {
+                path: path.display().to_string(),
+                source,
+            })?;
+            Out::start("console", file, complain)
+        }
     };
-    let file = std::fs::File::create(path);
-    let error = |source| Error::Open {
-        path: path.display().to_string(),
-        source,
-    };
-    Ok(Box::new(file.map_err(error)?))
+    started.map_err(os("start a thread"))
 }
 
 /// An exit that the VM process itself decided on.
@@ -414,10 +440,10 @@ pub(super) fn exit(reason: ExitReason, message: Option<String>) -> Exit {
 }
 
 /// Waits for any of the descriptors; spurious wake-ups are fine.
-pub(super) fn wait(fds: &[BorrowedFd<'_>], timeout: Duration) {
+pub(super) fn wait(fds: &[(BorrowedFd<'_>, PollFlags)], timeout: Duration) {
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()
-        .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN))
+        .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
         .collect();
     let timeout = rustix::event::Timespec {
         tv_sec: timeout.as_secs().cast_signed(),

@@ -17,6 +17,7 @@ use rustix::termios::{tcgetattr, tcgetpgrp, tcsetattr};
 use vmm_sys_util::signal::block_signal;
 
 use crate::devices::serial::Serial;
+use crate::out::Out;
 
 /// Ctrl-], as in telnet: a key that nobody needs in a shell or an editor.
 const LEAVE: u8 = 0x1d;
@@ -53,11 +54,12 @@ impl Terminal {
         Some(Terminal(()))
     }
 
-    /// Connects it to the guest's `serial` port; a byte is written to `leave` for Ctrl-].
+    /// What is shown on it. The threads that this thread starts from now on can use the terminal
+    /// from the background.
     ///
     /// # Errors
-    /// When its modes cannot be set, or the thread cannot be started.
-    pub fn connect(&self, serial: Arc<Serial>, leave: UnixStream) -> io::Result<()> {
+    /// When there can be no thread.
+    pub fn out(&self) -> io::Result<Out> {
         // If our parent dies we are in the background: without this, neither the keys nor the modes
         // could be touched from there without being stopped.
         for signal in [libc::SIGTTIN, libc::SIGTTOU] {
@@ -65,7 +67,17 @@ impl Terminal {
                 log::debug!("signal {signal}: {error:?}");
             }
         }
-        say("tidemark: Ctrl-] leaves this console and stops the VM\n");
+        // A terminal that is gone needs to hear nothing.
+        Out::start("console", io::stdout(), |_| {})
+    }
+
+    /// Connects it to the guest's `serial` port; a byte is written to `leave` for Ctrl-]. `out` is
+    /// what [`Terminal::out`] returned.
+    ///
+    /// # Errors
+    /// When its modes cannot be set, or the thread cannot be started.
+    pub fn connect(&self, serial: Arc<Serial>, leave: UnixStream, out: Out) -> io::Result<()> {
+        out.line("tidemark: Ctrl-] leaves this console and stops the VM");
         let mut modes = tcgetattr(io::stdin())?;
         modes.make_raw();
         // A line feed is still shown as a new line: guests without a terminal driver send no more.
@@ -74,7 +86,7 @@ impl Terminal {
         thread::Builder::new()
             .name("keys".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || carry_keys(&serial, &leave))
+            .spawn(move || carry_keys(&serial, &leave, &out))
             .map(|_detached| ())
     }
 }
@@ -96,7 +108,7 @@ pub(super) fn restore() {
 }
 
 /// Until Ctrl-] or the end of the terminal.
-fn carry_keys(serial: &Serial, mut leave: &UnixStream) {
+fn carry_keys(serial: &Serial, mut leave: &UnixStream, out: &Out) {
     let mut keys = [0; KEYS];
     loop {
         let keys = match rustix::io::read(io::stdin(), &mut keys) {
@@ -107,7 +119,7 @@ fn carry_keys(serial: &Serial, mut leave: &UnixStream) {
         if keys.is_empty() || keys.contains(&LEAVE) {
             // Nothing else can be done when the agent is gone: then the process ends.
             let _ = leave.write(&[LEAVE]);
-            return say("\n");
+            return out.line("");
         }
         let mut rest = keys;
         while !rest.is_empty() {
@@ -117,10 +129,4 @@ fn carry_keys(serial: &Serial, mut leave: &UnixStream) {
             }
         }
     }
-}
-
-/// Tells the person something; a terminal that is gone needs to hear nothing.
-fn say(text: &str) {
-    let mut out = io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -49,6 +49,12 @@ impl Code {
             .bytes(&[0xeb, 0xf6])
     }
 
+    /// `jmp` back to the start.
+    pub fn start_over(self) -> Code {
+        let back = -(self.0.len() as i32 + 5);
+        self.bytes(&[0xe9]).bytes(&back.to_le_bytes())
+    }
+
     /// `hlt`.
     pub fn halt(self) -> Code {
         self.bytes(&[0xf4])

@@ -129,7 +129,7 @@ impl Child {
     }
 
     /// One of its descriptors is ready.
-    pub fn ready(&mut self, number: u64, server: &Server, screen: &mut Screen) {
+    pub fn ready(&mut self, number: u64, server: &Server, screen: &Screen) {
         if number == self.number {
             self.read(server, screen);
         } else if self.status.is_none() {
@@ -140,7 +140,7 @@ impl Child {
         }
     }
 
-    fn read(&mut self, server: &Server, screen: &mut Screen) {
+    fn read(&mut self, server: &Server, screen: &Screen) {
         let mut bytes = [0; 4096];
         for _ in 0..READS_PER_TURN {
             let Some(output) = &self.output else {
@@ -164,7 +164,7 @@ impl Child {
         }
     }
 
-    fn take(&mut self, bytes: &[u8], screen: &mut Screen) {
+    fn take(&mut self, bytes: &[u8], screen: &Screen) {
         for &byte in bytes {
             if byte == b'\n' {
                 self.show(screen);
@@ -178,7 +178,7 @@ impl Child {
     }
 
     /// Shows the line that is complete. What a guest writes must not steer the terminal.
-    fn show(&mut self, screen: &mut Screen) {
+    fn show(&mut self, screen: &Screen) {
         let line = std::mem::take(&mut self.line);
         let text = String::from_utf8_lossy(&line);
         let plain = |c: char| if c.is_control() && c != '\t' { ' ' } else { c };

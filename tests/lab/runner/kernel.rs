@@ -24,7 +24,8 @@ use tidemark::sys::uffd;
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::rig::{Failure, serve};
+use super::faults;
+use super::rig::Failure;
 
 /// Pages that share a frame, from the first one; frame n is for page n.
 const SHARED: u32 = 3072;
@@ -64,7 +65,12 @@ impl Space {
         let pager = Arc::new(Pager::new(ram, settings)?);
         let end = Arc::new(AtomicBool::new(false));
         let (served, ended) = (pager.clone(), end.clone());
-        let server = std::thread::spawn(move || serve(&served, &ended));
+        let server = std::thread::spawn(move || {
+            faults::run(&served, &ended, |error| {
+                panic!("cannot serve faults: {error}")
+            })
+            .expect("an error panics");
+        });
         let space = Space {
             pager,
             end,

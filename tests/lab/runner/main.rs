@@ -5,6 +5,8 @@
 //! Without names it runs all tests, otherwise these in this order; one that is named twice runs twice.
 //! Prints `PASS name seconds` or `FAIL name seconds` followed by the reason, for each test.
 
+#[path = "../../pager/faults.rs"]
+mod faults;
 mod fleet;
 mod kernel;
 mod list;

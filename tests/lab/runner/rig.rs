@@ -21,6 +21,8 @@ use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, GfnRange, Pages};
 use tidemark::vm::machine::{Machine, MachineSpec};
 
+use super::faults;
+
 /// Why a test failed.
 pub type Failure = Box<dyn std::error::Error>;
 
@@ -119,7 +121,12 @@ impl Rig {
         let pager = Arc::new(Pager::new(ram.clone(), settings)?);
         let end = Arc::new(AtomicBool::new(false));
         let (served, ended) = (pager.clone(), end.clone());
-        let server = std::thread::spawn(move || serve(&served, &ended));
+        let server = std::thread::spawn(move || {
+            faults::run(&served, &ended, |error| {
+                panic!("cannot serve faults: {error}")
+            })
+            .expect("an error panics");
+        });
         let transcript = Arc::new(Transcript::default());
         let recorder = Recorder {
             transcript: transcript.clone(),
@@ -264,13 +271,6 @@ impl Drop for Rig {
             server.join().expect("the fault thread does not panic");
         }
     }
-}
-
-/// Serves faults until the end.
-pub fn serve(pager: &Pager, end: &AtomicBool) {
-    let tick = Some(Duration::from_millis(20));
-    let ended = || end.load(Ordering::Relaxed);
-    pager.serve_faults(tick, ended, |error| panic!("cannot serve faults: {error}"));
 }
 
 fn open(path: &Path) -> Result<File, Failure> {

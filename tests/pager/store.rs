@@ -1,0 +1,128 @@
+//! A swap store in memory that fails or lies when told to.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tidemark::mem::swapfile::SwapStore;
+use tidemark::sys::space::PageBuf;
+use tidemark::units::{PAGE_SIZE, SwapSlot};
+
+/// A handle of the store; clones are of the same store.
+#[derive(Debug, Default, Clone)]
+pub struct MemoryStore(Arc<Inner>);
+
+/// Calls of one kind, and which of them fail.
+#[derive(Debug, Default)]
+struct Calls {
+    count: AtomicU64,
+    /// Whether all fail.
+    all_fail: AtomicBool,
+    /// The one that fails, counted from 1; 0 is none.
+    nth_fails: AtomicU64,
+}
+
+impl Calls {
+    /// Counts a call; whether it shall fail.
+    fn fails(&self) -> bool {
+        let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        self.all_fail.load(Ordering::Relaxed) || self.nth_fails.load(Ordering::Relaxed) == number
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    slots: Mutex<HashMap<u32, Box<[u8; PAGE_SIZE]>>>,
+    writes: Calls,
+    reads: Calls,
+    flip_bit: AtomicBool,
+    /// A read that fails waits for a word here first.
+    held_until: Mutex<Option<Receiver<()>>>,
+    holds_read: AtomicBool,
+    failed_at: Mutex<Option<Instant>>,
+}
+
+impl MemoryStore {
+    /// Whether all writes fail from now on.
+    pub fn fail_writes(&self, fail: bool) {
+        self.0.writes.all_fail.store(fail, Ordering::Relaxed);
+    }
+
+    /// Whether all reads fail from now on.
+    pub fn fail_reads(&self, fail: bool) {
+        self.0.reads.all_fail.store(fail, Ordering::Relaxed);
+    }
+
+    /// The `nth` write of the store's life fails.
+    pub fn fail_write(&self, nth: u64) {
+        self.0.writes.nth_fails.store(nth, Ordering::Relaxed);
+    }
+
+    /// The `nth` read of the store's life fails.
+    pub fn fail_read(&self, nth: u64) {
+        self.0.reads.nth_fails.store(nth, Ordering::Relaxed);
+    }
+
+    /// The next read that fails answers only when `word` has something.
+    pub fn hold_failing_read(&self, word: Receiver<()>) {
+        *self.0.held_until.lock().unwrap() = Some(word);
+    }
+
+    /// Whether a read waits as [`MemoryStore::hold_failing_read`] says.
+    pub fn holds_read(&self) -> bool {
+        self.0.holds_read.load(Ordering::Relaxed)
+    }
+
+    /// Whether reads return another page than was written.
+    pub fn flip_bit(&self, flip: bool) {
+        self.0.flip_bit.store(flip, Ordering::Relaxed);
+    }
+
+    /// When a call failed first.
+    pub fn failed_at(&self) -> Option<Instant> {
+        *self.0.failed_at.lock().unwrap()
+    }
+
+    fn failed(&self) {
+        let mut at = self.0.failed_at.lock().unwrap();
+        at.get_or_insert_with(Instant::now);
+    }
+}
+
+impl SwapStore for MemoryStore {
+    fn write(&self, first: SwapSlot, pages: &[PageBuf]) -> io::Result<()> {
+        let fails = self.0.writes.fails();
+        // A write that fails leaves a part behind.
+        let written = if fails { pages.len() / 2 } else { pages.len() };
+        let mut slots = self.0.slots.lock().unwrap();
+        for (slot, page) in (first.0..).zip(&pages[..written]) {
+            slots.insert(slot, Box::new(page.0));
+        }
+        if fails {
+            self.failed();
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        Ok(())
+    }
+
+    fn read(&self, slot: SwapSlot, page: &mut PageBuf) -> io::Result<()> {
+        if self.0.reads.fails() {
+            let held_until = self.0.held_until.lock().unwrap().take();
+            if let Some(word) = held_until {
+                self.0.holds_read.store(true, Ordering::Relaxed);
+                word.recv().expect("the test says when");
+            }
+            self.failed();
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let slots = self.0.slots.lock().unwrap();
+        page.0 = **slots.get(&slot.0).expect("a slot that was written");
+        if self.0.flip_bit.load(Ordering::Relaxed) {
+            page.0[100] ^= 4;
+        }
+        Ok(())
+    }
+}

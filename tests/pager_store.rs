@@ -1,0 +1,272 @@
+//! Where swapped pages go, at its limits: a compressed store that fills up, a swap file of which any
+//! one call fails.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+mod pager;
+
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use common::Capability;
+use pager::pool::Pool;
+use pager::rig::{Rig, merge, merge_all};
+use pager::{both_paths, stamped, unique};
+use tidemark::mem::reclaim::Reclaimer;
+use tidemark::mem::store::STORE_PERCENT_MAX;
+use tidemark::sys::space::TakePath;
+use tidemark::units::{Gfn, PAGE_SIZE};
+
+/// Within this time after a read has failed, the reason must be known.
+const REASON_WITHIN: Duration = Duration::from_secs(1);
+/// Far above what anything here takes: beyond it something hangs.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Number of `mremap` on the machines that KVM runs guests of ours on.
+const MREMAP: &str = "25 ";
+
+/// A page that LZ4 brings to a little more than `random` bytes.
+fn compressible(number: u32, random: usize) -> [u8; PAGE_SIZE] {
+    let mut page = [0; PAGE_SIZE];
+    page[..random].copy_from_slice(&unique(u64::from(number)).0[..random]);
+    page
+}
+
+/// Reclaims until nothing more goes.
+fn reclaim_all(rig: &Rig) {
+    let mut reclaimer = Reclaimer::new(1);
+    while reclaimer.step(&rig.pager, 32).unwrap().pages > 0 {}
+}
+
+#[test]
+fn a_full_compressed_store_loses_nothing() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    const PAGES: u32 = 1000;
+    const STORE: u64 = PAGES as u64 * STORE_PERCENT_MAX / 100;
+    both_paths(|path| {
+        // A quarter and half a page each: so many fill the store, and as many do not.
+        for random in [900, 1900] {
+            let rig = Rig::unlimited(path, PAGES);
+            (0..PAGES).for_each(|n| rig.write(Gfn(n), &compressible(n, random)));
+            // Beyond the store only the swap file is left, and as long as that fails, memory.
+            rig.store.fail_writes(true);
+            let mut reclaimer = Reclaimer::new(1);
+            let mut failed = false;
+            while !failed {
+                failed = reclaimer.step(&rig.pager, 32).unwrap().failure.is_some();
+            }
+            let report = rig.pager.report().unwrap();
+            assert_eq!(report.compressed_store.0, STORE, "{random}: {report:?}");
+            assert_eq!(report.swapped.0, 0);
+            rig.store.fail_writes(false);
+            reclaim_all(&rig);
+            let report = rig.pager.report().unwrap();
+            assert_eq!(report.compressed_store.0, STORE, "{random}: {report:?}");
+            assert_eq!(report.compressed.0 + report.swapped.0, u64::from(PAGES));
+            for n in (0..PAGES).rev() {
+                assert!(rig.read(Gfn(n)) == compressible(n, random), "page {n}");
+            }
+            let report = rig.pager.report().unwrap();
+            assert_eq!(report.compressed_store.0, 0);
+            assert_eq!(report.swap_in_pages, u64::from(PAGES));
+            rig.pager.audit().unwrap();
+            rig.finish().unwrap();
+        }
+    });
+}
+
+const SCRIPT_PAGES: u32 = 64;
+
+/// Pages of the script that map frames at first; half of them are written then.
+fn is_shared(n: u32) -> bool {
+    n % 4 < 2
+}
+
+/// Shares, breaks, swaps and reads 64 pages, twice, all in one thread.
+fn script(rig: &Rig) {
+    let mut pool = Pool::new(SCRIPT_PAGES);
+    let view = pool.view();
+    let mut reclaimer = Reclaimer::new(1);
+    let expected: Vec<[u8; PAGE_SIZE]> =
+        (0..SCRIPT_PAGES).map(|n| unique(u64::from(n)).0).collect();
+    let page_of = |n: u32, round: u32| match is_shared(n) && n % 4 == 1 {
+        true => unique(u64::from(n + 1000 * round)).0,
+        false => expected[n as usize],
+    };
+    (0..SCRIPT_PAGES).for_each(|n| rig.write(Gfn(n), &expected[n as usize]));
+    for round in 1..3 {
+        let mut candidates: Vec<_> = (0..SCRIPT_PAGES)
+            .filter(|n| is_shared(*n))
+            .map(|n| (Gfn(n), pool.lend(&rig.read(Gfn(n))).unwrap()))
+            .collect();
+        let done = merge(&rig.pager, &view, &mut candidates);
+        pool.release(&done.rejected);
+        let broken = (0..SCRIPT_PAGES).filter(|n| is_shared(*n) && n % 4 == 1);
+        broken.for_each(|n| rig.write(Gfn(n), &page_of(n, round)));
+        rig.pager.census().unwrap();
+        pool.release(&rig.pager.take_released());
+        // A failed write gives pages back: they are taken again, a bounded number of times.
+        for _ in 0..8 {
+            reclaimer.step(&rig.pager, 32).unwrap();
+        }
+        for n in 0..SCRIPT_PAGES {
+            assert!(rig.read(Gfn(n)) == page_of(n, round), "page {n}");
+        }
+    }
+}
+
+fn start_script(rig: &Arc<Rig>) -> JoinHandle<()> {
+    let rig = rig.clone();
+    std::thread::spawn(move || script(&rig))
+}
+
+#[test]
+fn any_failed_write_loses_nothing() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        for nth in 1.. {
+            let rig = Arc::new(Rig::unlimited(path, SCRIPT_PAGES));
+            rig.store.fail_write(nth);
+            let script = start_script(&rig);
+            common::wait_for("the script", DEADLINE, || script.is_finished());
+            script.join().unwrap();
+            assert!(rig.failure().is_none());
+            rig.pager.audit().unwrap();
+            if rig.store.failed_at().is_none() {
+                println!("{}: {} writes failed in turn", path.name(), nth - 1);
+                assert!(nth > 4, "the script writes too seldom to show anything");
+                return;
+            }
+            let report = rig.pager.report().unwrap();
+            assert!(report.swap_errors > 0, "write {nth} failed");
+        }
+    });
+}
+
+/// Waits for the end of a VM whose read has failed; the reason must be known in time.
+#[track_caller]
+fn assert_ended_by_the_read(rig: &Rig) {
+    let failure = rig.wait_failure(DEADLINE);
+    let failed_at = rig.store.failed_at().expect("a read failed");
+    let took = failure.at.duration_since(failed_at);
+    assert!(took < REASON_WITHIN, "{took:?} until {failure:?}");
+    assert!(failure.reason.contains("cannot read"), "{failure:?}");
+}
+
+#[test]
+fn any_failed_read_ends_the_vm_with_its_reason() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        for nth in 1.. {
+            let rig = Arc::new(Rig::unlimited(path, SCRIPT_PAGES));
+            rig.store.fail_read(nth);
+            let script = start_script(&rig);
+            common::wait_for("the script or its failure", DEADLINE, || {
+                script.is_finished() || rig.failure().is_some()
+            });
+            if rig.store.failed_at().is_none() {
+                script.join().unwrap();
+                println!("{}: {} reads failed in turn", path.name(), nth - 1);
+                assert!(nth > 20, "the script reads too seldom to show anything");
+                return;
+            }
+            assert_ended_by_the_read(&rig);
+            // Whoever touched the page waits for it until the process ends, and gets no other.
+            assert!(!script.is_finished(), "read {nth} failed and a page came");
+        }
+    });
+}
+
+/// A pager with half of its pages swapped, and half broken off their frames.
+fn swapped_and_broken(path: TakePath) -> (Arc<Rig>, Vec<Gfn>) {
+    let rig = Arc::new(Rig::unlimited(path, SCRIPT_PAGES));
+    let (swapped, broken) = (0..SCRIPT_PAGES / 2, SCRIPT_PAGES / 2..SCRIPT_PAGES);
+    swapped
+        .clone()
+        .for_each(|n| rig.write(Gfn(n), &unique(u64::from(n)).0));
+    reclaim_all(&rig);
+    let mut pool = Pool::new(SCRIPT_PAGES);
+    let mut candidates = Vec::new();
+    for n in broken.clone() {
+        rig.write(Gfn(n), &stamped(n));
+        candidates.push((Gfn(n), pool.lend(&stamped(n)).unwrap()));
+    }
+    merge_all(&rig.pager, &pool.view(), &candidates);
+    broken.for_each(|n| rig.write(Gfn(n), &unique(u64::from(n)).0));
+    let census = rig.pager.census().unwrap();
+    assert_eq!(census.broken, u64::from(SCRIPT_PAGES / 2));
+    (rig, swapped.map(Gfn).collect())
+}
+
+/// One step of the worker in a thread of its own, and how to see where it is.
+fn start_step(rig: &Arc<Rig>) -> (JoinHandle<()>, String) {
+    let rig = rig.clone();
+    let (tell, told) = mpsc::channel();
+    let step = std::thread::spawn(move || {
+        tell.send(rustix::thread::gettid()).unwrap();
+        // Whether it fails as well does not matter: the VM ends.
+        let _ = Reclaimer::new(2).step(&rig.pager, 32);
+    });
+    let thread = told.recv().unwrap().as_raw_nonzero();
+    (step, format!("/proc/self/task/{thread}/syscall"))
+}
+
+fn start_touch(rig: &Arc<Rig>, gfn: Gfn) -> JoinHandle<()> {
+    let rig = rig.clone();
+    std::thread::spawn(move || {
+        rig.read(gfn);
+    })
+}
+
+/// The worker moves mappings, for which the kernel waits until the fault thread has read an event:
+/// also when that thread has failed before.
+#[test]
+fn the_worker_comes_back_after_a_failed_read() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let (rig, swapped) = swapped_and_broken(path);
+        rig.store.fail_reads(true);
+        let touch = start_touch(&rig, swapped[3]);
+        assert_ended_by_the_read(&rig);
+        let (step, _) = start_step(&rig);
+        let what = "the worker's step after a failure";
+        common::wait_for(what, DEADLINE, || step.is_finished());
+        step.join().unwrap();
+        assert!(!touch.is_finished(), "a page came that cannot be read");
+    });
+}
+
+/// The same, with a read that fails just while the worker waits in `mremap`.
+#[test]
+fn the_worker_comes_back_from_a_move_when_a_read_fails() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let (rig, swapped) = swapped_and_broken(path);
+        let (fail, word) = mpsc::channel();
+        rig.store.hold_failing_read(word);
+        rig.store.fail_reads(true);
+        let touch = start_touch(&rig, swapped[3]);
+        common::wait_for("the read", DEADLINE, || rig.store.holds_read());
+        let (step, syscall) = start_step(&rig);
+        let moves = || std::fs::read_to_string(&syscall).is_ok_and(|text| text.starts_with(MREMAP));
+        let what = "the worker to wait in mremap, or not to need it";
+        common::wait_for(what, DEADLINE, || moves() || step.is_finished());
+        fail.send(()).unwrap();
+        assert_ended_by_the_read(&rig);
+        let what = "the worker's step during a failure";
+        common::wait_for(what, DEADLINE, || step.is_finished());
+        step.join().unwrap();
+        assert!(!touch.is_finished(), "a page came that cannot be read");
+    });
+}
