@@ -39,6 +39,8 @@ use world::{BUDGETS, CAST, Outcome, World};
 const SHORT: Duration = Duration::from_secs(30);
 /// Events of a round of `make soak`.
 const LONG: Duration = Duration::from_secs(180);
+/// For rounding to seconds.
+const HALF: Duration = Duration::from_millis(500);
 /// A shorter rest of the time is not worth a round.
 const LEAST: Duration = Duration::from_secs(20);
 /// A new host manager has this long to bring the fleet back into its budget, or a third of a
@@ -133,13 +135,13 @@ fn soak() {
         let seed = given
             .filter(|_| rounds == 0)
             .unwrap_or_else(|| fastrand::u64(..1 << 32));
-        let length = left.clamp(LEAST, LONG);
+        // Whole seconds: the length is a part of what repeats a round.
+        let length = Duration::from_secs((left + HALF).as_secs()).clamp(LEAST, LONG);
         let repeat = format!(
             "TIDEMARK_SEED={seed} SOAK_TAKE={take} SOAK={}s make soak",
             length.as_secs()
         );
         note(&format!("round {rounds}: {repeat}"));
-        let length = Duration::from_secs(length.as_secs());
         let played = std::panic::catch_unwind(|| round(seed, Some(take), length));
         let outcome = played.unwrap_or_else(|_| panic!("the round failed; again: {repeat}"));
         note(&format!("round {rounds}: {}", line(&outcome)));
