@@ -14,7 +14,10 @@ GUESTS := --manifest-path guest-images/Cargo.toml
 # Of the demo: DEMO_FLAGS="--for 10s --json" for instance.
 DEMO_FLAGS ?= --for 60s
 
-.PHONY: help demo linux-guest test check bench clean tools kvm fmt-check
+# Of the soak: as long as this, as in 30m or 1h.
+SOAK ?= 10m
+
+.PHONY: help demo linux-guest test soak check bench clean tools kvm fmt-check
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +32,10 @@ linux-guest: ## the Debian guest of examples/linux.toml, from packages
 test: tools fmt-check ## what CI runs; TIDEMARK_REQUIRE=1 turns skipped tests into failures
 	cargo test --locked
 	cargo test --locked $(GUESTS)
+
+soak: kvm tools ## trouble for SOAK=10m; SOAK_TAKE=move or copy, TIDEMARK_SEED=N repeat a round
+	cargo test --locked --no-run --test soak --test pager_oracle
+	SOAK="$(SOAK)" cargo test --locked --test soak -- --exact soak
 
 check: tools fmt-check ## formatting, lints, documentation, dependencies
 	@cargo clippy --version > /dev/null 2>&1 || rustup component add clippy

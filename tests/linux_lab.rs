@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// Tests that each host must report; one that is missing has not run.
-const TESTS: [&str; 10] = [
+const TESTS: [&str; 12] = [
     "boot_disk_and_reboot",
     "smp_boot_and_power_off",
     "smp_reboot",
@@ -23,6 +23,8 @@ const TESTS: [&str; 10] = [
     "overcommit",
     "two_sisters",
     "four_sisters",
+    "numa_migration",
+    "swap_of_the_host",
 ];
 
 /// A script of the lab, started as from a shell: Cargo's own variables would make its build one of

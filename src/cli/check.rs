@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::machine::meminfo;
 use super::{Error, table};
+use crate::sys::host_swap::HostFacts;
 use crate::sys::space::TakePath;
 use crate::sys::uffd;
 
@@ -154,8 +155,11 @@ fn look(swap_dir: &Path) -> Findings {
 /// What a VM process started in this environment will use.
 fn take_path(features: u64, advice: &mut Vec<String>) -> &'static str {
     let forced = std::env::var(TakePath::VARIABLE).ok();
-    match TakePath::choose(features, forced.as_deref()) {
-        Ok(path) => path.name(),
+    match TakePath::choose_on(HostFacts::read(), features, forced.as_deref()) {
+        Ok((path, avoided)) => {
+            advice.extend(avoided);
+            path.name()
+        }
         Err(wrong) => {
             advice.push(wrong);
             "unknown"

@@ -1,6 +1,7 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
 pub mod event;
+pub mod host_swap;
 pub mod inherited;
 pub mod ksm;
 pub mod kvm;

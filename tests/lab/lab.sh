@@ -64,9 +64,15 @@ pack_tree "$lab/tree" >"$lab/initramfs"
 # One emulated CPU: where several patch and run the same code, as kernels do when a VM starts, QEMU
 # 7.2 runs stale translations now and then, and host or guest dies (ARCHITECTURE.md, Traps). -cx16:
 # it mishandles cmpxchg16b with several CPUs too. The limit is far above what a slow machine needs.
+# Two nodes, so that pages can move from one to the other, and a disk to swap to.
+rm -f "$lab/swap.img"
+truncate -s 256M "$lab/swap.img"
 timeout "${LAB_LIMIT:-1500}" qemu-system-x86_64 -machine q35 -accel tcg \
     -cpu max,+svm,+npt,-cx16 -smp "${LAB_CPUS:-1}" -m 2560M \
+    -object memory-backend-ram,id=ram0,size=1280M -object memory-backend-ram,id=ram1,size=1280M \
+    -numa node,nodeid=0,memdev=ram0 -numa node,nodeid=1,memdev=ram1 \
+    -drive "file=$lab/swap.img,format=raw,if=none,id=swap" -device nvme,drive=swap,serial=swap \
     -nodefaults -no-user-config -display none -no-reboot -serial stdio \
     -kernel "$cache/$version"/boot/vmlinuz-* -initrd "$lab/initramfs" \
-    -append "console=ttyS0 quiet panic=-1" </dev/null 9>&- | tee "$lab/console.log"
+    -append "console=ttyS0 quiet panic=-1 preempt=full" </dev/null 9>&- | tee "$lab/console.log"
 grep -q '^LAB DONE failures=0' "$lab/console.log"

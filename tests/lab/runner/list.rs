@@ -1,4 +1,5 @@
-//! The tests with one guest at a time; [`super::fleet`] has those with several.
+//! The tests with one guest at a time; [`super::fleet`] has those with several,
+//! [`super::kernel`] those without one.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,12 +13,13 @@ use tidemark::sys::pagemap::Backing;
 use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 
 use super::fleet;
+use super::kernel;
 use super::rig::{Failure, Plan, Rig};
 
 type Test = fn(&Path) -> Result<(), Failure>;
 
 /// Name and body of each test, in the order in which they run.
-pub const TESTS: [(&str, Test); 10] = [
+pub const TESTS: [(&str, Test); 12] = [
     ("boot_disk_and_reboot", boot_disk_and_reboot),
     ("smp_boot_and_power_off", smp_boot_and_power_off),
     ("smp_reboot", smp_reboot),
@@ -28,6 +30,8 @@ pub const TESTS: [(&str, Test); 10] = [
     ("overcommit", fleet::overcommit),
     ("two_sisters", fleet::two_sisters),
     ("four_sisters", fleet::four_sisters),
+    ("numa_migration", kernel::numa_migration),
+    ("swap_of_the_host", kernel::swap_of_the_host),
 ];
 
 /// How long the guest's driver may take for what it does by itself.
