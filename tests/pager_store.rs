@@ -17,7 +17,7 @@ use pager::{both_paths, stamped, unique};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::store::STORE_PERCENT_MAX;
 use tidemark::sys::space::TakePath;
-use tidemark::units::{Gfn, PAGE_SIZE};
+use tidemark::units::{Gfn, PAGE_SIZE, Pages};
 
 /// Within this time after a read has failed, the reason must be known.
 const REASON_WITHIN: Duration = Duration::from_secs(1);
@@ -75,6 +75,38 @@ fn a_full_compressed_store_loses_nothing() {
             rig.pager.audit().unwrap();
             rig.finish().unwrap();
         }
+    });
+}
+
+/// A VM that may use little gets its compressed pages out too, though the disk fails now and then.
+#[test]
+fn a_store_that_takes_too_much_goes_to_the_swap_file() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    const PAGES: u32 = 1000;
+    both_paths(|path| {
+        let rig = Rig::unlimited(path, PAGES);
+        (0..PAGES).for_each(|n| rig.write(Gfn(n), &compressible(n, 900)));
+        reclaim_all(&rig);
+        let before = rig.pager.report().unwrap();
+        assert!(before.compressed_store.0 > 40, "{before:?}");
+        rig.pager.bound_store(Some(Pages(160)));
+        // A failed write gives its pages back to the guest; they are taken again.
+        rig.store.fail_writes(true);
+        let failed = Reclaimer::new(2).step(&rig.pager, 32).unwrap();
+        assert!(failed.failure.is_some() && failed.pages == 0);
+        rig.pager.audit().unwrap();
+        rig.store.fail_writes(false);
+        reclaim_all(&rig);
+        let after = rig.pager.report().unwrap();
+        assert!(after.compressed_store.0 <= 40, "{after:?}");
+        assert_eq!(after.compressed.0 + after.swapped.0, u64::from(PAGES));
+        for n in (0..PAGES).rev() {
+            assert!(rig.read(Gfn(n)) == compressible(n, 900), "page {n}");
+        }
+        rig.pager.audit().unwrap();
+        rig.finish().unwrap();
     });
 }
 

@@ -108,14 +108,9 @@ impl CreditBook {
     }
 
     /// Pages to be taken out of memory so that at most `most` are used, and `room` is free for a
-    /// fault that waits; `store` of the used ones are the compressed store.
-    ///
-    /// Taking pages out never shrinks the store, only a touch does. Where `most` is not above it, the
-    /// guest keeps a few private pages: without them every page that it touches would be taken
-    /// again at once, for nothing.
-    pub fn excess(&self, most: Pages, store: Pages, room: Pages) -> Pages {
-        let within_reach = most.max(store + store.min(KEPT_MIN));
-        (self.used() + room).saturating_sub(within_reach)
+    /// fault that waits.
+    pub fn excess(&self, most: Pages, room: Pages) -> Pages {
+        (self.used() + room).saturating_sub(most)
     }
 
     /// What to tell the host manager now, recorded as told: ask when less than one batch is left
@@ -141,9 +136,6 @@ impl CreditBook {
     }
 }
 
-/// Private pages that a guest keeps when its compressed store alone is more than it may use. Chosen:
-/// half a MiB, four batches of victims.
-const KEPT_MIN: Pages = Pages(128);
 /// Far more than any guest can use, and far from overflow.
 const UNLIMITED: Pages = Pages(u64::MAX >> 16);
 
@@ -195,19 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_is_on_all_that_is_used_and_an_unreachable_one_takes_nothing_more() {
+    fn a_bound_is_on_all_that_is_used() {
         let mut book = CreditBook::new(Pages(3000), Pages(64));
-        let none = Pages::ZERO;
         book.measured(Pages(3000));
-        assert_eq!(book.excess(Pages(2800), Pages(1000), none), Pages(200));
-        assert_eq!(book.excess(Pages(2800), none, Pages(32)), Pages(232));
-        assert_eq!(book.excess(none, none, none), Pages(3000));
-        // Below the store: all but a few private pages, and then nobody spins.
-        assert_eq!(book.excess(Pages(10), Pages(1000), none), Pages(1872));
-        book.measured(Pages(1128));
-        assert_eq!(book.excess(Pages(10), Pages(1000), none), none);
-        book.measured(Pages(40));
-        assert_eq!(book.excess(none, Pages(20), none), none);
+        assert_eq!(book.excess(Pages(2800), Pages::ZERO), Pages(200));
+        assert_eq!(book.excess(Pages(2800), Pages(32)), Pages(232));
+        assert_eq!(book.excess(Pages(3100), Pages(32)), Pages::ZERO);
     }
 
     #[test]

@@ -435,6 +435,43 @@ impl Memory<'_> {
         true
     }
 
+    /// Compressed to staged, to be written to the swap file; its content is in `page` then. `None`
+    /// when no stage slot is free.
+    ///
+    /// # Errors
+    /// When the page does not decompress.
+    ///
+    /// # Panics
+    /// When the page is not compressed.
+    pub fn unstore(&mut self, gfn: Gfn, page: &mut PageBuf) -> Result<Option<Taken>, Error> {
+        let PageState::Compressed(stored) = self.state(gfn) else {
+            panic!("{gfn} is {:?}, not compressed", self.state(gfn));
+        };
+        let Some((slot, _)) = self.books.stage.find(GuestSpace::slots_for_copies(), 1) else {
+            return Ok(None);
+        };
+        self.books.store.read(stored, page)?;
+        self.space.stage(page, slot);
+        self.apply(gfn, PageEvent::Begin);
+        self.apply(gfn, PageEvent::Take(u32::from(slot.0)));
+        self.books.store.remove(stored);
+        Ok(Some(self.books.stage.hand_out(
+            gfn,
+            slot,
+            Occupant::Waiting,
+        )))
+    }
+
+    /// Whether the compressed store takes more than it may.
+    pub fn is_store_over(&self) -> bool {
+        self.books.store.is_over()
+    }
+
+    /// The VM may use at most `most`: bounds the compressed store by it.
+    pub fn bound_store(&mut self, most: Option<Pages>) {
+        self.books.store.bound(most);
+    }
+
     /// Up to `wanted` neighbouring slots of the swap file, to be written and then recorded or freed.
     pub fn slots_to_write(&mut self, wanted: u32) -> Option<SlotRun> {
         let (first, count) = self.books.swapmap.take_run(wanted)?;

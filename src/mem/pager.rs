@@ -16,7 +16,7 @@ use super::swapfile::SwapStore;
 use crate::sys::event::borrow;
 use crate::sys::ram::GuestRam;
 use crate::sys::space::{self, GuestSpace, PageBuf, TakePath};
-use crate::units::{Gfn, PAGE_SIZE, SwapSlot};
+use crate::units::{Gfn, PAGE_SIZE, Pages, SwapSlot};
 
 /// Why the VM cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -208,6 +208,11 @@ impl Pager {
     /// Faults that wait for credit.
     pub fn held_faults(&self) -> usize {
         self.memory().starving()
+    }
+
+    /// The VM may use at most `most` now: its compressed store gets a part of that.
+    pub fn bound_store(&self, most: Option<Pages>) {
+        self.memory().bound_store(most);
     }
 
     /// Works on the credit account under the lock.

@@ -8,16 +8,21 @@
 //! 3. put the compressed pages into the store, take swap slots for the others;
 //! 4. write, then record as swapped what is still staged. A page that the guest touched meanwhile
 //!    was given back, and its slot is free again.
+//!
+//! Compressed pages are written too, when the store takes more than its part of what the VM may use.
 
 use std::io;
 
-use super::memory::Memory;
+use super::memory::{HOLD_PAGES, Memory};
 use super::pager::{Error, Pager};
+use super::runs::Walk;
 use super::stage::Taken;
 use super::store::{Compressed, compress};
-use super::victims::{Search, Victims};
+use super::victims::{CHUNKS_A_STEP, Search, Victims};
 use crate::page::key::is_zero;
+use crate::page::state::PageState;
 use crate::sys::space::PageBuf;
+use crate::units::Gfn;
 
 /// Pages of one batch: 128 KiB a write.
 pub const BATCH_PAGES: usize = 32;
@@ -37,6 +42,8 @@ pub struct Reclaimed {
 #[derive(Debug)]
 pub struct Reclaimer {
     search: Search,
+    /// Where compressed pages are looked for next.
+    spill: Walk,
     /// Content of the batch; allocated at the first use, since most VMs never swap.
     content: Vec<PageBuf>,
 }
@@ -46,6 +53,7 @@ impl Reclaimer {
     pub fn new(seed: u64) -> Reclaimer {
         Reclaimer {
             search: Search::new(seed),
+            spill: Walk::from(Gfn(0)),
             content: Vec::new(),
         }
     }
@@ -56,11 +64,17 @@ impl Reclaimer {
     /// The VM cannot go on. A swap file that fails is no such error: the pages stay in memory.
     pub fn step(&mut self, pager: &Pager, pages_max: usize) -> Result<Reclaimed, Error> {
         let mut done = Reclaimed::default();
-        let victims = self.search.step(pager, pages_max.min(BATCH_PAGES))?;
-        let victims = self.read(pager, victims, &mut done)?;
-        let compressed = self.content[..victims.len()].iter().map(compress).collect();
-        let left = self.compress(pager, victims, compressed, &mut done);
-        self.write(pager, left, &mut done)?;
+        let wanted = pages_max.min(BATCH_PAGES);
+        if pager.memory().is_store_over() {
+            let spilled = self.unstore(pager, wanted)?;
+            self.write(pager, spilled, &mut done);
+        } else {
+            let victims = self.search.step(pager, wanted)?;
+            let victims = self.read(pager, victims, &mut done)?;
+            let compressed = self.content[..victims.len()].iter().map(compress).collect();
+            let left = self.compress(pager, victims, compressed, &mut done);
+            self.write(pager, left, &mut done);
+        }
         // The tokens are gone: what could not be stored goes back to the guest.
         let mut memory = pager.memory();
         let given_back = memory.settle_stage()?;
@@ -68,8 +82,32 @@ impl Reclaimer {
             memory.counters().swap_errors += u64::from(given_back);
         }
         drop(memory);
-        done.barren = self.search.is_barren(pager);
+        done.barren = done.pages == 0 && self.search.is_barren(pager);
         Ok(done)
+    }
+
+    /// Takes up to `wanted` pages out of the compressed store, with their content at the front.
+    fn unstore(&mut self, pager: &Pager, wanted: usize) -> Result<Vec<Taken>, Error> {
+        let layout = pager.ram().layout();
+        self.content
+            .resize(self.content.len().max(wanted), PageBuf::ZERO);
+        let mut taken = Vec::new();
+        for _ in 0..CHUNKS_A_STEP {
+            let mut memory = pager.memory();
+            if memory.counts().compressed == 0 {
+                break;
+            }
+            let (part, _) = self.spill.advance(layout, HOLD_PAGES);
+            for gfn in part.iter() {
+                if taken.len() == wanted {
+                    return Ok(taken);
+                }
+                if matches!(memory.state(gfn), PageState::Compressed(_)) {
+                    taken.extend(memory.unstore(gfn, &mut self.content[taken.len()])?);
+                }
+            }
+        }
+        Ok(taken)
     }
 
     /// Copies the victims' content, in their order, and drops those that are zero.
@@ -124,7 +162,7 @@ impl Reclaimer {
     }
 
     /// Writes pages, whose content stands at the front, and records as swapped what is still staged.
-    fn write(&self, pager: &Pager, victims: Vec<Taken>, done: &mut Reclaimed) -> Result<(), Error> {
+    fn write(&self, pager: &Pager, victims: Vec<Taken>, done: &mut Reclaimed) {
         let mut content = &self.content[..victims.len()];
         let mut rest = &victims[..];
         while !rest.is_empty() {
@@ -152,6 +190,5 @@ impl Reclaimer {
                 }
             }
         }
-        Ok(())
     }
 }

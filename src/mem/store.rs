@@ -14,6 +14,10 @@ use crate::units::{PAGE_SIZE, Pages};
 pub const COMPRESSED_BYTES_MAX: usize = PAGE_SIZE / 2;
 /// Charge unit, bytes: a quarter of a page.
 const QUANTUM: usize = PAGE_SIZE / 4;
+const QUANTA_A_PAGE: u64 = (PAGE_SIZE / QUANTUM) as u64;
+/// Of what a VM may use, the store takes one part in so many at most. Chosen: a guest that is held
+/// to little needs room for the pages that it works on more than quick ones that it does not.
+const BOUND_PART: u64 = 4;
 /// Share of the VM's memory that the store may take, percent.
 pub const STORE_PERCENT_MAX: u64 = 10;
 
@@ -28,7 +32,10 @@ pub struct CompressedStore {
     pages: HashMap<SmallSlot, Box<[u8]>>,
     next: SmallSlot,
     quanta: u64,
+    /// Of the VM's size.
     quanta_max: u64,
+    /// Of what the VM may use now, if that is less.
+    quanta_bound: u64,
 }
 
 /// A page in compressed form, not stored yet.
@@ -50,11 +57,24 @@ impl CompressedStore {
     /// An empty store for a VM with `size` of memory.
     pub fn new(size: Pages) -> CompressedStore {
         let pages_max = size.0 * STORE_PERCENT_MAX / 100;
-        let quanta_max = pages_max * (PAGE_SIZE / QUANTUM) as u64;
+        let quanta_max = pages_max * QUANTA_A_PAGE;
         CompressedStore {
             quanta_max,
+            quanta_bound: u64::MAX,
             ..CompressedStore::default()
         }
+    }
+
+    /// The VM may use at most `most` now: the store takes a part of that, the rest must hold what
+    /// the guest works on.
+    pub fn bound(&mut self, most: Option<Pages>) {
+        let quanta = |most: Pages| most.0.saturating_mul(QUANTA_A_PAGE) / BOUND_PART;
+        self.quanta_bound = most.map_or(u64::MAX, quanta);
+    }
+
+    /// Whether the store takes more than it may now.
+    pub fn is_over(&self) -> bool {
+        self.quanta > self.quanta_max.min(self.quanta_bound)
     }
 
     /// Memory charged.
@@ -65,7 +85,7 @@ impl CompressedStore {
     /// Stores a page; `None` when the store is full.
     pub fn insert(&mut self, page: Compressed) -> Option<SmallSlot> {
         let charge = quanta(&page.0);
-        if self.quanta + charge > self.quanta_max {
+        if self.quanta + charge > self.quanta_max.min(self.quanta_bound) {
             return None;
         }
         // Slots are used round about; the map holds far fewer than there are numbers.
@@ -134,6 +154,20 @@ mod tests {
         let mut page = PageBuf::ZERO;
         fastrand::Rng::with_seed(1).fill(&mut page.0);
         assert!(compress(&page).is_none());
+    }
+
+    #[test]
+    fn a_store_takes_a_part_of_what_the_vm_may_use() {
+        let mut store = CompressedStore::new(Pages(100));
+        for _ in 0..4 {
+            store.insert(compress(&half_random()).unwrap()).unwrap();
+        }
+        assert!(!store.is_over());
+        store.bound(Some(Pages(6)));
+        assert!(store.is_over());
+        assert!(store.insert(compress(&half_random()).unwrap()).is_none());
+        store.bound(None);
+        assert!(!store.is_over());
     }
 
     #[test]

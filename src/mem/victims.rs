@@ -24,7 +24,7 @@ const CLUSTER_PAGES: u32 = 32;
 /// Clusters drawn in one step before memory is walked.
 const DRAWS: u32 = 64;
 /// Chunks walked in one step: 128 MiB of guest memory.
-const CHUNKS_A_STEP: u32 = 64;
+pub(super) const CHUNKS_A_STEP: u32 = 64;
 
 /// Where the search is.
 #[derive(Debug)]

@@ -39,9 +39,9 @@ impl SwapMap {
         if count == 0 || self.taken == self.slots_max {
             return None;
         }
-        let start = (0..self.slots_max)
-            .map(|step| (self.cursor + step) % self.slots_max)
-            .find(|slot| !self.is_taken(SwapSlot(*slot)))?;
+        let start = self
+            .first_free(self.cursor, self.slots_max)
+            .or_else(|| self.first_free(0, self.cursor))?;
         let mut len = 0;
         while len < count && start + len < self.slots_max && !self.is_taken(SwapSlot(start + len)) {
             self.set(SwapSlot(start + len));
@@ -49,6 +49,21 @@ impl SwapMap {
         }
         self.cursor = (start + len) % self.slots_max;
         Some((SwapSlot(start), len))
+    }
+
+    /// The first free slot of a range, found 64 slots at a time.
+    fn first_free(&self, from: u32, to: u32) -> Option<u32> {
+        let mut slot = from;
+        while slot < to {
+            // What the bitmap has not grown to is free.
+            let word = self.words.get((slot / WORD) as usize).copied().unwrap_or(0);
+            let free = !word >> (slot % WORD);
+            if free != 0 {
+                return Some(slot + free.trailing_zeros()).filter(|slot| *slot < to);
+            }
+            slot = (slot / WORD + 1) * WORD;
+        }
+        None
     }
 
     /// Searches from the first slot again: the file could not grow, but slots that were written

@@ -381,6 +381,11 @@ impl GuestSpace {
         self.staging.empty(slot, count)
     }
 
+    /// Puts a page into a stage slot, one of [`GuestSpace::slots_for_copies`].
+    pub fn stage(&self, page: &PageBuf, slot: StageSlot) {
+        self.staging.put(page, slot);
+    }
+
     /// Copies a staged page out.
     pub fn read_staged(&self, slot: StageSlot, page: &mut PageBuf) {
         self.staging.read(slot, page);

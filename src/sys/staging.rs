@@ -101,9 +101,15 @@ impl Staging {
     pub fn copy_in(&self, hva: usize, slot: StageSlot, count: u32) {
         assert!(!Staging::is_moved(slot), "{slot:?} is for moved pages");
         let to = self.hva(slot, count) as *mut u8;
-        // SAFETY: the callers pass guest RAM of the space that owns this area, write-protected; the
-        // destination was checked to lie in `copied`, which this value owns. They do not overlap.
+        // SAFETY: the callers pass guest RAM of the space that owns this area, write-protected, or a
+        // page that they borrowed; the destination was checked to lie in `copied`, which this value
+        // owns. They do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(hva as *const u8, to, count as usize * PAGE_SIZE) };
+    }
+
+    /// Puts a page into a slot for copies.
+    pub fn put(&self, page: &PageBuf, slot: StageSlot) {
+        self.copy_in(page.0.as_ptr() as usize, slot, 1);
     }
 
     /// Frees the memory of `count` slots.

@@ -94,8 +94,6 @@ pub(super) struct Agent<'a> {
     reclaimer: Reclaimer,
     active: Active,
     orders: Orders,
-    /// Memory of the compressed store, as last reported: swapping does not lower it.
-    store: Pages,
     candidates: VecDeque<(Gfn, FrameId)>,
     /// Pages whose content the host manager wants, and since when.
     wanted: VecDeque<(Instant, Gfn)>,
@@ -139,7 +137,6 @@ impl<'a> Agent<'a> {
             reclaimer: Reclaimer::new(seed),
             active: Active::new(welcome.sampling, seed),
             orders: no_orders(),
-            store: Pages::ZERO,
             candidates: VecDeque::new(),
             wanted: VecDeque::new(),
             released: Vec::new(),
@@ -353,6 +350,7 @@ impl<'a> Agent<'a> {
                 if orders.state > MemState::High {
                     self.due.quiet = MEASURE_BUSY;
                 }
+                self.pager.bound_store(orders.private_max);
                 self.orders = orders;
             }
             ToVm::Candidates { pages } => self.candidates.extend(pages),
@@ -415,6 +413,7 @@ impl<'a> Agent<'a> {
         self.candidates.clear();
         self.wanted.clear();
         self.released.clear();
+        self.pager.bound_store(None);
         self.pager.with_credit(|credit| credit.unlimit());
         if let Err(error) = self.pager.retry_held() {
             self.failure.set(&error);
@@ -454,9 +453,8 @@ impl<'a> Agent<'a> {
         };
         let waits = self.pager.held_faults() > 0;
         let room = if waits { BATCH_PAGES as u64 } else { 0 };
-        let store = self.store;
         self.pager
-            .with_credit(|credit| credit.excess(most, store, Pages(room)))
+            .with_credit(|credit| credit.excess(most, Pages(room)))
     }
 
     fn reclaim(&mut self, now: Instant) -> Result<(), mem::Error> {
@@ -579,7 +577,6 @@ impl<'a> Agent<'a> {
 
     fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
         let mut report = self.pager.report()?;
-        self.store = report.compressed_store;
         report.take_path = Some(match self.pager.path() {
             space::TakePath::Move => TakePath::Move,
             space::TakePath::Copy => TakePath::Copy,
