@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod manager;
 mod member;
 pub mod pool;
+pub mod process;
 mod rate_limit;
 pub mod server;
 pub mod share;
