@@ -24,6 +24,7 @@ mod member;
 pub mod pool;
 pub mod process;
 mod rate_limit;
+pub mod record;
 pub mod server;
 pub mod share;
 pub mod split;
