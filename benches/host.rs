@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidemark::host::manager::{Manager, Settings};
+use tidemark::host::process::ProcessId;
 use tidemark::host::split::FrameSplit;
 use tidemark::link::message::{Hello, Report, ToHost};
 use tidemark::policy::PolicyKind;
@@ -95,7 +96,11 @@ fn host(vms: u32) -> (Manager, Vec<VmId>) {
             held: Pages::ZERO,
             lease: None,
         };
-        manager.join(hello).expect("there is room")
+        let process = ProcessId {
+            pid: i32::try_from(number).expect("a few VMs") + 2,
+            started: 1,
+        };
+        manager.admit(hello, process).expect("there is room")
     };
     let ids: Vec<VmId> = (0..vms).map(|n| join(n, &mut manager)).collect();
     ids.iter().for_each(|&id| report(&mut manager, id));

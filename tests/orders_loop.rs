@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use tidemark::host::manager::{Change, Manager, Outgoing, Settings};
+use tidemark::host::process::ProcessId;
 use tidemark::link::message::{Hello, Report, ToHost, ToVm};
 use tidemark::mem::credit::{CreditBook, CreditMove};
 use tidemark::policy::PolicyKind;
@@ -118,7 +119,8 @@ fn start(private: u64, compressed: u64) -> (Manager, Vm) {
         held: Pages(private) + vm.store(),
         lease: None,
     };
-    vm.id = manager.join(hello).unwrap();
+    let process = ProcessId { pid: 2, started: 1 };
+    vm.id = manager.admit(hello, process).unwrap();
     for out in manager.take_outgoing() {
         if let Outgoing::Welcome(_, welcome) = out {
             vm.account = CreditBook::new(welcome.credit, welcome.credit_batch);

@@ -53,10 +53,18 @@ const EDGES: &[(&str, &[&str])] = &[
             "units",
         ],
     ),
-    // Keys are made by the function that VM processes use; sizes in `set` read as in a fleet file.
+    // Keys are made by the function that VM processes use; sizes in `set` read as in a fleet file;
+    // who connects is asked of the kernel.
     (
         "host",
-        &["config::size", "link", "page::key", "policy", "units"],
+        &[
+            "config::size",
+            "link",
+            "page::key",
+            "policy",
+            "sys::peer",
+            "units",
+        ],
     ),
     (
         "cli",

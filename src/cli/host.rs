@@ -52,14 +52,20 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
     let path = args.socket.clone().unwrap_or_else(folder::host_socket);
     let mut server = Server::new(settings)?;
     server.listen(&path)?;
+    let expected = server.take_over();
     let mut signals = signal_pipe()?;
     server.watch(&signals, SIGNALS)?;
     out.line(&format!(
         "tidemark: host manager listens at {}, budget {}, seed {}",
         path.display(),
-        settings.budget,
+        server.manager().ledger().budget(),
         settings.seed
     ));
+    if expected > 0 {
+        out.line(&format!(
+            "tidemark: expects {expected} VMs of the host manager before it to join again"
+        ));
+    }
     loop {
         for event in server.turn(Duration::from_secs(1))? {
             if event == Event::Ready(SIGNALS) {

@@ -78,7 +78,9 @@ pub enum VmState {
     Running,
     /// Its vCPUs wait for memory.
     Blocked,
-    /// Was told to stop.
+    /// Its process lives and has no link: it hears nothing, and what it holds stays charged.
+    Detached,
+    /// Was told to stop, or has said how it ended.
     Stopping,
     /// Has ended.
     Ended,
@@ -91,6 +93,7 @@ impl VmState {
             VmState::Starting => "starting",
             VmState::Running => "running",
             VmState::Blocked => "blocked",
+            VmState::Detached => "detached",
             VmState::Stopping => "stopping",
             VmState::Ended => "ended",
         }

@@ -16,14 +16,19 @@
 //! guest wrote the page in between, or the VM process lies) makes no frame.
 //!
 //! A frame lives as long as it has references. A reference is lent with every candidate and ends
-//! with `Release` or the VM's death.
+//! with `Release` or the VM's death; that its link ends means nothing. A VM that has lost its link, or
+//! its host manager, says anew which frames it maps: see `group/claims.rs`.
 
-use std::collections::HashMap;
+mod claims;
+
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+pub use claims::ClaimError;
+
 use super::accounts::FramePart;
-use super::member::Member;
-use super::pool::{self, FramePool};
+use super::member::{Member, Reach};
+use super::pool::{self, FramePool, PoolId};
 use super::share::{ContentAnswer, Lent, NotHeld, OfferAnswer, WAITING_MAX, WANT_EXPIRY};
 use super::split::FrameSplit;
 use crate::link::message::Key;
@@ -46,9 +51,21 @@ struct Awaited {
 
 #[derive(Debug)]
 struct Frame {
-    key: Key,
+    /// Under which it is in the index; `None` until an adopted frame was read, and where another
+    /// one with its content came first.
+    key: Option<Key>,
     /// Who holds how many references; never zero ones.
     holders: Vec<(VmId, u32)>,
+    /// Of an earlier host manager: somebody may map it who has not said so yet.
+    adopted: bool,
+}
+
+/// The memory of a group's frames.
+#[derive(Debug)]
+enum Memory {
+    Held(FramePool),
+    /// An earlier host manager's, until a VM hands it back.
+    Awaited(PoolId),
 }
 
 /// A share group.
@@ -56,11 +73,15 @@ struct Frame {
 pub(super) struct Group {
     name: Option<String>,
     seed: u64,
-    pool: FramePool,
+    memory: Memory,
     members: HashMap<VmId, Member>,
     index: HashMap<Key, Entry>,
     frames: HashMap<FrameId, Frame>,
     references: u64,
+    /// Members that may map adopted frames and have not said which.
+    unsettled: HashSet<VmId>,
+    /// Adopted frames whose content has not been looked at.
+    unread: Vec<FrameId>,
     /// `frames` divided among their holders.
     split: FrameSplit,
     /// Whether `split` has changed since it was last asked for.
@@ -70,14 +91,20 @@ pub(super) struct Group {
 impl Group {
     /// A group without members.
     pub fn new(name: Option<&str>, seed: u64, pool: FramePool) -> Group {
+        Group::over(name, seed, Memory::Held(pool))
+    }
+
+    fn over(name: Option<&str>, seed: u64, memory: Memory) -> Group {
         Group {
             name: name.map(str::to_owned),
             seed,
-            pool,
+            memory,
             members: HashMap::new(),
             index: HashMap::new(),
             frames: HashMap::new(),
             references: 0,
+            unsettled: HashSet::new(),
+            unread: Vec::new(),
             split: FrameSplit::default(),
             split_changed: false,
         }
@@ -93,9 +120,29 @@ impl Group {
         self.seed
     }
 
-    /// Its frames' memory.
-    pub fn pool(&self) -> &FramePool {
-        &self.pool
+    /// Its frames' memory, unless that is still to be handed back.
+    pub fn pool(&self) -> Option<&FramePool> {
+        match &self.memory {
+            Memory::Held(pool) => Some(pool),
+            Memory::Awaited(_) => None,
+        }
+    }
+
+    /// Which file its frames are in.
+    pub fn pool_id(&self) -> PoolId {
+        match &self.memory {
+            Memory::Held(pool) => pool.id(),
+            Memory::Awaited(id) => *id,
+        }
+    }
+
+    fn pool_mut(&mut self) -> &mut FramePool {
+        match &mut self.memory {
+            Memory::Held(pool) => pool,
+            Memory::Awaited(_) => {
+                unreachable!("nobody has a link or a frame before the pool is there")
+            }
+        }
     }
 
     /// Whether nobody is in it.
@@ -140,30 +187,49 @@ impl Group {
         let Some(mut member) = self.members.remove(&vm) else {
             return Pages::ZERO;
         };
-        for key in member.hints.values() {
-            self.index.remove(key);
+        self.forget_pages(&mut member);
+        self.unsettled.remove(&vm);
+        self.split_changed = true;
+        for frame in self.frames.values_mut() {
+            if frame.holders.iter().any(|&(holder, _)| holder == vm) {
+                self.split.remove(&frame.holders);
+                frame.holders.retain(|&(holder, _)| holder != vm);
+                self.split.add(&frame.holders);
+            }
+        }
+        self.references -= member.references;
+        self.sweep()
+    }
+
+    /// Forgets a member's hints and wants.
+    fn forget_pages(&mut self, member: &mut Member) {
+        for (_, key) in member.hints.drain() {
+            self.index.remove(&key);
         }
         for (_, (key, _)) in member.wants.drain() {
             self.give_up(key);
         }
+    }
+
+    /// Gives the frames that nobody holds, and nobody may still claim, back to the host. Returns how
+    /// many.
+    fn sweep(&mut self) -> Pages {
+        let settled = self.unsettled.is_empty();
         let mut freed = Vec::new();
-        self.split_changed = true;
         self.frames.retain(|&id, frame| {
-            if !frame.holders.iter().any(|&(holder, _)| holder == vm) {
-                return true;
-            }
-            self.split.remove(&frame.holders);
-            frame.holders.retain(|&(holder, _)| holder != vm);
-            self.split.add(&frame.holders);
-            if frame.holders.is_empty() {
-                self.index.remove(&frame.key);
+            let keep = !frame.holders.is_empty() || (frame.adopted && !settled);
+            if !keep {
+                if let Some(key) = frame.key {
+                    self.index.remove(&key);
+                }
                 freed.push(id);
             }
-            !frame.holders.is_empty()
+            keep
         });
-        self.references -= member.references;
         let count = Pages(freed.len() as u64);
-        self.pool.free(freed);
+        if !freed.is_empty() {
+            self.pool_mut().free(freed);
+        }
         count
     }
 
@@ -220,13 +286,13 @@ impl Group {
                 self.give_up(key);
                 continue;
             }
-            match self.pool.store(vm, gfn, content) {
+            match self.pool_mut().store(vm, gfn, content) {
                 Ok(Some(frame)) => {
                     self.publish(key, frame, (vm, gfn), &mut answer.lent);
                     if self.frames[&frame].holders.is_empty() {
                         // Nobody may hold further references: as if there had been no room.
                         self.forget(frame);
-                        self.pool.free(vec![frame]);
+                        self.pool_mut().free(vec![frame]);
                     } else {
                         answer.made += 1;
                     }
@@ -259,7 +325,9 @@ impl Group {
             }
         }
         let count = Pages(freed.len() as u64);
-        self.pool.free(freed);
+        if !freed.is_empty() {
+            self.pool_mut().free(freed);
+        }
         (count, result)
     }
 
@@ -329,8 +397,12 @@ impl Group {
         let Some(Entry::Awaited(awaited)) = awaited else {
             unreachable!("a want and its awaited entry come and go together");
         };
-        let holders = Vec::new();
-        self.frames.insert(frame, Frame { key, holders });
+        let new = Frame {
+            key: Some(key),
+            holders: Vec::new(),
+            adopted: false,
+        };
+        self.frames.insert(frame, new);
         for (vm, gfn) in std::iter::once(first).chain(awaited.waiting) {
             if self.lend(vm, frame) {
                 lent.push(Lent { vm, gfn, frame });
@@ -361,6 +433,11 @@ impl Group {
 
     fn unreference(&mut self, vm: VmId, id: FrameId) -> Result<Option<FrameId>, NotHeld> {
         let missing = NotHeld { frame: id };
+        let member = self.members.get_mut(&vm).ok_or(missing)?;
+        if let Some(claims) = &mut member.claims {
+            // What it has lost since it claimed it.
+            return claims.release(id).map(|()| None);
+        }
         let frame = self.frames.get_mut(&id).ok_or(missing)?;
         let place = frame.holders.iter().position(|(holder, _)| *holder == vm);
         let place = place.ok_or(missing)?;
@@ -371,10 +448,9 @@ impl Group {
         }
         self.split.add(&frame.holders);
         self.split_changed = true;
-        let member = self.members.get_mut(&vm).expect("holders are members");
         member.references -= 1;
         self.references -= 1;
-        if !frame.holders.is_empty() {
+        if !frame.holders.is_empty() || (frame.adopted && !self.unsettled.is_empty()) {
             return Ok(None);
         }
         self.forget(id);
@@ -385,7 +461,9 @@ impl Group {
     fn forget(&mut self, id: FrameId) {
         let frame = self.frames.remove(&id).expect("callers know the frame");
         assert!(frame.holders.is_empty(), "{id:?} has references");
-        self.index.remove(&frame.key);
+        if let Some(key) = frame.key {
+            self.index.remove(&key);
+        }
     }
 
     /// Checks every count against the tables.
@@ -393,18 +471,25 @@ impl Group {
     /// # Panics
     /// When they differ: a bug.
     pub fn audit(&self) {
-        let stored = self.pool.in_use() as usize;
+        let stored = self.pool().map_or(0, FramePool::in_use) as usize;
         assert_eq!(self.frames.len(), stored, "frames and pool");
         let mut references: HashMap<VmId, u64> = HashMap::new();
         let mut split = FrameSplit::default();
         for (id, frame) in &self.frames {
             split.add(&frame.holders);
-            assert!(!frame.holders.is_empty(), "{id:?} has no reference");
-            let indexed = &self.index[&frame.key];
+            let awaited = frame.adopted && !self.unsettled.is_empty();
             assert!(
-                matches!(indexed, Entry::Frame(found) if found == id),
-                "{id:?} is indexed"
+                awaited || !frame.holders.is_empty(),
+                "{id:?} has no reference"
             );
+            assert!(frame.adopted || frame.key.is_some(), "{id:?} has no key");
+            if let Some(key) = frame.key {
+                let indexed = &self.index[&key];
+                assert!(
+                    matches!(indexed, Entry::Frame(found) if found == id),
+                    "{id:?} is indexed"
+                );
+            }
             for &(vm, count) in &frame.holders {
                 assert!(count > 0);
                 assert!(self.members.contains_key(&vm), "{id:?} left its group");
@@ -413,9 +498,17 @@ impl Group {
         }
         assert_eq!(self.references, references.values().sum::<u64>());
         assert_eq!(self.split, split, "the running split and the frames");
+        for vm in &self.unsettled {
+            assert!(self.members.contains_key(vm), "{vm:?} left its group");
+        }
         for (vm, member) in &self.members {
             let held = references.get(vm).copied().unwrap_or(0);
             assert_eq!(member.references, held, "{vm:?}");
+            if let Some(claims) = &member.claims {
+                self.audit_claims(*vm, claims);
+            }
+            let idle = member.reach == Reach::Detached || member.claims.is_some();
+            assert!(!idle || member.wants.is_empty(), "{vm:?} is asked");
             for (gfn, key) in &member.hints {
                 assert!(matches!(self.index[key], Entry::Hint(v, g) if (v, g) == (*vm, *gfn)));
             }

@@ -4,12 +4,14 @@
 //! loop ([`super::server`]) owns descriptors and clocks, feeds [`Manager::message`] and
 //! [`Manager::tick`], and delivers what [`Manager::take_outgoing`] yields.
 //!
-//! A VM that breaks the protocol is told nothing: `message` returns the [`Violation`], the event
-//! loop ends the link and calls [`Manager::gone`], and everything the VM held is returned.
+//! What a VM holds ends with its process ([`Manager::gone`]). Without a link it is *detached*: it keeps
+//! everything, is sent nothing, and can join again (`manager/takeover.rs`). A VM that breaks the
+//! protocol is told nothing: `message` returns the [`Violation`], and the event loop kills the process.
 
 mod admission;
 mod figures;
 mod leases;
+mod takeover;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,11 +19,13 @@ use std::time::Duration;
 pub use admission::{Change, credit_batch};
 use figures::Life;
 pub use leases::LeaseEnd;
+pub use takeover::{HostRecord, Known, Note, VmRecord};
 
 use super::accounts::{History, Peaks, VmFigures, VmState};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
-use super::share::{Lent, NotHeld, ShareIndex};
+use super::process::ProcessId;
+use super::share::{ClaimError, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{Exit, ExitReason, LIST_MAX, Orders, Report, ToHost, ToVm, Welcome};
 use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
@@ -38,10 +42,12 @@ pub const TICK: Duration = Duration::from_millis(100);
 const URGENT_GAP: Duration = Duration::from_millis(10);
 /// Pages that each VM scans for sharing in a second. Chosen: 256 MiB in 8 s.
 const SCAN_PAGES_PER_SECOND: u32 = 8192;
+/// Frames of an earlier host manager that are read for their keys in one tick: some milliseconds.
+const ADOPTED_A_TICK: usize = 2048;
 /// Largest weight: the sum over all VMs, times a number of pages, stays far from overflow.
 const SHARES_MAX: u64 = 1 << 40;
 /// VMs on one host, at most.
-const VMS_MAX: usize = 4096;
+pub const VMS_MAX: usize = 4096;
 /// Ended VMs whose figures are kept, at most.
 const ENDED_MAX: usize = 1024;
 
@@ -75,6 +81,9 @@ pub enum Violation {
     /// It released a frame that it does not hold.
     #[error(transparent)]
     NotHeld(#[from] NotHeld),
+    /// It claimed a frame that it cannot map.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
 }
 
 /// Something for the event loop to do.
@@ -91,6 +100,9 @@ pub enum Outgoing {
 #[derive(Debug)]
 struct Vm {
     name: String,
+    /// With which everything ends that it holds.
+    process: ProcessId,
+    reach: Reach,
     allocation: Allocation,
     /// From whom its memory was to come when it was admitted.
     admission: String,
@@ -122,7 +134,8 @@ impl Vm {
             .as_ref()
             .is_some_and(|orders| orders.run == Run::Block);
         match &self.report {
-            _ if self.stopping => VmState::Stopping,
+            _ if self.stopping || self.exit.is_some() => VmState::Stopping,
+            _ if self.reach == Reach::Detached => VmState::Detached,
             None => VmState::Starting,
             Some(_) if blocked => VmState::Blocked,
             Some(_) => VmState::Running,
@@ -146,6 +159,8 @@ pub struct Manager {
     next_request: u64,
     ended: Vec<VmFigures>,
     outgoing: Vec<Outgoing>,
+    /// What is to be recorded before anything else is sent.
+    notes: Vec<Note>,
     decided: Duration,
     urgent: bool,
 }
@@ -166,6 +181,7 @@ impl Manager {
             next_request: 0,
             ended: Vec::new(),
             outgoing: Vec::new(),
+            notes: Vec::new(),
             decided: Duration::ZERO,
             urgent: false,
         }
@@ -204,6 +220,11 @@ impl Manager {
         self.vms.get(&vm).map(|vm| vm.allocation.size)
     }
 
+    /// What a live VM is promised.
+    pub fn allocation(&self, vm: VmId) -> Option<Allocation> {
+        self.vms.get(&vm).map(|vm| vm.allocation)
+    }
+
     /// Names of the live VMs.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.vms.values().map(|vm| vm.name.as_str())
@@ -224,7 +245,7 @@ impl Manager {
     /// Takes one message of a VM.
     ///
     /// # Errors
-    /// When the VM breaks the protocol: end its link and call [`Manager::gone`].
+    /// When the VM breaks the protocol: kill its process, and call [`Manager::gone`] once it is dead.
     pub fn message(&mut self, id: VmId, message: ToHost, now: Duration) -> Result<(), Violation> {
         let Some(vm) = self.vms.get_mut(&id) else {
             return Ok(());
@@ -260,12 +281,11 @@ impl Manager {
                 let answer = self.shares.offer(id, &pages, now);
                 if !answer.candidates.is_empty() {
                     let pages = answer.candidates;
-                    self.outgoing
-                        .push(Outgoing::Send(id, ToVm::Candidates { pages }));
+                    self.send(id, ToVm::Candidates { pages });
                 }
                 if !answer.wants.is_empty() {
                     let gfns = answer.wants;
-                    self.outgoing.push(Outgoing::Send(id, ToVm::Want { gfns }));
+                    self.send(id, ToVm::Want { gfns });
                 }
             }
             ToHost::Content { pages } => {
@@ -289,17 +309,24 @@ impl Manager {
                 }
                 result?;
             }
+            ToHost::Claim { frames } => self.shares.claim(id, &frames)?,
+            ToHost::Claimed => {
+                let freed = self.shares.end_claims(id)?;
+                self.ledger.drop_frames(freed);
+                self.serve(None);
+            }
             ToHost::Exited(exit) => vm.exit = Some(exit),
         }
         self.watch_thresholds();
         Ok(())
     }
 
-    /// A VM's link has closed, or its process has died: all it held returns at once.
+    /// A VM's process has ended: all it held returns at once.
     pub fn gone(&mut self, id: VmId) {
         let Some(mut vm) = self.vms.remove(&id) else {
             return;
         };
+        self.notes.push(Note::Gone(vm.name.clone()));
         self.ledger.close(id);
         self.own -= vm.own();
         let freed = self.shares.leave(id);
@@ -334,6 +361,7 @@ impl Manager {
         self.decided = now;
         self.urgent = false;
         self.shares.expire(now);
+        self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
         let snapshot = self.snapshot(now);
         let Plan { state, vms } = decide(&snapshot, &mut self.policy);
@@ -349,12 +377,12 @@ impl Manager {
                 .vms
                 .get_mut(&plan.id)
                 .expect("the plan is about the snapshot's VMs");
-            if vm.orders.as_ref() != Some(&orders) {
-                vm.orders = Some(orders.clone());
-                self.outgoing
-                    .push(Outgoing::Send(plan.id, ToVm::Orders(orders)));
-            }
+            let (id, changed) = (plan.id, vm.orders.as_ref() != Some(&orders));
             vm.plan = Some(plan);
+            if changed {
+                vm.orders = Some(orders.clone());
+                self.send(id, ToVm::Orders(orders));
+            }
         }
         self.history.enters(state, now);
         // Who was not granted everything now waits for the next tick: the plan knows of it.
@@ -363,11 +391,22 @@ impl Manager {
         self.observe();
     }
 
-    /// Asks a VM to stop.
+    /// Asks a VM to stop; one without a link is asked when it has joined again.
     pub fn stop(&mut self, id: VmId) {
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.stopping = true;
-            self.outgoing.push(Outgoing::Send(id, ToVm::Stop));
+            self.send(id, ToVm::Stop);
+        }
+    }
+
+    /// Sends a message to a VM that has a link.
+    fn send(&mut self, id: VmId, message: ToVm) {
+        if self
+            .vms
+            .get(&id)
+            .is_some_and(|vm| vm.reach != Reach::Detached)
+        {
+            self.outgoing.push(Outgoing::Send(id, message));
         }
     }
 
@@ -378,6 +417,12 @@ impl Manager {
     pub fn audit(&self) {
         self.ledger.audit();
         self.shares.audit();
+        for (id, vm) in &self.vms {
+            let reach = self.shares.reach(*id);
+            assert_eq!(reach, Some(vm.reach), "reach of {id:?}");
+            let waits = vm.reach == Reach::Detached && vm.asked > Pages::ZERO;
+            assert!(!waits, "{id:?} waits for credit and has no link");
+        }
         let own = self.vms.values().map(Vm::own).sum::<Pages>();
         assert_eq!(self.own, own, "sum of what the VMs hold");
         assert_eq!(
@@ -446,8 +491,7 @@ impl Manager {
             let pages = self.affordable(id, asked);
             if pages > Pages::ZERO {
                 self.ledger.grant(id, pages);
-                self.outgoing
-                    .push(Outgoing::Send(id, ToVm::Credit { pages }));
+                self.send(id, ToVm::Credit { pages });
             }
             self.vms.get_mut(&id).expect("waiting VMs are live").asked -= pages;
             self.urgent |= pages < asked;
@@ -471,8 +515,7 @@ impl Manager {
             pages.sort_unstable();
             for part in pages.chunks(LIST_MAX) {
                 let pages = part.to_vec();
-                self.outgoing
-                    .push(Outgoing::Send(vm, ToVm::Candidates { pages }));
+                self.send(vm, ToVm::Candidates { pages });
             }
         }
     }

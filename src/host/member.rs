@@ -6,7 +6,27 @@ use std::time::Duration;
 
 use super::share::WANTS_MAX;
 use crate::link::message::{Key, LIST_MAX};
-use crate::units::{Gfn, Pages};
+use crate::units::{FrameId, Gfn, Pages};
+
+/// Whether a VM takes messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// It reads what it is sent.
+    Open,
+    /// It has a link and has not read what it was sent.
+    Behind,
+    /// It has no link.
+    Detached,
+}
+
+/// What a VM has said so far of the frames that it maps.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    /// How often each is mapped.
+    pub frames: HashMap<FrameId, u32>,
+    /// The sum over them.
+    pub count: u64,
+}
 
 /// A VM in its group.
 #[derive(Debug)]
@@ -18,6 +38,10 @@ pub(super) struct Member {
     pub wants: HashMap<Gfn, (Key, Duration)>,
     /// References lent to it and not ended.
     pub references: u64,
+    /// Nothing is lent to it and nothing asked of it unless it is open.
+    pub reach: Reach,
+    /// While it says what it maps; its references stay until it has.
+    pub claims: Option<Claims>,
 }
 
 impl Member {
@@ -27,7 +51,18 @@ impl Member {
             hints: HashMap::new(),
             wants: HashMap::new(),
             references: 0,
+            reach: Reach::Open,
+            claims: None,
         }
+    }
+
+    /// Pages of its memory.
+    pub fn size(&self) -> Pages {
+        self.size
+    }
+
+    fn is_open(&self) -> bool {
+        self.reach == Reach::Open && self.claims.is_none()
     }
 
     /// Whether a further page may be a hint: one a page of its memory.
@@ -37,11 +72,16 @@ impl Member {
 
     /// Whether it may be asked for the content of `gfn`.
     pub fn may_want(&self, gfn: Gfn) -> bool {
-        !self.wants.contains_key(&gfn) && self.wants.len() < WANTS_MAX
+        self.is_open() && !self.wants.contains_key(&gfn) && self.wants.len() < WANTS_MAX
     }
 
-    /// Whether it may be lent a further reference: its pages and one message of candidates.
+    /// Whether it may be lent a further reference.
     pub fn may_hold(&self) -> bool {
-        self.references < self.size.0 + LIST_MAX as u64
+        self.is_open() && self.references < self.references_max()
+    }
+
+    /// References that it may have: its pages and one message of candidates.
+    pub fn references_max(&self) -> u64 {
+        self.size.0 + LIST_MAX as u64
     }
 }

@@ -20,12 +20,17 @@
 //! frame's place follows from the gfn it was first seen at: a 2 MiB chunk of a VM's pages gets a
 //! window of 512 frames, and each gfn the frame at its own offset therein, whatever the order in
 //! which the contents arrive. When no window is left, any free frame will do.
+//!
+//! **A pool outlives its host manager** in the VM processes that map it. The next host manager gets a
+//! descriptor back from one of them, knows the file by its inode ([`PoolId`], from its own record), and
+//! opens it again for writing, as only its owner can. Frames in use are those that the file has.
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::policy::types::VmId;
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, PAGES_MAX, Pages};
@@ -44,6 +49,45 @@ fn error(operation: &'static str) -> impl FnOnce(Errno) -> Error {
     move |source| Error { operation, source }
 }
 
+/// Which file a pool is, for as long as anybody has it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PoolId {
+    /// Device of the file.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// Its length in frames.
+    pub frames: u32,
+}
+
+impl PoolId {
+    /// Whether `fd` is this file, and the memory of this user.
+    pub fn is(&self, fd: &OwnedFd) -> bool {
+        rustix::fs::fstat(fd).is_ok_and(|stat| {
+            stat.st_dev == self.device
+                && stat.st_ino == self.inode
+                && u64::try_from(stat.st_size) == Ok(FrameId(self.frames).offset())
+                && stat.st_uid == rustix::process::geteuid().as_raw()
+                && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        })
+    }
+
+    /// Whether a pool can have this length.
+    pub fn is_sound(&self) -> bool {
+        self.frames > 0
+            && self.frames.is_multiple_of(CHUNK_PAGES)
+            && u64::from(self.frames) <= PAGES_MAX
+    }
+
+    fn of(stat: &Stat, frames: u32) -> PoolId {
+        PoolId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            frames,
+        }
+    }
+}
+
 /// A part of a VM's memory that has a window: (VM, first gfn of the chunk).
 type Chunk = (VmId, Gfn);
 
@@ -51,6 +95,7 @@ type Chunk = (VmId, Gfn);
 #[derive(Debug)]
 pub struct FramePool {
     file: OwnedFd,
+    id: PoolId,
     /// Length of the file in windows of [`CHUNK_PAGES`] frames.
     length: u32,
     /// For each frame of the windows below.
@@ -83,8 +128,14 @@ impl FramePool {
         rustix::fs::ftruncate(&file, FrameId(windows * CHUNK_PAGES).offset())
             .map_err(error("size"))?;
         rustix::fs::fchmod(&file, Mode::RUSR).map_err(error("protect"))?;
+        FramePool::empty(file, windows)
+    }
+
+    fn empty(file: OwnedFd, windows: u32) -> Result<FramePool, Error> {
+        let stat = rustix::fs::fstat(&file).map_err(error("look at"))?;
         Ok(FramePool {
             file,
+            id: PoolId::of(&stat, windows * CHUNK_PAGES),
             length: windows,
             used: Vec::new(),
             windows: Vec::new(),
@@ -92,6 +143,66 @@ impl FramePool {
             in_use: 0,
             next: 0,
         })
+    }
+
+    /// Takes over the pool of an earlier host manager, of which `handed` is a read-only descriptor.
+    /// The frames in use are those that the file has memory for, in ascending order.
+    ///
+    /// # Errors
+    /// When it is another file than `id` says, or the kernel refuses it to us.
+    pub fn adopt(handed: &OwnedFd, id: PoolId) -> Result<(FramePool, Vec<FrameId>), Error> {
+        if !id.is(handed) || !id.is_sound() {
+            return Err(error("recognise")(Errno::INVAL));
+        }
+        let mut pool = FramePool::empty(reopened(handed)?, id.frames / CHUNK_PAGES)?;
+        let used = pool.scan()?;
+        if let Some(last) = used.last() {
+            let windows = window(*last) + 1;
+            pool.windows.resize(windows, (0, None));
+            pool.used.resize(windows * CHUNK_PAGES as usize, false);
+        }
+        for frame in &used {
+            pool.used[frame.index()] = true;
+            pool.windows[window(*frame)].0 += 1;
+            pool.in_use += 1;
+        }
+        Ok((pool, used))
+    }
+
+    /// The frames that the file has memory for.
+    fn scan(&self) -> Result<Vec<FrameId>, Error> {
+        let mut used = Vec::new();
+        let mut at = 0;
+        loop {
+            let data = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(data) => data,
+                Err(Errno::NXIO) => return Ok(used),
+                Err(errno) => return Err(error("scan")(errno)),
+            };
+            let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(data)).map_err(error("scan"))?;
+            let range = Pages::in_bytes(data).0..Pages::holding_bytes(hole).0;
+            let ids = range.filter_map(|frame| u32::try_from(frame).ok());
+            used.extend(ids.filter(|id| *id < self.frames()).map(FrameId));
+            // Whatever the file says, the search moves on.
+            at = hole.max(data + PAGE_SIZE as u64);
+        }
+    }
+
+    /// Which file it is.
+    pub fn id(&self) -> PoolId {
+        self.id
+    }
+
+    /// The content of a frame, for its key.
+    ///
+    /// # Errors
+    /// When it cannot be read whole.
+    pub fn read(&self, frame: FrameId, page: &mut [u8; PAGE_SIZE]) -> Result<(), Error> {
+        match rustix::io::pread(&self.file, &mut page[..], frame.offset()) {
+            Ok(PAGE_SIZE) => Ok(()),
+            Ok(_) => Err(error("read")(Errno::IO)),
+            Err(errno) => Err(error("read")(errno)),
+        }
     }
 
     /// Length in frames.
@@ -268,6 +379,23 @@ impl FramePool {
     }
 }
 
+/// A descriptor that can write. The file's mode says that nobody may, so its owner first lets itself;
+/// root needs no leave. VM processes cannot open it meanwhile: see the module documentation.
+fn reopened(handed: &OwnedFd) -> Result<OwnedFd, Error> {
+    let path = format!("/proc/self/fd/{}", handed.as_raw_fd());
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let opened = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {
+            rustix::fs::fchmod(handed, Mode::RUSR | Mode::WUSR).map_err(error("unlock"))?;
+            rustix::fs::open(&path, flags, Mode::empty())
+        }
+        other => other,
+    };
+    // Also where an earlier attempt was cut off in between.
+    rustix::fs::fchmod(handed, Mode::RUSR).map_err(error("protect"))?;
+    opened.map_err(error("reopen"))
+}
+
 fn window(frame: FrameId) -> usize {
     (frame.0 / CHUNK_PAGES) as usize
 }
@@ -335,6 +463,53 @@ mod tests {
         assert!(reader.set_len(1).is_err());
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         assert!(rustix::fs::fallocate(&reader, punch, 0, 4096).is_err());
+    }
+
+    fn blocks(file: &OwnedFd) -> i64 {
+        rustix::fs::fstat(file).unwrap().st_blocks
+    }
+
+    #[test]
+    fn the_next_owner_finds_every_frame_and_writes_the_same_file() {
+        let mut first = pool(8);
+        let mut frames = Vec::new();
+        for gfn in [0, 1, 2, 9, 700, 1300, 1301] {
+            frames.push(first.store(VmId(1), Gfn(gfn), &page(3)).unwrap().unwrap());
+        }
+        first.free(vec![frames.remove(1)]);
+        let (id, handed) = (first.id(), first.reader().unwrap());
+        drop(first);
+        let (mut next, found) = FramePool::adopt(&handed, id).unwrap();
+        frames.sort_unstable();
+        assert_eq!(found, frames);
+        assert_eq!((next.id(), next.in_use()), (id, 6));
+        let mode = rustix::fs::fstat(&next.file).unwrap().st_mode;
+        assert_eq!(mode & 0o777, 0o400);
+        // New frames go where none is, and old ones return to the host.
+        let new = next.store(VmId(2), Gfn(5), &page(4)).unwrap().unwrap();
+        assert!(!found.contains(&new));
+        let before = blocks(&handed);
+        next.free(found);
+        assert!(blocks(&handed) < before);
+        next.free(vec![new]);
+        assert_eq!(blocks(&handed), 0);
+    }
+
+    #[test]
+    fn another_file_is_not_adopted() {
+        let first = pool(8);
+        let id = first.id();
+        let other = pool(8).reader().unwrap();
+        assert!(FramePool::adopt(&other, id).is_err());
+        let handed = first.reader().unwrap();
+        let longer = PoolId {
+            frames: id.frames + CHUNK_PAGES,
+            ..id
+        };
+        assert!(FramePool::adopt(&handed, longer).is_err());
+        let pipe = rustix::pipe::pipe().unwrap().0;
+        assert!(FramePool::adopt(&pipe, id).is_err());
+        assert!(FramePool::adopt(&handed, id).is_ok());
     }
 
     #[test]

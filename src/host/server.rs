@@ -7,25 +7,37 @@
 //! Nothing a peer does makes the loop wait: reads and writes never block, a link is read at most
 //! `MESSAGES_PER_TURN` messages at a time, and connections that say nothing are closed after
 //! `SILENCE_MAX`.
+//!
+//! | file | does |
+//! |---|---|
+//! | `server/listener.rs` | the socket file |
+//! | `server/vms.rs` | links and processes of VMs: joining, detaching, ending |
+//! | `server/takeover.rs` | what an earlier host manager left, and what this one leaves |
+
+mod listener;
+mod takeover;
+mod vms;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{self, SocketFlags};
 
+use self::listener::Listener;
 use super::control;
 use super::manager::{LeaseEnd, Manager, Outgoing, Settings};
 use super::pool::{self, FramePool};
+use super::process::Process;
 use super::rate_limit::{Allowed, RateLimit};
+use super::record::Record;
 use crate::link::codec;
-use crate::link::message::{MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, ToHost, ToVm};
+use crate::link::message::{MESSAGE_BYTES_MAX, ToHost, ToVm};
 use crate::link::socket::{self, HostLink, TakeFd};
 use crate::policy::lease::OwnerId;
 use crate::policy::types::VmId;
@@ -80,21 +92,22 @@ pub enum Event {
     Joined(String),
     /// A VM was refused: name and reason.
     Refused(String, String),
-    /// A VM's link has closed; its figures say how it ended.
+    /// A VM's process has ended; its figures say how.
     Ended(String),
 }
 
 /// A connection, by what is known of it.
 enum Connection {
-    /// Nothing yet. `expected`: the only VM name that may come.
+    /// Nothing yet. `expected`: who has the other end, and nobody else may come.
     Guest {
         fd: OwnedFd,
-        expected: Option<String>,
+        expected: Option<Expected>,
         since: Instant,
     },
     Vm {
         id: VmId,
         link: HostLink,
+        behind: bool,
     },
     /// The rest of a control reply; without one, the owner of a lease.
     Control {
@@ -124,32 +137,16 @@ impl<T: AsFd> AsRefFd for T {
     }
 }
 
-struct Listener {
-    fd: OwnedFd,
-    path: PathBuf,
-    inode: u64,
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Only our own socket file: another host manager may have replaced it.
-        if inode(&self.path) == Some(self.inode) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// A connection to any other kind of file is refused too.
-fn is_socket(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
-}
-
-fn inode(path: &Path) -> Option<u64> {
-    fs::symlink_metadata(path).ok().map(|meta| meta.ino())
+/// A VM process that we started, at the other end of a pair.
+struct Expected {
+    name: String,
+    process: Process,
 }
 
 /// Tokens of descriptors that callers watch have this bit; connections and listeners do not.
 const WATCHED: u64 = 1 << 63;
+/// Tokens of the processes of VMs have this bit, and the VM's number.
+const PROCESS: u64 = 1 << 62;
 const LISTENER: u64 = 0;
 
 /// The event loop.
@@ -160,6 +157,9 @@ pub struct Server {
     listener: Option<Listener>,
     connections: HashMap<u64, Connection>,
     token_of: HashMap<VmId, u64>,
+    /// Each VM's process, with which it ends.
+    processes: HashMap<VmId, Process>,
+    record: Option<Record>,
     next_token: u64,
     buffer: Vec<u8>,
     complaints: RateLimit,
@@ -180,6 +180,8 @@ impl Server {
             listener: None,
             connections: HashMap::new(),
             token_of: HashMap::new(),
+            processes: HashMap::new(),
+            record: None,
             next_token: LISTENER + 1,
             buffer: vec![0; MESSAGE_BYTES_MAX],
             complaints: RateLimit::default(),
@@ -194,60 +196,22 @@ impl Server {
     /// # Errors
     /// When another host manager listens there, or the socket cannot be made.
     pub fn listen(&mut self, path: &Path) -> Result<(), Error> {
-        let failed = |source: io::Error| Error::Listen {
-            path: path.to_owned(),
-            source,
-        };
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
-            let made = fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder);
-            made.map_err(failed)?;
-        }
-        if inode(path).is_some() {
-            match socket::connect(path) {
-                Ok(_) => {
-                    return Err(Error::InUse {
-                        path: path.to_owned(),
-                    });
-                }
-                Err(socket::Error::Connect {
-                    source: Errno::CONNREFUSED,
-                    ..
-                }) if is_socket(path) => fs::remove_file(path).map_err(failed)?,
-                // Not a socket of ours: bind says what is wrong with it.
-                Err(_) => {}
-            }
-        }
-        let bound = || -> io::Result<OwnedFd> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let fd = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-            net::bind(&fd, &SocketAddrUnix::new(path)?)?;
-            // Nobody can connect before `listen`, so nobody gets in before the mode is set.
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            net::listen(&fd, 64)?;
-            Ok(fd)
-        };
-        let fd = bound().map_err(failed)?;
-        self.add(&fd, LISTENER)?;
-        self.listener = Some(Listener {
-            fd,
-            path: path.to_owned(),
-            inode: inode(path).unwrap_or(0),
-        });
+        let listener = Listener::new(path)?;
+        self.add(&listener.fd, LISTENER)?;
+        self.listener = Some(listener);
         Ok(())
     }
 
-    /// Takes over one end of a link whose other end a VM process has. Only a VM named `expected`
-    /// may join over it.
+    /// Takes over one end of a link whose other end `process` has, which we started. Only the VM
+    /// `name` may join over it.
     ///
     /// # Errors
     /// When the kernel refuses to watch it.
-    pub fn adopt(&mut self, fd: OwnedFd, expected: Option<String>) -> Result<(), Error> {
+    pub fn adopt(&mut self, fd: OwnedFd, name: String, process: Process) -> Result<(), Error> {
+        self.add_guest(fd, Some(Expected { name, process }))
+    }
+
+    fn add_guest(&mut self, fd: OwnedFd, expected: Option<Expected>) -> Result<(), Error> {
         let token = self.next_token;
         self.next_token += 1;
         self.add(&fd, token)?;
@@ -307,6 +271,7 @@ impl Server {
             match event.data.u64() {
                 LISTENER => self.accept(),
                 token if token & WATCHED != 0 => self.events.push(Event::Ready(token & !WATCHED)),
+                token if token & PROCESS != 0 => self.process_ended(token & !PROCESS),
                 token => self.ready(token),
             }
             self.deliver();
@@ -369,7 +334,7 @@ impl Server {
             self.complain(|| "refused a connection: too many are silent".to_owned());
             return;
         }
-        if let Err(error) = self.adopt(fd, None) {
+        if let Err(error) = self.add_guest(fd, None) {
             self.complain(|| error.to_string());
         }
     }
@@ -396,10 +361,11 @@ impl Server {
         let Some(Connection::Guest { fd, .. }) = self.connections.get(&token) else {
             return;
         };
-        let bytes = match socket::recv_datagram(fd, &mut self.buffer, TakeFd::Never) {
+        // A VM that joins again hands its frame pool back.
+        let (bytes, handed) = match socket::recv_datagram(fd, &mut self.buffer, TakeFd::One) {
             Err(Errno::AGAIN | Errno::INTR) => return,
-            Ok(datagram) => datagram.bytes,
-            Err(_) => 0,
+            Ok(datagram) => (datagram.bytes, datagram.fd),
+            Err(_) => (0, None),
         };
         let Some(Connection::Guest { fd, expected, .. }) = self.connections.remove(&token) else {
             return;
@@ -413,6 +379,7 @@ impl Server {
                 let now = self.start.elapsed();
                 let owner = OwnerId(token);
                 let reply = control::answer(&mut self.manager, datagram, owner, now);
+                self.keep_record();
                 let mut parts = control::datagrams(&reply);
                 parts.reverse();
                 let since = Instant::now();
@@ -421,12 +388,12 @@ impl Server {
                 self.send_reply(token);
             }
             Some(_) => match codec::decode::<ToHost>(datagram) {
-                Ok(ToHost::Hello(hello)) => self.join(token, fd, expected, hello),
+                Ok(ToHost::Hello(hello)) => self.join(token, fd, expected, hello, handed),
                 Ok(_) => self.unlinked(expected, "its first message is no Hello"),
                 Err(error) => {
                     // A VM process of another version deserves to be told so.
                     if matches!(error, codec::Error::Version { .. }) {
-                        refuse(fd, &error.to_string());
+                        vms::refuse(fd, &error.to_string());
                     }
                     self.unlinked(expected, &error.to_string());
                 }
@@ -435,62 +402,11 @@ impl Server {
     }
 
     /// A connection ended before it became a VM.
-    fn unlinked(&mut self, expected: Option<String>, why: &str) {
+    fn unlinked(&mut self, expected: Option<Expected>, why: &str) {
         match expected {
-            Some(name) => self.events.push(Event::Ended(name)),
+            Some(expected) => self.events.push(Event::Ended(expected.name)),
             None => self.complain(|| format!("closed a connection: {why}")),
         }
-    }
-
-    fn join(
-        &mut self,
-        token: u64,
-        fd: OwnedFd,
-        expected: Option<String>,
-        hello: crate::link::message::Hello,
-    ) {
-        let name = hello.name.clone();
-        let joined = match &expected {
-            Some(expected) if *expected != name => Err(format!("this link is for {expected:?}")),
-            _ => self.manager.join(hello),
-        };
-        match joined {
-            Ok(id) => {
-                log::info!("{name} joined");
-                let link = HostLink::new(fd);
-                self.connections.insert(token, Connection::Vm { id, link });
-                self.token_of.insert(id, token);
-                self.events.push(Event::Joined(name));
-            }
-            Err(reason) => {
-                refuse(fd, &reason);
-                self.complain(|| format!("refused {name:?}: {reason}"));
-                let name = expected.unwrap_or(name);
-                self.events.push(Event::Refused(name, reason));
-            }
-        }
-    }
-
-    fn serve_vm(&mut self, token: u64) {
-        for _ in 0..MESSAGES_PER_TURN {
-            let Some(Connection::Vm { id, link }) = self.connections.get_mut(&token) else {
-                return;
-            };
-            let id = *id;
-            let result = link.flush().and_then(|()| link.recv(&mut self.buffer));
-            let now = self.start.elapsed();
-            match result {
-                Ok(Some(message)) => {
-                    if let Err(violation) = self.manager.message(id, message, now) {
-                        return self.end(token, Some(violation.to_string()));
-                    }
-                }
-                Ok(None) => break,
-                Err(socket::Error::Closed) => return self.end(token, None),
-                Err(error) => return self.end(token, Some(error.to_string())),
-            }
-        }
-        self.rewatch(token);
     }
 
     /// Watches for room to write exactly while something waits for it.
@@ -498,12 +414,12 @@ impl Server {
         let Some(connection) = self.connections.get(&token) else {
             return;
         };
-        let behind = match connection {
-            Connection::Vm { link, .. } => link.is_behind(),
+        let waiting = match connection {
+            Connection::Vm { link, .. } => link.is_waiting(),
             Connection::Control { parts, .. } => !parts.is_empty(),
             Connection::Guest { .. } => false,
         };
-        let flags = match behind {
+        let flags = match waiting {
             true => epoll::EventFlags::IN | epoll::EventFlags::OUT,
             false => epoll::EventFlags::IN,
         };
@@ -545,54 +461,27 @@ impl Server {
         }
     }
 
-    /// Ends a VM's link; what it held returns.
-    fn end(&mut self, token: u64, why: Option<String>) {
-        if let Some(Connection::Vm { id, .. }) = self.connections.remove(&token) {
-            self.token_of.remove(&id);
-            let name = self.manager.name(id).unwrap_or_default().to_owned();
-            match why {
-                Some(why) => self.complain(|| format!("ended the link of {name}: {why}")),
-                None => log::info!("{name} left"),
-            }
-            self.manager.gone(id);
-            self.events.push(Event::Ended(name));
-        }
-    }
-
-    /// Sends what the host manager has to say. Ending a link can make it say more.
+    /// Sends what the host manager has to say, and records first what the next one must know. Ending
+    /// a link can make it say more.
     fn deliver(&mut self) {
         loop {
+            self.keep_record();
             let outgoing = self.manager.take_outgoing();
             if outgoing.is_empty() {
                 return;
             }
             for outgoing in outgoing {
-                let (id, message, fd) = match outgoing {
-                    Outgoing::LeaseEnded(owner, end) => {
-                        self.end_lease(owner, &end);
-                        continue;
-                    }
-                    Outgoing::Send(id, message) => (id, message, None),
+                match outgoing {
+                    Outgoing::LeaseEnded(owner, end) => self.end_lease(owner, &end),
+                    Outgoing::Send(id, message) => self.send(id, message, None),
                     Outgoing::Welcome(id, welcome) => match self.pool_reader(id) {
-                        None => continue,
-                        Some(Ok(fd)) => (id, ToVm::Welcome(welcome), Some(fd)),
+                        None => {}
+                        Some(Ok(fd)) => self.send(id, ToVm::Welcome(welcome), Some(fd)),
                         Some(Err(error)) => {
                             self.complain(|| error.to_string());
-                            (id, ToVm::Stop, None)
+                            self.send(id, ToVm::Stop, None);
                         }
                     },
-                };
-                let Some(&token) = self.token_of.get(&id) else {
-                    continue;
-                };
-                let Some(Connection::Vm { link, .. }) = self.connections.get_mut(&token) else {
-                    continue;
-                };
-                let was_behind = link.is_behind();
-                match link.send(&message, fd) {
-                    Ok(()) if link.is_behind() != was_behind => self.rewatch(token),
-                    Ok(()) => {}
-                    Err(error) => self.end(token, Some(error.to_string())),
                 }
             }
         }
@@ -624,15 +513,6 @@ impl Server {
             self.hang_up(token);
         }
     }
-}
-
-fn refuse(fd: OwnedFd, reason: &str) {
-    let mut reason = reason.to_owned();
-    while reason.len() > TEXT_BYTES_MAX {
-        reason.pop();
-    }
-    // The peer may be gone already; there is nobody else to tell.
-    let _ = HostLink::new(fd).send(&ToVm::Refused { reason }, None);
 }
 
 /// Private memory and page tables of this process.

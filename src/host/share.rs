@@ -15,11 +15,15 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::accounts::FramePart;
+pub use super::group::ClaimError;
 use super::group::Group;
-use super::pool::{self, FramePool};
+use super::member::Member;
+pub use super::member::Reach;
+use super::pool::{self, FramePool, PoolId};
 use crate::link::message::{Key, LIST_MAX};
 use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
@@ -56,6 +60,20 @@ pub enum JoinError {
         #[from]
         source: pool::Error,
     },
+    /// A VM that joins again hands back another pool than its group's, or none.
+    #[error("hands back another frame pool than its own")]
+    OtherPool,
+}
+
+/// How a VM has joined again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rejoined {
+    /// Seed of the group's keys.
+    pub seed: u64,
+    /// Whether it goes on with the pool that it has, and claims its frames.
+    pub adopted: bool,
+    /// Frames that came with a pool which was taken over just now.
+    pub frames: Pages,
 }
 
 /// A reference lent to `vm` for its page `gfn`.
@@ -115,25 +133,151 @@ impl ShareIndex {
         name: Option<&str>,
         budget: Pages,
     ) -> Result<u64, JoinError> {
-        let known = self
-            .groups
-            .iter()
-            .find(|(_, group)| name.is_some() && group.name() == name)
-            .map(|(&id, _)| id);
-        let id = match known {
+        let id = self.open(name, budget)?;
+        Ok(self.enter(vm, size, id))
+    }
+
+    /// The group of that name, or a new one. Who is new does not wait for a pool that is still to be
+    /// handed back.
+    fn open(&mut self, name: Option<&str>, budget: Pages) -> Result<GroupId, JoinError> {
+        let open = |group: &Group| name.is_some() && group.name() == name && group.pool().is_some();
+        Ok(match self.find(open) {
             Some(id) => id,
-            None => {
-                let group = Group::new(name, secret()?, FramePool::new(budget)?);
-                let id = GroupId(self.next_group);
-                self.next_group += 1;
-                self.groups.insert(id, group);
-                id
-            }
-        };
-        let group = self.groups.get_mut(&id).expect("found or made above");
+            None => self.add(Group::new(name, secret()?, FramePool::new(budget)?)),
+        })
+    }
+
+    fn enter(&mut self, vm: VmId, size: Pages, id: GroupId) -> u64 {
+        let group = self.groups.get_mut(&id).expect("callers found or made it");
         group.join(vm, size);
         self.group_of.insert(vm, id);
-        Ok(group.seed())
+        group.seed()
+    }
+
+    /// Takes in a VM of an earlier host manager, whose group had that name and that pool. It has no
+    /// link yet.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn expect(
+        &mut self,
+        vm: VmId,
+        size: Pages,
+        name: Option<&str>,
+        pool: PoolId,
+    ) -> Result<(), JoinError> {
+        let same = |group: &Group| group.name() == name && group.is_awaiting(pool);
+        let id = match self.find(same) {
+            Some(id) => id,
+            None => self.add(Group::awaiting(name, secret()?, pool)),
+        };
+        let group = self.groups.get_mut(&id).expect("found or made above");
+        group.expect(vm, size);
+        self.group_of.insert(vm, id);
+        Ok(())
+    }
+
+    /// A VM has a new link; `handed` is the pool that it maps. Where that is its group's, it goes on
+    /// with it and claims its frames. Where the group's pool is still awaited and this is another one,
+    /// or none, the VM starts over in a group with a pool of the budget's length.
+    ///
+    /// # Errors
+    /// When it hands back another pool than the one its group has, or the pool cannot be opened or
+    /// made; nothing is changed.
+    pub fn rejoin(
+        &mut self,
+        vm: VmId,
+        handed: Option<&OwnedFd>,
+        budget: Pages,
+    ) -> Result<Rejoined, JoinError> {
+        let group = self.group_mut(vm).ok_or(JoinError::OtherPool)?;
+        let own = group.pool_id();
+        let seed = group.seed();
+        let known = handed.filter(|fd| own.is(fd));
+        if let Some(fd) = known {
+            let frames = group.adopt(fd)?;
+            group.begin_claims(vm);
+            let adopted = true;
+            return Ok(Rejoined {
+                seed,
+                adopted,
+                frames,
+            });
+        }
+        let size = group.member(vm).map(Member::size);
+        let (Some(size), true) = (size, group.is_awaiting(own)) else {
+            return Err(JoinError::OtherPool);
+        };
+        let name = group.name().map(str::to_owned);
+        // Found or made before the old place is given up, so that a failure changes nothing.
+        let id = self.open(name.as_deref(), budget)?;
+        self.leave(vm);
+        Ok(Rejoined {
+            seed: self.enter(vm, size, id),
+            adopted: false,
+            frames: Pages::ZERO,
+        })
+    }
+
+    fn find(&self, wanted: impl Fn(&Group) -> bool) -> Option<GroupId> {
+        let mut groups = self.groups.iter();
+        groups.find(|(_, group)| wanted(group)).map(|(&id, _)| id)
+    }
+
+    fn add(&mut self, group: Group) -> GroupId {
+        let id = GroupId(self.next_group);
+        self.next_group += 1;
+        self.groups.insert(id, group);
+        id
+    }
+
+    /// Says whether a VM takes messages.
+    pub fn set_reach(&mut self, vm: VmId, reach: Reach) {
+        if let Some(group) = self.group_mut(vm) {
+            group.set_reach(vm, reach);
+        }
+    }
+
+    /// Whether a VM takes messages.
+    pub fn reach(&self, vm: VmId) -> Option<Reach> {
+        let member = self.group(vm).and_then(|group| group.member(vm));
+        member.map(|member| member.reach)
+    }
+
+    /// Takes claims of a VM that has joined again.
+    ///
+    /// # Errors
+    /// At the first one that cannot be true.
+    pub fn claim(&mut self, vm: VmId, frames: &[FrameId]) -> Result<(), ClaimError> {
+        let group = self.group_mut(vm).ok_or(ClaimError::Unasked)?;
+        group.claim(vm, frames)
+    }
+
+    /// A VM's claims are complete. Returns how many frames went back to the host.
+    ///
+    /// # Errors
+    /// When it was not asked for any.
+    pub fn end_claims(&mut self, vm: VmId) -> Result<Pages, ClaimError> {
+        let group = self.group_mut(vm).ok_or(ClaimError::Unasked)?;
+        group.end_claims(vm)
+    }
+
+    /// Hashes up to `most` adopted frames of all groups.
+    pub fn read_adopted(&mut self, most: usize) {
+        let mut left = most;
+        for group in self.groups.values_mut() {
+            left -= group.read_adopted(left);
+        }
+    }
+
+    /// Which file a VM's frames are in.
+    pub fn pool_id(&self, vm: VmId) -> Option<PoolId> {
+        self.group(vm).map(Group::pool_id)
+    }
+
+    /// Name of a VM's group.
+    pub fn group_name(&self, vm: VmId) -> Option<&str> {
+        self.group(vm).and_then(Group::name)
     }
 
     /// Forgets a VM: its hints, its wants and all its references; with the last VM of a group the
@@ -197,12 +341,13 @@ impl ShareIndex {
 
     /// The pool of a VM's group: the only one it may have a descriptor of.
     pub fn pool(&self, vm: VmId) -> Option<&FramePool> {
-        self.group(vm).map(Group::pool)
+        self.group(vm).and_then(Group::pool)
     }
 
     /// Memory that the pools take beside their frames.
     pub fn slack(&self) -> Pages {
-        self.groups.values().map(|group| group.pool().slack()).sum()
+        let pools = self.groups.values().filter_map(Group::pool);
+        pools.map(FramePool::slack).sum()
     }
 
     /// Frames in use.

@@ -13,7 +13,7 @@ use crate::policy::types::{GuestMemoryStats, MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 
 /// Version of the messages below; a peer of another version is refused at `Hello`.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Largest datagram either side sends or accepts, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 /// Pages offered in one [`ToHost::Offer`], at most.
@@ -32,8 +32,17 @@ pub struct Key(pub u64);
 /// What a VM process says to the host manager.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ToHost {
-    /// First message: who joins and what it is entitled to.
+    /// First message: who joins and what it is entitled to. A VM that joins again hands the
+    /// descriptor of its frame pool back with it.
     Hello(Hello),
+    /// Frames that this VM maps, one entry a page: all of them, in any number of messages, after a
+    /// `Welcome` with [`Welcome::adopted`].
+    Claim {
+        /// At most [`LIST_MAX`].
+        frames: Vec<FrameId>,
+    },
+    /// The claims are complete: they are all the references that this VM has.
+    Claimed,
     /// The VM needs `pages` more credit than it has (see [`ToVm::Credit`]).
     CreditRequest {
         /// Further pages wanted.
@@ -136,6 +145,9 @@ pub struct Welcome {
     pub credit_batch: Pages,
     /// How its working set is estimated.
     pub sampling: Sampling,
+    /// The frame pool is the one that the VM handed back: the VM goes on mapping its frames, and
+    /// has to say which they are ([`ToHost::Claim`]). No candidates come before it has.
+    pub adopted: bool,
 }
 
 /// Level-triggered orders: they hold until the next ones arrive.
@@ -385,14 +397,16 @@ impl ToHost {
                 }
             }
             ToHost::Release { frames } => bound("release", frames.len(), LIST_MAX),
+            ToHost::Claim { frames } => bound("claim", frames.len(), LIST_MAX),
             ToHost::Exited(exit) => bound(
                 "message",
                 exit.message.as_ref().map_or(0, String::len),
                 TEXT_BYTES_MAX,
             ),
-            ToHost::CreditRequest { .. } | ToHost::CreditReturn { .. } | ToHost::Report(_) => {
-                Ok(())
-            }
+            ToHost::CreditRequest { .. }
+            | ToHost::CreditReturn { .. }
+            | ToHost::Report(_)
+            | ToHost::Claimed => Ok(()),
         }
     }
 }

@@ -128,6 +128,10 @@ fn halves(message: ToHost) -> Option<(ToHost, ToHost)> {
             let rest = split(&mut frames)?;
             (ToHost::Release { frames }, ToHost::Release { frames: rest })
         }
+        ToHost::Claim { mut frames } => {
+            let rest = split(&mut frames)?;
+            (ToHost::Claim { frames }, ToHost::Claim { frames: rest })
+        }
         _ => return None,
     })
 }

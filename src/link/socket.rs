@@ -1,7 +1,8 @@
 //! The socket under the link: SOCK_SEQPACKET, one message a datagram, at most one descriptor with it.
 //!
-//! Neither end waits to send. What a VM does not read is queued up to [`OUT_MESSAGES_MAX`], and then
-//! the link is dropped. What the host manager does not read waits as [`Link::send`] says, however long
+//! Neither end waits to send. What a VM does not read is queued, and the queue does not grow with time:
+//! of orders only the newest are kept, credits are added up, and whoever lends and asks stops at
+//! [`BEHIND_MESSAGES`]. What the host manager does not read waits as [`Link::send`] says, however long
 //! that takes: only a closed socket means that the host manager is gone.
 
 use std::collections::VecDeque;
@@ -24,8 +25,11 @@ use super::codec;
 use super::message::{MESSAGE_BYTES_MAX, ToHost, ToVm};
 use super::outbox::Outbox;
 
-/// Messages that wait for a VM that does not read, at most; then the link is dropped. A VM that
-/// reads is sent a few a tick, so this is minutes of silence or a flood of its own asking.
+/// A VM with more unread messages than this is *behind*: it is lent nothing and asked for nothing
+/// until it has read them, so that only orders and credit are added, which take no further room.
+pub const BEHIND_MESSAGES: usize = 64;
+/// Messages that wait for a VM, at most. A VM falls behind long before; should the queue get here all
+/// the same, the link is closed, and the VM has to join again.
 pub const OUT_MESSAGES_MAX: usize = 4096;
 /// Room for messages in flight, as the kernel counts it: two of the longest. Where the machine's
 /// default is less, one of them may not fit.
@@ -93,13 +97,12 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
 /// # Errors
 /// When nobody listens there, or the path is too long for a socket address.
 pub fn connect(path: &Path) -> Result<OwnedFd, Error> {
+    connect_with(path, SocketFlags::CLOEXEC)
+}
+
+fn connect_with(path: &Path, flags: SocketFlags) -> Result<OwnedFd, Error> {
     let connect = || {
-        let fd = net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let fd = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         net::connect(&fd, &SocketAddrUnix::new(path)?)?;
         Ok(fd)
     };
@@ -256,6 +259,26 @@ impl Link {
         Ok(link)
     }
 
+    /// The same for a caller that must not wait: the descriptor never blocks.
+    ///
+    /// # Errors
+    /// When nobody listens there, or too many wait already to be let in.
+    pub fn connect_now(path: &Path) -> Result<Link, Error> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let mut link = Link::new(connect_with(path, flags)?)?;
+        link.home = Some(path.to_owned());
+        Ok(link)
+    }
+
+    /// Sends the first message of a link, with a descriptor: there is room for it.
+    ///
+    /// # Errors
+    /// When the message breaks a bound or the host manager is gone.
+    pub fn send_first(&self, message: &ToHost, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        let bytes = codec::encode(message)?;
+        send_datagram(&self.fd, &bytes, Some(fd)).map_err(os("send on"))
+    }
+
     /// Where a new link can be had when this one has ended; `None` when it was inherited.
     pub fn home(&self) -> Option<&Path> {
         self.home.as_deref()
@@ -368,8 +391,8 @@ impl AsFd for Link {
 #[derive(Debug)]
 pub struct HostLink {
     fd: OwnedFd,
-    /// Encoded datagrams that the peer has no room for yet, oldest first.
-    queue: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+    /// What the peer has no room for yet, oldest first.
+    queue: VecDeque<(ToVm, Option<OwnedFd>)>,
 }
 
 impl HostLink {
@@ -383,18 +406,38 @@ impl HostLink {
         }
     }
 
-    /// Sends `message`, or queues it while the peer is behind.
+    /// Sends `message`, or queues it while the peer does not read.
     ///
     /// # Errors
-    /// When the queue is full: drop the link.
-    pub fn send(&mut self, message: &ToVm, fd: Option<OwnedFd>) -> Result<(), Error> {
+    /// When the message breaks a bound or the queue is full: close the link.
+    pub fn send(&mut self, message: ToVm, fd: Option<OwnedFd>) -> Result<(), Error> {
+        let Some(message) = self.fold(message) else {
+            return self.flush();
+        };
         if self.queue.len() >= OUT_MESSAGES_MAX {
             return Err(Error::Backlog {
                 messages: self.queue.len(),
             });
         }
-        self.queue.push_back((codec::encode(message)?, fd));
+        self.queue.push_back((message, fd));
         self.flush()
+    }
+
+    /// Folds a message into one of its kind that waits already, where one message says as much as
+    /// two; otherwise it comes back.
+    fn fold(&mut self, message: ToVm) -> Option<ToVm> {
+        for (waiting, _) in &mut self.queue {
+            match (waiting, &message) {
+                (ToVm::Orders(old), ToVm::Orders(new)) => old.clone_from(new),
+                (ToVm::Credit { pages: sum }, ToVm::Credit { pages }) => {
+                    sum.0 = sum.0.saturating_add(pages.0);
+                }
+                (ToVm::Stop, ToVm::Stop) => {}
+                _ => continue,
+            }
+            return None;
+        }
+        Some(message)
     }
 
     /// Sends what is queued, as far as the peer has room. That the peer is gone is no error here:
@@ -404,8 +447,9 @@ impl HostLink {
     /// # Errors
     /// When the socket fails otherwise.
     pub fn flush(&mut self) -> Result<(), Error> {
-        while let Some((bytes, fd)) = self.queue.front() {
-            match send_datagram(&self.fd, bytes, fd.as_ref().map(AsFd::as_fd)) {
+        while let Some((message, fd)) = self.queue.front() {
+            let bytes = codec::encode(message)?;
+            match send_datagram(&self.fd, &bytes, fd.as_ref().map(AsFd::as_fd)) {
                 Ok(()) => drop(self.queue.pop_front()),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
@@ -419,12 +463,18 @@ impl HostLink {
     }
 
     /// Whether messages wait for the peer to read.
-    pub fn is_behind(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         !self.queue.is_empty()
     }
 
+    /// Whether so many wait that the peer should not be given more to do.
+    pub fn is_behind(&self) -> bool {
+        self.queue.len() > BEHIND_MESSAGES
+    }
+
     /// Takes one message that is there; `None` when there is none. `buffer` is scratch space of
-    /// [`MESSAGE_BYTES_MAX`] bytes. Descriptors that a VM sends are closed by the kernel.
+    /// [`MESSAGE_BYTES_MAX`] bytes. Descriptors that a VM sends after its Hello are closed by the
+    /// kernel.
     ///
     /// # Errors
     /// [`Error::Closed`] at the end; anything else means that the peer breaks the protocol.

@@ -12,7 +12,7 @@ use crate::units::Pages;
 pub struct VmId(pub u32);
 
 /// What a VM is entitled to. `reservation <= limit <= size`, `dynamic_min <= dynamic_max <= size`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allocation {
     /// Configured memory (static maximum).
     pub size: Pages,

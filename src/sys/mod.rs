@@ -6,6 +6,7 @@ pub mod inherited;
 pub mod ksm;
 pub mod kvm;
 pub mod pagemap;
+pub mod peer;
 pub mod pool_view;
 pub mod ram;
 pub mod space;

@@ -51,3 +51,10 @@ impl PoolView {
         self.fd.as_fd()
     }
 }
+
+impl AsFd for PoolView {
+    /// For handing the pool back to a host manager.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

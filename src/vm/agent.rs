@@ -5,8 +5,10 @@
 //! only keeps to it. Everything is level-triggered: a lost or late message delays, and never
 //! confuses. While the host manager does not read, the agent tells it nothing that can wait: it does
 //! not scan, asks for no credit, and keeps the references that it would give back. When the host
-//! manager goes away the guest goes on without limits and the agent tries
-//! to join again; under `tidemark run`, whose end nobody else would notice, the VM ends with it.
+//! manager goes away the guest goes on without limits and the agent tries to join again, a step at a
+//! time between its other work; under `tidemark run`, whose end nobody else would notice, the VM ends
+//! with it. A host manager that knows the VM's frame pool is told first which frames of it the VM maps
+//! (its *claims*).
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -21,7 +23,7 @@ use rustix::event::PollFlags;
 use super::active::{self, Active};
 use super::gate::Hold;
 use super::machine::Machine;
-use super::process::{Building, Failure, LAST_WORDS, exit, join, wait};
+use super::process::{Building, Failure, LAST_WORDS, exit, hello, terms, wait};
 use super::sandbox;
 use super::terminal::Terminal;
 use crate::config::VmSpec;
@@ -62,7 +64,9 @@ const SCAN_TIME_PART: u32 = 4;
 /// Pause after the swap file failed.
 const SWAP_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts to join a host manager again.
-const REJOIN: Duration = Duration::from_secs(1);
+const REJOIN: Duration = Duration::from_millis(250);
+/// Steps over the page map in which frames are claimed, in one turn.
+const CLAIMS_A_TURN: usize = 64;
 /// How long a wish for content is worth an answer: the host manager forgets it as soon.
 const WANT_AGE_MAX: Duration = Duration::from_secs(5);
 /// Wishes that wait while the host manager does not read, at most.
@@ -84,6 +88,12 @@ pub(super) struct Agent<'a> {
     spec: &'a VmSpec,
     link: Link,
     joined: bool,
+    /// A new link, over which the VM has said hello.
+    rejoining: Option<Link>,
+    /// Why the last hello was refused.
+    refused: Option<String>,
+    /// Not all frames have been claimed over this link.
+    claiming: bool,
     pool: PoolView,
     pager: Arc<Pager>,
     failure: Arc<Failure>,
@@ -128,6 +138,9 @@ impl<'a> Agent<'a> {
             spec,
             link,
             joined: true,
+            rejoining: None,
+            refused: None,
+            claiming: false,
             pool,
             pager,
             failure,
@@ -217,8 +230,12 @@ impl<'a> Agent<'a> {
     fn wait(&self, machine: Option<&Machine>, building: &Building) {
         let now = Instant::now();
         let mut next = self.due.measure.min(self.due.report).min(self.due.census);
-        if !self.candidates.is_empty() {
+        let claims = self.claiming && self.has_room();
+        if !self.candidates.is_empty() || claims {
             next = now;
+        }
+        if !self.joined {
+            next = next.min(self.due.rejoin);
         }
         let behind = self.joined && self.link.is_behind();
         if self.orders.scan_pages_per_second > 0 && !behind {
@@ -238,6 +255,7 @@ impl<'a> Agent<'a> {
             Some(read(self.signals.as_fd())),
             Some(read(self.pager.starved())),
             self.joined.then(|| (self.link.as_fd(), of_link)),
+            self.rejoining.as_ref().map(|link| read(link.as_fd())),
             machine.map(AsFd::as_fd).map(read),
             built.map(read),
         ]
@@ -253,7 +271,7 @@ impl<'a> Agent<'a> {
         self.hear_host(machine)?;
         self.catch_up()?;
         let now = Instant::now();
-        if !self.joined && now >= self.due.rejoin {
+        if !self.joined {
             self.rejoin(now);
         }
         if now >= self.due.census {
@@ -270,7 +288,7 @@ impl<'a> Agent<'a> {
         }
         self.settle();
         self.hold(machine);
-        if self.joined {
+        if self.joined && !self.claiming {
             self.share()?;
             self.scan(now)?;
         }
@@ -281,6 +299,7 @@ impl<'a> Agent<'a> {
             self.report(machine)?;
             self.due.report = now + REPORT;
         }
+        self.claim();
         self.release();
         Ok(())
     }
@@ -389,6 +408,7 @@ impl<'a> Agent<'a> {
 
     fn lose_host(&mut self, why: &str, machine: Option<&Machine>) {
         self.joined = false;
+        self.claiming = false;
         if self.link.home().is_none() {
             log::error!(
                 "{}: the host manager {why}; the VM ends with it",
@@ -420,28 +440,90 @@ impl<'a> Agent<'a> {
         }
     }
 
+    /// One step towards a host manager; none of them waits.
     fn rejoin(&mut self, now: Instant) {
-        self.due.rejoin = now + REJOIN;
-        let Some(path) = self.link.home().map(ToOwned::to_owned) else {
+        let Some(link) = self.rejoining.take() else {
+            if now >= self.due.rejoin {
+                self.due.rejoin = now + REJOIN;
+                self.ask_to_rejoin();
+            }
+            return;
+        };
+        match link.recv(Some(Duration::ZERO)) {
+            // As long as it takes: a host manager that is stopped has not refused.
+            Ok(Received::TimedOut) => self.rejoining = Some(link),
+            // It ended before it let the VM in.
+            Ok(Received::Closed) => {}
+            Ok(answer) => match terms(answer) {
+                Ok((welcome, pool)) => self.rejoined(link, welcome, pool),
+                Err(error) => self.not_rejoined(&error.to_string()),
+            },
+            Err(error) => self.not_rejoined(&error.to_string()),
+        }
+    }
+
+    fn ask_to_rejoin(&mut self) {
+        let Some(path) = self.link.home() else {
             return;
         };
         let used = self.pager.with_credit(|credit| credit.used());
-        let joined = Link::connect(&path)
-            .map_err(Into::into)
-            .and_then(|link| join(&link, self.spec, used, None).map(|welcome| (link, welcome)));
-        match joined {
-            Ok((link, (welcome, pool))) => {
-                self.pager.orphan_frames();
-                let (credit, batch) = (welcome.credit, welcome.credit_batch);
-                self.pager
-                    .with_credit(|account| account.restart(credit, batch));
-                self.scanner = Scanner::new(welcome.key_seed);
-                self.pool = pool;
-                self.link = link;
-                self.joined = true;
-                log::warn!("{}: joined a new host manager", self.spec.name);
-            }
+        let used = used.min(self.spec.memory);
+        let asked = Link::connect_now(path).and_then(|link| {
+            link.send_first(&hello(self.spec, used, None), self.pool.as_fd())?;
+            Ok(link)
+        });
+        match asked {
+            Ok(link) => self.rejoining = Some(link),
             Err(error) => log::debug!("{}: cannot join again: {error}", self.spec.name),
+        }
+    }
+
+    fn not_rejoined(&mut self, why: &str) {
+        if self.refused.as_deref() != Some(why) {
+            log::warn!("{}: cannot join again: {why}", self.spec.name);
+            self.refused = Some(why.to_owned());
+        }
+    }
+
+    fn rejoined(&mut self, link: Link, welcome: Welcome, pool: PoolView) {
+        if welcome.adopted {
+            self.pager.begin_claims();
+        } else {
+            self.pager.orphan_frames();
+        }
+        self.claiming = welcome.adopted;
+        let (credit, batch) = (welcome.credit, welcome.credit_batch);
+        self.pager
+            .with_credit(|account| account.restart(credit, batch));
+        self.scanner = Scanner::new(welcome.key_seed);
+        self.pool = pool;
+        self.link = link;
+        self.joined = true;
+        self.refused = None;
+        let how = match welcome.adopted {
+            true => "which knows its frames",
+            false => "to which it is new",
+        };
+        log::warn!("{}: joined a host manager again, {how}", self.spec.name);
+    }
+
+    /// Tells the host manager which frames the VM maps, a part at a time.
+    fn claim(&mut self) {
+        for _ in 0..CLAIMS_A_TURN {
+            if !self.claiming || !self.has_room() {
+                return;
+            }
+            match self.pager.next_claims(LIST_MAX / 2) {
+                // All of them, before any of them can be released.
+                Some(frames) => frames.chunks(LIST_MAX).for_each(|part| {
+                    let frames = part.to_vec();
+                    self.send(&ToHost::Claim { frames });
+                }),
+                None => {
+                    self.send(&ToHost::Claimed);
+                    self.claiming = false;
+                }
+            }
         }
     }
 

@@ -183,17 +183,9 @@ impl BalloonSink for PagerSink {
     }
 }
 
-/// Says hello and waits for the answer. `held` is what the VM holds already.
-///
-/// # Errors
-/// When it is not admitted.
-pub(super) fn join(
-    link: &Link,
-    spec: &VmSpec,
-    held: Pages,
-    lease: Option<u64>,
-) -> Result<(Welcome, PoolView), Error> {
-    link.send(&ToHost::Hello(Hello {
+/// The first message of a link. `held` is what the VM holds already.
+pub(super) fn hello(spec: &VmSpec, held: Pages, lease: Option<u64>) -> ToHost {
+    ToHost::Hello(Hello {
         name: spec.name.clone(),
         size: spec.memory,
         reservation: spec.reservation,
@@ -204,8 +196,15 @@ pub(super) fn join(
         share_group: spec.share_group.clone(),
         held,
         lease,
-    }))?;
-    match link.recv(Some(WELCOME_TIMEOUT))? {
+    })
+}
+
+/// The terms in the answer to a hello.
+///
+/// # Errors
+/// When the VM is not admitted.
+pub(super) fn terms(answer: Received) -> Result<(Welcome, PoolView), Error> {
+    match answer {
         Received::Message(ToVm::Welcome(welcome), Some(pool)) => {
             let view = PoolView::new(pool, welcome.pool_frames);
             Ok((welcome, view))
@@ -235,7 +234,8 @@ pub fn run(
 ) -> Result<Exit, Error> {
     stop_on_panic(out.clone());
     ksm::switch_off().map_err(|errno| os("switch KSM off for this process")(errno.into()))?;
-    let (welcome, pool) = join(&link, spec, Pages::ZERO, lease)?;
+    link.send(&hello(spec, Pages::ZERO, lease))?;
+    let (welcome, pool) = terms(link.recv(Some(WELCOME_TIMEOUT))?)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
     // Dropped when the guest has ended.
     let terminal = match spec.console {

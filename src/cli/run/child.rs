@@ -13,6 +13,7 @@ use super::screen::Screen;
 use crate::cli::{Error, io};
 use crate::config::VmSpec;
 use crate::host::accounts::{Peaks, VmFigures, VmState};
+use crate::host::process::Process;
 use crate::host::server::Server;
 use crate::link::message::{Exit, ExitReason};
 use crate::link::socket;
@@ -95,8 +96,13 @@ impl Child {
         let process = command.spawn().map_err(io(what()))?;
         // The pipe ends with the process.
         drop((command, theirs));
-        server.adopt(ours, Some(vm.name.clone()))?;
-        let exited = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).map_err(os)?;
+        let pid = Pid::from_child(&process);
+        let exited = pidfd_open(pid, PidfdFlags::empty()).map_err(os)?;
+        // The peer credentials of a pair name us, who made it; so the host manager is told.
+        let pidfd = exited.try_clone().map_err(io(what()))?;
+        let vm_process =
+            Process::child(pidfd, pid).map_err(|error| io(what())(std::io::Error::other(error)))?;
+        server.adopt(ours, vm.name.clone(), vm_process)?;
         server.watch(&output, number)?;
         server.watch(&exited, number + 1)?;
         Ok(Child {

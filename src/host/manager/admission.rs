@@ -1,8 +1,8 @@
 //! Who may start, and what of the promises may change: the host manager's side of
 //! [`crate::policy::admission`].
 
-use super::{LeaseEnd, Manager, Outgoing, SHARES_MAX, VMS_MAX, Vm};
-use crate::host::accounts::Peaks;
+use super::{LeaseEnd, Manager, Note, Outgoing, SHARES_MAX, VMS_MAX, Vm};
+use crate::host::process::ProcessId;
 use crate::link::message::{Hello, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::admission::{HostBooks, Request, admit};
@@ -25,11 +25,11 @@ pub struct Change {
 }
 
 impl Manager {
-    /// Admits a VM: its `Welcome` is in the outgoing messages.
+    /// Admits a VM that runs in `process`: its `Welcome` is in the outgoing messages.
     ///
     /// # Errors
     /// Why it is refused: one line with the arithmetic.
-    pub fn join(&mut self, hello: Hello) -> Result<VmId, String> {
+    pub fn admit(&mut self, hello: Hello, process: ProcessId) -> Result<VmId, String> {
         let mut allocation = self.checked(&hello)?;
         let (leases, owner) = self.redeemed(hello.lease, &mut allocation)?;
         let overhead = overhead_estimate(allocation.size);
@@ -55,35 +55,28 @@ impl Manager {
         }
         self.next_vm += 1;
         self.ledger.open(id, hello.held, overhead);
-        let vm = Vm {
-            name: hello.name,
-            allocation,
-            admission,
-            report: None,
-            plan: None,
-            orders: None,
-            asked: Pages::ZERO,
-            asked_since: 0,
-            stopping: false,
-            exit: None,
-            peak: Peaks::default(),
+        self.vms
+            .insert(id, Vm::new(hello.name, process, allocation, admission));
+        let welcome = Welcome {
+            key_seed,
+            pool_frames,
+            sampling: self.settings.sampling,
+            credit: hello.held,
+            credit_batch: credit_batch(self.ledger.budget()),
+            adopted: false,
         };
-        self.vms.insert(id, vm);
-        let batch = credit_batch(self.ledger.budget());
-        let first = self.affordable(id, batch);
-        self.ledger.grant(id, first);
-        self.outgoing.push(Outgoing::Welcome(
-            id,
-            Welcome {
-                key_seed,
-                pool_frames,
-                sampling: self.settings.sampling,
-                credit: first + hello.held,
-                credit_batch: batch,
-            },
-        ));
+        self.welcome(id, welcome);
+        self.note(id);
         self.urgent = true;
         Ok(id)
+    }
+
+    /// Sends a `Welcome` with a first batch of credit on top of what the VM holds.
+    pub(super) fn welcome(&mut self, id: VmId, mut welcome: Welcome) {
+        let first = self.affordable(id, welcome.credit_batch);
+        self.ledger.grant(id, first);
+        welcome.credit += first;
+        self.outgoing.push(Outgoing::Welcome(id, welcome));
     }
 
     /// Changes a VM's allocation.
@@ -112,6 +105,7 @@ impl Manager {
             admit(&self.books(Some(id)), &request).map_err(|refusal| refusal.to_string())?;
         }
         self.vms.get_mut(&id).expect("found above").allocation = new;
+        self.note(id);
         self.urgent = true;
         Ok(())
     }
@@ -145,6 +139,7 @@ impl Manager {
             ));
         }
         self.ledger.set_budget(budget);
+        self.notes.push(Note::Host(self.host_record()));
         self.urgent = true;
         Ok(())
     }
@@ -168,6 +163,7 @@ impl Manager {
             ));
         }
         self.policy.set_kind(kind);
+        self.notes.push(Note::Host(self.host_record()));
         self.urgent = true;
         Ok(())
     }
@@ -212,12 +208,7 @@ impl Manager {
     /// A `Hello` is as hostile as any other message.
     fn checked(&self, hello: &Hello) -> Result<Allocation, String> {
         for text in std::iter::once(&hello.name).chain(&hello.share_group) {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            if text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
-                return Err(format!(
-                    "name {text:?}: 1 to 64 of [A-Za-z0-9._-] are allowed"
-                ));
-            }
+            check_name(text)?;
         }
         if self.find(&hello.name).is_some() {
             return Err(format!("a VM named {:?} runs already", hello.name));
@@ -253,7 +244,17 @@ pub(super) fn overhead_estimate(size: Pages) -> Pages {
     Pages::mib(1) + Pages(size.0 / 128)
 }
 
-fn check_allocation(a: &Allocation) -> Result<(), String> {
+pub(super) fn check_name(text: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    match text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
+        true => Err(format!(
+            "name {text:?}: 1 to 64 of [A-Za-z0-9._-] are allowed"
+        )),
+        false => Ok(()),
+    }
+}
+
+pub(super) fn check_allocation(a: &Allocation) -> Result<(), String> {
     let largest = Pages(PAGES_MAX);
     if a.size == Pages::ZERO || a.size > largest {
         return Err(format!("memory {}: 4 KiB to {largest} are allowed", a.size));

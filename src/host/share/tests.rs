@@ -1,3 +1,5 @@
+mod claims;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -48,7 +50,7 @@ impl Fixture {
     }
 
     fn in_use(&self) -> u32 {
-        let pools = self.index.groups.values().map(Group::pool);
+        let pools = self.index.groups.values().filter_map(Group::pool);
         pools.map(FramePool::in_use).sum()
     }
 
@@ -236,6 +238,24 @@ fn without_room_no_frame_is_made() {
     let (answer, _) = f.index.content(B, [(Gfn(20), &content)], Pages::ZERO);
     assert_eq!(answer, ContentAnswer::default());
     assert_eq!(f.offer(B, 20, 7).wants, [Gfn(20)]);
+}
+
+#[test]
+fn who_is_behind_is_lent_nothing_and_asked_nothing() {
+    let mut f = Fixture::new();
+    let frame = f.shared();
+    f.index.set_reach(C, Reach::Behind);
+    assert_eq!(f.offer(C, 30, 7), OfferAnswer::default());
+    f.offer(A, 11, 8);
+    assert_eq!(f.offer(C, 31, 8), OfferAnswer::default());
+    // It waits for a content, and does not get it.
+    assert_eq!(f.offer(B, 21, 8).wants, [Gfn(21)]);
+    f.offer(C, 31, 8);
+    let lent = f.content(B, 21, 8).lent;
+    assert_eq!(lent.iter().filter(|lent| lent.vm == C).count(), 0);
+    assert_eq!(f.index.references_of(C), 0);
+    f.index.set_reach(C, Reach::Open);
+    assert_eq!(f.offer(C, 30, 7).candidates, [(Gfn(30), frame)]);
 }
 
 #[test]

@@ -84,6 +84,9 @@ fn to_host() -> impl Strategy<Value = ToHost> {
         }),
         vec(any::<u32>().prop_map(FrameId), 0..=LIST_MAX)
             .prop_map(|frames| ToHost::Release { frames }),
+        vec(any::<u32>().prop_map(FrameId), 0..=LIST_MAX)
+            .prop_map(|frames| ToHost::Claim { frames }),
+        Just(ToHost::Claimed),
         any::<(u32, bool)>().prop_map(|(code, message)| ToHost::Exited(Exit {
             reason: ExitReason::Error,
             code,
@@ -102,6 +105,7 @@ fn to_vm() -> impl Strategy<Value = ToVm> {
                 credit: Pages(credit),
                 credit_batch: Pages(batch),
                 sampling: Sampling::default(),
+                adopted: frames % 2 == 0,
             })
         }),
         ".{0,200}".prop_map(|reason| ToVm::Refused { reason }),

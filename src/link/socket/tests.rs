@@ -5,9 +5,11 @@ use serde_bytes::ByteBuf;
 
 use super::*;
 use crate::link::message::{
-    CONTENT_PAGES_MAX, Exit, ExitReason, Key, LIST_MAX, OFFER_PAGES_MAX, Report, TEXT_BYTES_MAX,
+    CONTENT_PAGES_MAX, Exit, ExitReason, Key, LIST_MAX, OFFER_PAGES_MAX, Orders, Report,
+    TEXT_BYTES_MAX,
 };
 use crate::link::outbox::QUEUE_MESSAGES_MAX;
+use crate::policy::types::{MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 
 fn ends() -> (HostLink, Link) {
@@ -20,7 +22,7 @@ fn a_descriptor_travels_with_a_message() {
     let (mut host, vm) = ends();
     let memfd = rustix::fs::memfd_create("t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&memfd, 4096).unwrap();
-    host.send(&ToVm::Stop, Some(memfd)).unwrap();
+    host.send(ToVm::Stop, Some(memfd)).unwrap();
     match vm.recv(Some(Duration::from_secs(5))).unwrap() {
         Received::Message(ToVm::Stop, Some(fd)) => {
             assert_eq!(rustix::fs::fstat(&fd).unwrap().st_size, 4096);
@@ -48,16 +50,53 @@ fn both_sides_see_the_other_leave() {
 }
 
 #[test]
-fn a_vm_that_does_not_read_is_given_up() {
+fn a_vm_that_does_not_read_costs_the_same_for_ever() {
+    let (mut host, vm) = ends();
+    let orders = |balloon| {
+        ToVm::Orders(Orders {
+            state: MemState::Soft,
+            balloon_target: Pages(balloon),
+            private_max: None,
+            run: Run::Go,
+            scan_pages_per_second: 1,
+        })
+    };
+    let mut credit = 0;
+    for n in 0..20_000 {
+        host.send(ToVm::Credit { pages: Pages(n) }, None).unwrap();
+        host.send(orders(n), None).unwrap();
+        host.send(ToVm::Stop, None).unwrap();
+        credit += n;
+    }
+    assert!(host.queue.len() <= 3 && !host.is_behind());
+    // Nothing is lost of what counts.
+    let (mut got, mut last) = (0, None);
+    loop {
+        host.flush().unwrap();
+        match vm.recv(Some(Duration::ZERO)).unwrap() {
+            Received::Message(ToVm::Credit { pages }, _) => got += pages.0,
+            Received::Message(ToVm::Orders(orders), _) => last = Some(orders.balloon_target),
+            Received::Message(..) => {}
+            Received::TimedOut => break,
+            Received::Closed => panic!("the link is up"),
+        }
+    }
+    assert_eq!((got, last), (credit, Some(Pages(19_999))));
+}
+
+#[test]
+fn a_queue_of_what_cannot_be_folded_has_a_bound() {
     let (mut host, vm) = ends();
     let mut sent = 0;
     let error = loop {
-        match host.send(&ToVm::Stop, None) {
+        let gfns = vec![Gfn(1)];
+        match host.send(ToVm::Want { gfns }, None) {
             Ok(()) => sent += 1,
             Err(error) => break error,
         }
         assert!(sent < 2 * OUT_MESSAGES_MAX, "the queue has a bound");
     };
+    assert!(host.is_behind());
     assert!(matches!(error, Error::Backlog { .. }), "{error}");
     assert!(matches!(vm.recv(None), Ok(Received::Message(..))));
 }
@@ -65,11 +104,11 @@ fn a_vm_that_does_not_read_is_given_up() {
 #[test]
 fn last_words_are_heard_though_the_peer_left_mail_unread() {
     let (mut host, vm) = ends();
-    host.send(&ToVm::Stop, None).unwrap();
+    host.send(ToVm::Stop, None).unwrap();
     let last = ToHost::CreditReturn { pages: Pages(5) };
     vm.send(&last).unwrap();
     drop(vm);
-    host.send(&ToVm::Stop, None).unwrap();
+    host.send(ToVm::Stop, None).unwrap();
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
     assert_eq!(host.recv(&mut buffer).unwrap(), Some(last));
     assert!(matches!(host.recv(&mut buffer), Err(Error::Closed)));
@@ -237,7 +276,7 @@ fn there_is_room_for_the_longest_message() {
     let heard = read_all(&mut host, &vm);
     assert_eq!(heard, [content(CONTENT_PAGES_MAX as u32)]);
     let gfns = vec![Gfn(u32::MAX); LIST_MAX];
-    host.send(&ToVm::Want { gfns }, None).unwrap();
+    host.send(ToVm::Want { gfns }, None).unwrap();
     assert!(!host.is_behind());
 }
 

@@ -1,0 +1,298 @@
+//! VMs that outlive a link, or the host manager itself.
+//!
+//! | what happens | the VM is | what it holds |
+//! |---|---|---|
+//! | its link closes | detached | stays |
+//! | it joins again, from the same process | claiming, then joined | what it says, once it has said it all |
+//! | a new host manager finds it in the record | detached | its promises, what its process has resident, and the frames of its group's pool |
+//! | its process ends | ended | returns |
+//!
+//! What a VM was promised (its allocation, a lease that it redeemed, whatever `set` changed) comes from
+//! the host manager's own books and record, never from a second `Hello`.
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::admission::{check_allocation, check_name, credit_batch, overhead_estimate};
+use super::{Manager, VMS_MAX, Vm};
+use crate::host::accounts::Peaks;
+use crate::host::pool::PoolId;
+use crate::host::process::ProcessId;
+use crate::host::share::Reach;
+use crate::link::message::{Hello, Report, ToVm, Welcome};
+use crate::policy::PolicyKind;
+use crate::policy::types::{Allocation, VmId};
+use crate::units::Pages;
+
+/// What the next host manager has to know of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its name.
+    pub name: String,
+    /// With which it ends.
+    pub process: ProcessId,
+    /// What it is promised.
+    pub allocation: Allocation,
+    /// Its share group, if it named one.
+    pub share_group: Option<String>,
+    /// The pool that it maps.
+    pub pool: PoolId,
+}
+
+/// What the next host manager has to know of this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// With which budget it was started.
+    pub started_budget: Pages,
+    /// With which policy.
+    pub started_policy: String,
+    /// What `set` has made of the budget.
+    pub budget: Pages,
+    /// And of the policy.
+    pub policy: String,
+}
+
+/// Something to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Note {
+    /// The host's settings.
+    Host(HostRecord),
+    /// A VM, new or changed.
+    Vm(VmRecord),
+    /// The VM of that name has ended.
+    Gone(String),
+}
+
+/// Who says hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nobody of that name or process.
+    New,
+    /// The process of this VM.
+    Again(VmId),
+}
+
+impl Vm {
+    pub(super) fn new(
+        name: String,
+        process: ProcessId,
+        allocation: Allocation,
+        admission: String,
+    ) -> Vm {
+        Vm {
+            name,
+            process,
+            reach: Reach::Open,
+            allocation,
+            admission,
+            report: None,
+            plan: None,
+            orders: None,
+            asked: Pages::ZERO,
+            asked_since: 0,
+            stopping: false,
+            exit: None,
+            peak: Peaks::default(),
+        }
+    }
+}
+
+impl Manager {
+    /// Whether that process is a VM's, and of which.
+    ///
+    /// # Errors
+    /// When the name is another process's, or the process another VM's, in one line.
+    pub fn known(&self, name: &str, process: ProcessId) -> Result<Known, String> {
+        if let Some(id) = self.find(name) {
+            return match self.vms[&id].process == process {
+                true => Ok(Known::Again(id)),
+                false => Err(format!("a VM named {name:?} runs already")),
+            };
+        }
+        match self.vms.values().find(|vm| vm.process == process) {
+            Some(vm) => Err(format!(
+                "process {} runs the VM {:?} already",
+                process.pid, vm.name
+            )),
+            None => Ok(Known::New),
+        }
+    }
+
+    /// A VM's link has closed; its process lives.
+    pub fn detach(&mut self, id: VmId) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.asked = Pages::ZERO;
+            self.set_reach(id, Reach::Detached);
+            self.urgent = true;
+        }
+    }
+
+    /// A VM that does not read what it is sent is lent nothing more until it has.
+    pub fn set_behind(&mut self, id: VmId, behind: bool) {
+        let joined = self
+            .vms
+            .get(&id)
+            .is_some_and(|vm| vm.reach != Reach::Detached);
+        if joined {
+            self.set_reach(id, if behind { Reach::Behind } else { Reach::Open });
+        }
+    }
+
+    fn set_reach(&mut self, id: VmId, reach: Reach) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.reach = reach;
+            self.shares.set_reach(id, reach);
+        }
+    }
+
+    /// A VM has a new link, over which it handed back `handed`. Its `Welcome` is in the outgoing
+    /// messages; an earlier link is of no use any more.
+    ///
+    /// # Errors
+    /// Why it is refused, in one line; nothing is changed.
+    pub fn rejoin(
+        &mut self,
+        id: VmId,
+        hello: &Hello,
+        handed: Option<&OwnedFd>,
+    ) -> Result<(), String> {
+        let vm = self.vms.get(&id).ok_or("the VM has ended")?;
+        if vm.exit.is_some() {
+            return Err("the VM has said that it ended".to_owned());
+        }
+        if hello.size != vm.allocation.size
+            || hello.share_group.as_deref() != self.shares.group_name(id)
+        {
+            return Err("joins again with another memory or share group".to_owned());
+        }
+        if hello.held > hello.size {
+            return Err(format!("holds {} of {}", hello.held, hello.size));
+        }
+        let budget = self.ledger.budget();
+        let rejoined = self
+            .shares
+            .rejoin(id, handed, budget)
+            .map_err(|error| error.to_string())?;
+        self.ledger.adopt_frames(rejoined.frames);
+        self.ledger.restart(id, hello.held);
+        let vm = self.vms.get_mut(&id).expect("found above");
+        vm.reach = Reach::Open;
+        (vm.orders, vm.asked) = (None, Pages::ZERO);
+        let stopping = vm.stopping;
+        let pool = self.pool(id).expect("it has joined");
+        let welcome = Welcome {
+            key_seed: rejoined.seed,
+            pool_frames: pool.frames(),
+            sampling: self.settings.sampling,
+            credit: hello.held,
+            credit_batch: credit_batch(budget),
+            adopted: rejoined.adopted,
+        };
+        self.welcome(id, welcome);
+        if stopping {
+            self.send(id, ToVm::Stop);
+        }
+        self.note(id);
+        self.urgent = true;
+        Ok(())
+    }
+
+    /// Takes in a VM of an earlier host manager. Its process has `resident` anonymous memory.
+    ///
+    /// # Errors
+    /// What is wrong with the record, in one line; nothing is changed.
+    pub fn restore(&mut self, record: VmRecord, resident: Pages) -> Result<VmId, String> {
+        for text in std::iter::once(&record.name).chain(&record.share_group) {
+            check_name(text)?;
+        }
+        check_allocation(&record.allocation)?;
+        if !record.pool.is_sound() {
+            return Err(format!("a pool of {} frames", record.pool.frames));
+        }
+        if self.known(&record.name, record.process)? != Known::New || self.vms.len() >= VMS_MAX {
+            return Err(format!("{:?} is there already", record.name));
+        }
+        let id = VmId(self.next_vm);
+        let size = record.allocation.size;
+        self.shares
+            .expect(id, size, record.share_group.as_deref(), record.pool)
+            .map_err(|error| error.to_string())?;
+        self.next_vm += 1;
+        let overhead = overhead_estimate(size);
+        let private = resident.saturating_sub(overhead).min(size);
+        self.ledger.open(id, private, overhead);
+        let mut vm = Vm::new(
+            record.name,
+            record.process,
+            record.allocation,
+            "admitted by an earlier host manager".to_owned(),
+        );
+        vm.reach = Reach::Detached;
+        // Until it reports itself.
+        vm.report = Some(Report {
+            private,
+            overhead,
+            ..Report::default()
+        });
+        self.own += vm.own();
+        self.vms.insert(id, vm);
+        self.note(id);
+        self.urgent = true;
+        Ok(id)
+    }
+
+    /// Takes over what `set` made of the host's settings, where this host manager was started with
+    /// the same ones as the earlier one: who starts it with others wants others.
+    pub fn restore_host(&mut self, record: &HostRecord) {
+        let ours = self.host_record();
+        if (record.started_budget, &record.started_policy)
+            != (ours.started_budget, &ours.started_policy)
+        {
+            return;
+        }
+        if let Ok(policy) = record.policy.parse::<PolicyKind>() {
+            self.policy.set_kind(policy);
+        }
+        if record.budget > Pages::ZERO {
+            self.ledger.set_budget(record.budget);
+        }
+    }
+
+    pub(super) fn host_record(&self) -> HostRecord {
+        HostRecord {
+            started_budget: self.settings.budget,
+            started_policy: self.settings.policy.name().to_owned(),
+            budget: self.ledger.budget(),
+            policy: self.policy.kind().name().to_owned(),
+        }
+    }
+
+    pub(super) fn note(&mut self, id: VmId) {
+        self.notes.extend(self.vm_note(id));
+    }
+
+    fn vm_note(&self, id: VmId) -> Option<Note> {
+        let vm = self.vms.get(&id)?;
+        Some(Note::Vm(VmRecord {
+            name: vm.name.clone(),
+            process: vm.process,
+            allocation: vm.allocation,
+            share_group: self.shares.group_name(id).map(str::to_owned),
+            pool: self.shares.pool_id(id)?,
+        }))
+    }
+
+    /// What is to be recorded since the last call, before anything is sent.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Everything that is to be known of this host manager, from the start.
+    pub fn all_notes(&self) -> Vec<Note> {
+        let host = std::iter::once(Note::Host(self.host_record()));
+        host.chain(self.vms.keys().filter_map(|&id| self.vm_note(id)))
+            .collect()
+    }
+}

@@ -1,0 +1,223 @@
+//! The links of the VMs, and their processes.
+//!
+//! A link is how a VM is talked to; its process is what holds memory. A link that closes detaches the
+//! VM and costs it nothing; only the end of the process, which its pidfd tells, returns what it held. A
+//! VM that breaks the protocol is killed: as long as it lives it maps frames.
+
+use std::os::fd::OwnedFd;
+
+use super::{Connection, Event, Expected, MESSAGES_PER_TURN, PROCESS, Server};
+use crate::host::manager::Known;
+use crate::host::process::Process;
+use crate::link::message::{Hello, TEXT_BYTES_MAX, ToVm};
+use crate::link::socket::{self, HostLink};
+use crate::policy::types::VmId;
+
+/// Messages that are read from a link whose process has ended, at most: what a socket holds is less.
+const LAST_WORDS_MAX: usize = 4096;
+
+impl Server {
+    /// Watches the process of a VM from now on.
+    pub(super) fn hold(&mut self, id: VmId, process: Process) {
+        if let Err(error) = self.add(&process, PROCESS | u64::from(id.0)) {
+            // Without it nobody would notice its end.
+            self.complain(|| format!("{error}: a VM is killed"));
+            process.kill();
+        }
+        self.processes.insert(id, process);
+    }
+
+    /// A `Hello`: of a new VM, or of one that had a link before.
+    pub(super) fn join(
+        &mut self,
+        token: u64,
+        fd: OwnedFd,
+        expected: Option<Expected>,
+        hello: Hello,
+        handed: Option<OwnedFd>,
+    ) {
+        let name = hello.name.clone();
+        let announced = expected.as_ref().map(|expected| expected.name.clone());
+        let joined = match &announced {
+            Some(expected) if *expected != name => Err(format!("this link is for {expected:?}")),
+            _ => self.admit(&fd, expected, hello, handed.as_ref()),
+        };
+        match joined {
+            Ok(id) => {
+                log::info!("{name} joined");
+                let link = HostLink::new(fd);
+                let behind = false;
+                self.connections
+                    .insert(token, Connection::Vm { id, link, behind });
+                self.token_of.insert(id, token);
+                self.events.push(Event::Joined(name));
+            }
+            Err(reason) => {
+                refuse(fd, &reason);
+                self.complain(|| format!("refused {name:?}: {reason}"));
+                let name = announced.unwrap_or(name);
+                self.events.push(Event::Refused(name, reason));
+            }
+        }
+    }
+
+    fn admit(
+        &mut self,
+        fd: &OwnedFd,
+        expected: Option<Expected>,
+        hello: Hello,
+        handed: Option<&OwnedFd>,
+    ) -> Result<VmId, String> {
+        let process = match expected {
+            Some(expected) => expected.process,
+            None => Process::peer(fd).map_err(|error| error.to_string())?,
+        };
+        match self.manager.known(&hello.name, process.id())? {
+            Known::New => {
+                let id = self.manager.admit(hello, process.id())?;
+                self.hold(id, process);
+                Ok(id)
+            }
+            Known::Again(id) => {
+                self.manager.rejoin(id, &hello, handed)?;
+                // What it said there and was not read yet is void: it says everything anew.
+                self.close_link(id);
+                Ok(id)
+            }
+        }
+    }
+
+    pub(super) fn serve_vm(&mut self, token: u64) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(Connection::Vm { id, link, .. }) = self.connections.get_mut(&token) else {
+                return;
+            };
+            let id = *id;
+            let result = link.flush().and_then(|()| link.recv(&mut self.buffer));
+            let now = self.start.elapsed();
+            match result {
+                Ok(Some(message)) => {
+                    if let Err(violation) = self.manager.message(id, message, now) {
+                        return self.kill(id, &violation.to_string());
+                    }
+                }
+                Ok(None) => break,
+                Err(socket::Error::Closed) => return self.detach(id, None),
+                Err(error @ socket::Error::Codec(_)) => return self.kill(id, &error.to_string()),
+                Err(error) => return self.detach(id, Some(error.to_string())),
+            }
+        }
+        self.note_backlog(token);
+        self.rewatch(token);
+    }
+
+    /// A VM broke the protocol. Its frames stay charged until it is dead.
+    fn kill(&mut self, id: VmId, why: &str) {
+        let name = self.manager.name(id).unwrap_or_default().to_owned();
+        if let Some(process) = self.processes.get(&id) {
+            let pid = process.id().pid;
+            process.kill();
+            self.complain(|| format!("killed {name} (process {pid}): {why}"));
+        }
+        self.close_link(id);
+        self.manager.detach(id);
+    }
+
+    /// A VM's link has closed, or is of no use any more.
+    fn detach(&mut self, id: VmId, why: Option<String>) {
+        let name = self.manager.name(id).unwrap_or_default().to_owned();
+        match why {
+            Some(why) => self.complain(|| format!("closed the link of {name}: {why}")),
+            None => log::info!("{name} closed its link"),
+        }
+        self.close_link(id);
+        self.manager.detach(id);
+    }
+
+    fn close_link(&mut self, id: VmId) {
+        if let Some(token) = self.token_of.remove(&id) {
+            self.connections.remove(&token);
+        }
+    }
+
+    /// A VM's process has ended: what it said last is heard, then all it held returns.
+    pub(super) fn process_ended(&mut self, number: u64) {
+        let Some(id) = u32::try_from(number).ok().map(VmId) else {
+            return;
+        };
+        if !self.processes.contains_key(&id) {
+            return;
+        }
+        self.hear_last_words(id);
+        self.close_link(id);
+        if let Some(process) = self.processes.remove(&id) {
+            // Its descriptor may be a copy of one that stays open.
+            self.unwatch(&process);
+        }
+        let name = self.manager.name(id).unwrap_or_default().to_owned();
+        log::info!("{name} has ended");
+        self.manager.gone(id);
+        self.events.push(Event::Ended(name));
+    }
+    /// Reads what a VM has said before its process ended: how it ended is among it.
+    fn hear_last_words(&mut self, id: VmId) {
+        let Some(token) = self.token_of.get(&id) else {
+            return;
+        };
+        let Some(Connection::Vm { link, .. }) = self.connections.get_mut(token) else {
+            return;
+        };
+        for _ in 0..LAST_WORDS_MAX {
+            match link.recv(&mut self.buffer) {
+                Ok(Some(message)) => {
+                    let now = self.start.elapsed();
+                    if self.manager.message(id, message, now).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Sends a message to a VM, if it has a link.
+    pub(super) fn send(&mut self, id: VmId, message: ToVm, fd: Option<OwnedFd>) {
+        let Some(&token) = self.token_of.get(&id) else {
+            return;
+        };
+        let Some(Connection::Vm { link, .. }) = self.connections.get_mut(&token) else {
+            return;
+        };
+        let was_waiting = link.is_waiting();
+        match link.send(message, fd) {
+            Ok(()) => {
+                let changed = link.is_waiting() != was_waiting;
+                self.note_backlog(token);
+                if changed {
+                    self.rewatch(token);
+                }
+            }
+            Err(error) => self.detach(id, Some(error.to_string())),
+        }
+    }
+
+    /// Who has fallen behind is lent nothing more until it has caught up.
+    fn note_backlog(&mut self, token: u64) {
+        if let Some(Connection::Vm { id, link, behind }) = self.connections.get_mut(&token)
+            && *behind != link.is_behind()
+        {
+            *behind = link.is_behind();
+            self.manager.set_behind(*id, *behind);
+        }
+    }
+}
+
+/// Tells a peer why it may not join.
+pub(super) fn refuse(fd: OwnedFd, reason: &str) {
+    let mut reason = reason.to_owned();
+    while reason.len() > TEXT_BYTES_MAX {
+        reason.pop();
+    }
+    // The peer may be gone already; there is nobody else to tell.
+    let _ = HostLink::new(fd).send(ToVm::Refused { reason }, None);
+}
