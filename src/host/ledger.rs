@@ -4,6 +4,9 @@
 //! budget = charges of the VMs + frames in use + overheads + free
 //! ```
 //!
+//! A VM process is charged the overhead that it was admitted with until it is measured to need more:
+//! a process that has just started needs little, and what it will need is nobody else's.
+//!
 //! A VM's charge is its credit, the private pages it may hold; should it report that it holds more
 //! (it breaks the protocol, or joined again after the host manager was restarted), it is charged
 //! what it holds. Credit and frames are only handed out of free memory, so that they never exceed
@@ -30,12 +33,19 @@ struct Account {
     credit: Pages,
     /// What the VM reported to hold out of its credit.
     held: Pages,
+    /// Measured.
     overhead: Pages,
+    /// Estimated when it was admitted.
+    overhead_expected: Pages,
 }
 
 impl Account {
     fn charge(&self) -> Pages {
         self.credit.max(self.held)
+    }
+
+    fn overhead_to_come(&self) -> Pages {
+        self.overhead_expected.saturating_sub(self.overhead)
     }
 }
 
@@ -49,6 +59,7 @@ pub struct Ledger {
     /// Sums over `vms`, kept up to date because `free` is asked for at every message.
     charged: Pages,
     vm_overhead: Pages,
+    overhead_to_come: Pages,
 }
 
 impl Ledger {
@@ -61,6 +72,7 @@ impl Ledger {
             vms: BTreeMap::new(),
             charged: Pages::ZERO,
             vm_overhead: Pages::ZERO,
+            overhead_to_come: Pages::ZERO,
         }
     }
 
@@ -79,9 +91,14 @@ impl Ledger {
         self.budget.saturating_sub(self.in_use())
     }
 
-    /// Charges, frames and overheads together.
+    /// Charges, frames and overheads together, those to come included.
     pub fn in_use(&self) -> Pages {
-        self.charged + self.frames + self.overhead()
+        self.charged + self.frames + self.overhead() + self.overhead_to_come
+    }
+
+    /// Overhead that VM processes are expected to need beyond what is measured.
+    pub fn overhead_to_come(&self) -> Pages {
+        self.overhead_to_come
     }
 
     /// Overhead of the host manager and all VM processes.
@@ -122,6 +139,7 @@ impl Ledger {
             credit: held,
             held,
             overhead,
+            overhead_expected: overhead,
         };
         let before = self.vms.insert(vm, account);
         assert!(before.is_none(), "{vm:?} has an account");
@@ -146,6 +164,7 @@ impl Ledger {
         if let Some(account) = self.vms.remove(&vm) {
             self.charged -= account.charge();
             self.vm_overhead -= account.overhead;
+            self.overhead_to_come -= account.overhead_to_come();
         }
     }
 
@@ -237,9 +256,11 @@ impl Ledger {
             .expect("every admitted VM has an account");
         self.charged -= account.charge();
         self.vm_overhead -= account.overhead;
+        self.overhead_to_come -= account.overhead_to_come();
         change(account);
         self.charged += account.charge();
         self.vm_overhead += account.overhead;
+        self.overhead_to_come += account.overhead_to_come();
     }
 
     /// Checks the sums against the accounts.
@@ -255,6 +276,8 @@ impl Ledger {
             .map(|account| account.overhead)
             .sum::<Pages>();
         assert_eq!(self.vm_overhead, overhead, "sum of the overheads");
+        let to_come = self.vms.values().map(Account::overhead_to_come);
+        assert_eq!(self.overhead_to_come, to_come.sum(), "overheads to come");
     }
 }
 
@@ -369,5 +392,18 @@ mod tests {
         ledger.set_host_overhead(Pages(0));
         ledger.close(VmId(1));
         assert_eq!(ledger.free(), Pages(100));
+    }
+
+    #[test]
+    fn what_a_process_will_need_is_not_free() {
+        let mut ledger = Ledger::new(Pages(1000));
+        ledger.open(VmId(1), Pages::ZERO, Pages(300));
+        ledger.set_vm_overhead(VmId(1), Pages(200));
+        assert_eq!((ledger.overhead(), ledger.free()), (Pages(200), Pages(700)));
+        ledger.set_vm_overhead(VmId(1), Pages(350));
+        assert_eq!((ledger.overhead(), ledger.free()), (Pages(350), Pages(650)));
+        ledger.close(VmId(1));
+        assert_eq!(ledger.free(), Pages(1000));
+        ledger.audit();
     }
 }

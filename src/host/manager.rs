@@ -545,7 +545,9 @@ impl Manager {
             now,
             budget: self.ledger.budget(),
             free: self.unleased(),
-            overhead: self.ledger.overhead() + self.leases.reserved(),
+            overhead: self.ledger.overhead()
+                + self.ledger.overhead_to_come()
+                + self.leases.reserved(),
             vms: vms.collect(),
         }
     }
