@@ -35,7 +35,10 @@ test: tools fmt-check ## what CI runs; TIDEMARK_REQUIRE=1 turns skipped tests in
 
 soak: kvm tools ## trouble for SOAK=10m; SOAK_TAKE=move or copy, TIDEMARK_SEED=N repeat a round
 	cargo test --locked --no-run --test soak --test pager_oracle
-	SOAK="$(SOAK)" cargo test --locked --test soak -- --exact soak
+	@# In a mount namespace of its own, where it may have one: what an interrupted round leaves
+	@# mounted goes with it.
+	own=$$(unshare -m true 2> /dev/null && echo "unshare -m" || true); \
+	SOAK="$(SOAK)" $$own cargo test --locked --test soak -- --exact soak
 
 check: tools fmt-check ## formatting, lints, documentation, dependencies
 	@cargo clippy --version > /dev/null 2>&1 || rustup component add clippy
