@@ -52,7 +52,7 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
     let path = args.socket.clone().unwrap_or_else(folder::host_socket);
     let mut server = Server::new(settings)?;
     server.listen(&path)?;
-    let expected = server.take_over();
+    let expected = server.take_over()?;
     let mut signals = signal_pipe()?;
     server.watch(&signals, SIGNALS)?;
     out.line(&format!(

@@ -72,6 +72,13 @@ impl PoolId {
         })
     }
 
+    /// A pool that no file is.
+    pub const UNKNOWN: PoolId = PoolId {
+        device: 0,
+        inode: 0,
+        frames: CHUNK_PAGES,
+    };
+
     /// Whether a pool can have this length.
     pub fn is_sound(&self) -> bool {
         self.frames > 0

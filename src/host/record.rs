@@ -8,7 +8,7 @@
 //!
 //! Reading trusts nothing: the file must be a regular one that only its owner can read and write, and
 //! its owner must be us; its size, its lines and the number of VMs are bounded; a line that is none of
-//! ours is ignored with a warning. What the lines say is checked by [`super::manager::Manager::restore`].
+//! ours is ignored and counted. What the lines say is checked by [`super::manager::Manager::restore`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -188,6 +188,12 @@ impl Record {
         Ok(())
     }
 
+    /// As after a write that failed.
+    #[cfg(test)]
+    pub fn fail(&mut self) {
+        self.torn = true;
+    }
+
     fn count(&mut self, notes: &[Note]) {
         self.lines += notes.len();
         for note in notes {
@@ -212,7 +218,9 @@ impl Drop for Record {
 impl Found {
     fn parse(bytes: &[u8], head: &Head) -> Found {
         let mut found = Found::default();
-        let mut lines = bytes.split(|&byte| byte == b'\n');
+        // What is behind the last line break was cut off: nobody was answered for it.
+        let end = bytes.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+        let mut lines = bytes[..end].split(|&byte| byte == b'\n');
         let first = lines.next().unwrap_or_default();
         if serde_json::from_slice::<Head>(first).ok().as_ref() != Some(head) {
             // Of another boot, or of another version.
@@ -380,7 +388,7 @@ mod tests {
         assert_eq!(found.ignored, 0);
         // The last line was cut off: those before it count.
         let found = Found::parse(&copy[..copy.len() - 5], &Head::now());
-        assert_eq!((found.vms.len(), found.ignored), (2, 1));
+        assert_eq!((found.vms.len(), found.ignored), (2, 0));
         drop(record);
         assert!(path.exists());
         drop(Record::create(&path, &[]).unwrap());

@@ -71,6 +71,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// There is no record for the next host manager.
+    #[error(transparent)]
+    Record(#[from] super::record::Error),
     /// Somebody listens there.
     #[error("a host manager listens at {} already", path.display())]
     InUse {

@@ -179,7 +179,7 @@ impl ShareIndex {
 
     /// A VM has a new link; `handed` is the pool that it maps. Where that is its group's, it goes on
     /// with it and claims its frames. Where the group's pool is still awaited and this is another one,
-    /// or none, the VM starts over in a group with a pool of the budget's length.
+    /// the VM starts over in a group with a pool of the budget's length.
     ///
     /// # Errors
     /// When it hands back another pool than the one its group has, or the pool cannot be opened or
@@ -205,7 +205,10 @@ impl ShareIndex {
             });
         }
         let size = group.member(vm).map(Member::size);
-        let (Some(size), true) = (size, group.is_awaiting(own)) else {
+        // One that hands nothing back may map what is awaited all the same: its descriptor was lost
+        // on the way. One that maps another pool was never given this one.
+        let starts_over = handed.is_some() && group.is_awaiting(own);
+        let (Some(size), true) = (size, starts_over) else {
             return Err(JoinError::OtherPool);
         };
         let name = group.name().map(str::to_owned);

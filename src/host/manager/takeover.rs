@@ -23,7 +23,7 @@ use crate::host::share::Reach;
 use crate::link::message::{Hello, Report, ToVm, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::types::{Allocation, VmId};
-use crate::units::Pages;
+use crate::units::{PAGES_MAX, Pages};
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,23 @@ pub struct VmRecord {
     pub share_group: Option<String>,
     /// The pool that it maps.
     pub pool: PoolId,
+}
+
+impl VmRecord {
+    /// Whether it can be true.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        for text in std::iter::once(&self.name).chain(&self.share_group) {
+            check_name(text)?;
+        }
+        check_allocation(&self.allocation)?;
+        match self.pool.is_sound() {
+            true => Ok(()),
+            false => Err(format!("a pool of {} frames", self.pool.frames)),
+        }
+    }
 }
 
 /// What the next host manager has to know of this one.
@@ -204,13 +221,7 @@ impl Manager {
     /// # Errors
     /// What is wrong with the record, in one line; nothing is changed.
     pub fn restore(&mut self, record: VmRecord, resident: Pages) -> Result<VmId, String> {
-        for text in std::iter::once(&record.name).chain(&record.share_group) {
-            check_name(text)?;
-        }
-        check_allocation(&record.allocation)?;
-        if !record.pool.is_sound() {
-            return Err(format!("a pool of {} frames", record.pool.frames));
-        }
+        record.check()?;
         if self.known(&record.name, record.process)? != Known::New || self.vms.len() >= VMS_MAX {
             return Err(format!("{:?} is there already", record.name));
         }
@@ -255,7 +266,7 @@ impl Manager {
         if let Ok(policy) = record.policy.parse::<PolicyKind>() {
             self.policy.set_kind(policy);
         }
-        if record.budget > Pages::ZERO {
+        if (1..=PAGES_MAX).contains(&record.budget.0) {
             self.ledger.set_budget(record.budget);
         }
     }

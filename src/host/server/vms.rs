@@ -75,6 +75,10 @@ impl Server {
         match self.manager.known(&hello.name, process.id())? {
             Known::New => {
                 let id = self.manager.admit(hello, process.id())?;
+                if !self.keep_record() {
+                    self.manager.gone(id);
+                    return Err("cannot be recorded".to_owned());
+                }
                 self.hold(id, process);
                 Ok(id)
             }
@@ -82,6 +86,10 @@ impl Server {
                 self.manager.rejoin(id, &hello, handed)?;
                 // What it said there and was not read yet is void: it says everything anew.
                 self.close_link(id);
+                if !self.keep_record() {
+                    self.manager.detach(id);
+                    return Err("cannot be recorded".to_owned());
+                }
                 Ok(id)
             }
         }

@@ -13,7 +13,7 @@ fn killed(server: Server) {
 fn start(path: &Path) -> (Server, usize) {
     let mut server = server();
     server.listen(path).unwrap();
-    let expected = server.take_over();
+    let expected = server.take_over().unwrap();
     (server, expected)
 }
 
@@ -191,7 +191,7 @@ fn who_is_not_in_the_record_starts_over() {
         .filter(|line| !line.contains("\"b\""))
         .map(|line| line.replace("\"inode\":", "\"inode\":1"))
         .collect();
-    fs::write(&record, lines.join("\n")).unwrap();
+    fs::write(&record, lines.join("\n") + "\n").unwrap();
     let (mut second, expected) = start(&path);
     assert_eq!(expected, 1);
     let new_a = again(&mut second, "a", &a.body, 30, &pool);
@@ -246,15 +246,57 @@ fn a_hostile_record_costs_nothing_but_itself() {
     text.push_str("{\"vm\":[[[[[[\n\0\u{7f}{{{{\n");
     fs::write(&record, text).unwrap();
     let (mut second, expected) = start(&path);
-    assert_eq!(expected, 1);
+    // Where only the pool is wrong, the promises count.
+    assert_eq!(expected, 2);
     let names: Vec<_> = second.manager().names().map(str::to_owned).collect();
-    assert_eq!(names, ["a"]);
+    assert_eq!(names, ["a", "pool"]);
     pump(&mut second);
 }
 
 fn own_id() -> crate::host::process::ProcessId {
     let (ours, _theirs) = socket::pair().unwrap();
     Process::peer(&ours).unwrap().id()
+}
+
+#[test]
+fn pools_of_a_damaged_record_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.sock");
+    let (mut first, _) = start(&path);
+    let (a, welcome, pool) = Fake::join(&mut first, "a");
+    let (b, ..) = Fake::join(&mut first, "b");
+    let frames = share(&mut first, &a, &b, welcome.key_seed);
+    killed(first);
+    // The line of b cannot be read: what b maps must stay, whatever a claims.
+    let record = Record::path(&path);
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("\"name\":\"b\"", "\"name\":b")).unwrap();
+    let (mut second, expected) = start(&path);
+    assert_eq!(expected, 1);
+    let new_a = again(&mut second, "a", &a.body, 0, &pool);
+    assert!(!welcomed(&new_a).adopted);
+    let new_b = again(&mut second, "b", &b.body, 0, &pool);
+    assert!(!welcomed(&new_b).adopted);
+    check_frames(&pool, &frames);
+}
+
+#[test]
+fn who_cannot_be_recorded_is_not_let_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.sock");
+    let (mut server, _) = start(&path);
+    // A file that takes nothing, as of a full disk.
+    server.record.as_mut().unwrap().fail();
+    fs::create_dir(folder.path().join("host.sock.record.new")).unwrap();
+    let vm = Fake::connect(&mut server, "a");
+    let heard = vm.say(&mut server, &hello("a"));
+    assert!(
+        matches!(&heard[..], [ToVm::Refused { reason }] if reason.contains("recorded")),
+        "{heard:?}"
+    );
+    assert_eq!(server.manager().live(), 0);
+    fs::remove_dir(folder.path().join("host.sock.record.new")).unwrap();
+    let (_b, ..) = Fake::join(&mut server, "b");
 }
 
 #[test]
