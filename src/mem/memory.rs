@@ -159,6 +159,27 @@ impl Memory<'_> {
         &mut self.books.credit
     }
 
+    /// Whether the page takes memory of its own, as far as the books tell: a private page, one that
+    /// was broken off its frame, or one that maps a frame whose owner is gone, for which nobody else
+    /// accounts. Only such a page is worth sharing or taking out.
+    pub fn is_own(&self, gfn: Gfn) -> bool {
+        match self.state(gfn) {
+            PageState::Private | PageState::Broken(_) => true,
+            PageState::Shared(_) => self.is_orphan(gfn),
+            _ => false,
+        }
+    }
+
+    /// The same as far as the page tables tell: it is there, and is no frame that others account
+    /// for.
+    pub fn is_own_backing(&self, gfn: Gfn, backing: Backing) -> bool {
+        match backing {
+            Backing::Anonymous => true,
+            Backing::File => self.is_orphan(gfn),
+            Backing::Nothing | Backing::Unsettled | Backing::Common => false,
+        }
+    }
+
     /// The longest run around `gfn` inside `within` of unbacked pages that no balloon holds.
     pub fn unbacked_run(&self, gfn: Gfn, within: GfnRange) -> GfnRange {
         self.books.pmap.run_around(gfn, within, |pmap, gfn| {

@@ -48,27 +48,6 @@ pub struct Scanned {
     pub wrapped: bool,
 }
 
-impl Memory<'_> {
-    /// Whether sharing the page can save memory, as far as the books tell.
-    fn is_worth(&self, gfn: Gfn) -> bool {
-        match self.state(gfn) {
-            PageState::Private | PageState::Broken(_) => true,
-            PageState::Shared(_) => self.is_orphan(gfn),
-            _ => false,
-        }
-    }
-
-    /// The same as far as the page tables tell: it is there, and is no frame that others account
-    /// for.
-    fn is_there(&self, gfn: Gfn, backing: Backing) -> bool {
-        match backing {
-            Backing::Anonymous => true,
-            Backing::File => self.is_orphan(gfn),
-            Backing::Nothing | Backing::Unsettled | Backing::Common => false,
-        }
-    }
-}
-
 impl Scanner {
     /// Starts at the first page; `seed` is the share group's.
     pub fn new(seed: u64) -> Scanner {
@@ -96,14 +75,14 @@ impl Scanner {
 
     fn scan_slice(&self, pager: &Pager, slice: GfnRange, found: &mut Scanned) -> Result<(), Error> {
         let mut memory = pager.memory();
-        if !memory.any(slice, Memory::is_worth) {
+        if !memory.any(slice, Memory::is_own) {
             return Ok(());
         }
         let backing = memory.backing(slice)?;
         let mut zeros = Vec::new();
         let mut page = PageBuf::ZERO;
         for (gfn, backing) in slice.iter().zip(backing) {
-            if !memory.is_worth(gfn) || !memory.is_there(gfn, backing) {
+            if !memory.is_own(gfn) || !memory.is_own_backing(gfn, backing) {
                 continue;
             }
             memory.peek(gfn, &mut page);
@@ -146,9 +125,9 @@ impl Pager {
         let layout = self.ram().layout();
         for &gfn in gfns.iter().filter(|gfn| layout.contains_gfn(**gfn)) {
             let mut memory = self.memory();
-            let there = memory.is_worth(gfn) && {
+            let there = memory.is_own(gfn) && {
                 let backing = memory.backing(GfnRange::one(gfn))?[0];
-                memory.is_there(gfn, backing)
+                memory.is_own_backing(gfn, backing)
             };
             if there {
                 memory.peek(gfn, &mut page);
@@ -214,7 +193,7 @@ fn merge_front(
     let (gfn, frame) = run[0];
     // Only pages that take memory of their own are worth it, and only inside RAM.
     let known = pager.ram().layout().contains_gfn(gfn) && pool.contains(frame, 1);
-    if known && memory.is_worth(gfn) {
+    if known && memory.is_own(gfn) {
         if memory.state(gfn) == PageState::Private {
             let count = private_run(pager, &mut memory, run)?;
             if count > 0 {

@@ -16,7 +16,6 @@ use super::pool_pages::Frozen;
 use super::runs::{Walk, runs};
 use super::stage::Taken;
 use crate::page::state::PageState;
-use crate::sys::pagemap::Backing;
 use crate::units::{Gfn, GfnRange};
 
 /// Pages of a cluster, aligned: as many as a batch has, 128 KiB.
@@ -138,17 +137,6 @@ impl Search {
     }
 }
 
-impl Memory<'_> {
-    /// Whether taking the page out can free memory, as far as the books tell.
-    fn is_victim(&self, gfn: Gfn) -> bool {
-        match self.state(gfn) {
-            PageState::Private | PageState::Broken(_) => true,
-            PageState::Shared(_) => self.is_orphan(gfn),
-            _ => false,
-        }
-    }
-}
-
 /// Gets hold of pages of a range of at most [`HOLD_PAGES`], under one hold of the lock.
 fn take_from(
     pager: &Pager,
@@ -157,7 +145,7 @@ fn take_from(
     victims: &mut Victims,
 ) -> Result<(), Error> {
     let mut memory = pager.memory();
-    if !memory.any(range, Memory::is_victim) {
+    if !memory.any(range, Memory::is_own) {
         return Ok(());
     }
     let backing = memory.backing(range)?;
@@ -168,12 +156,7 @@ fn take_from(
         if private.len() + in_pool.len() >= room(victims) {
             break;
         }
-        let takes_memory = match backing {
-            Backing::Anonymous => true,
-            Backing::File => memory.is_orphan(gfn),
-            Backing::Nothing | Backing::Unsettled | Backing::Common => false,
-        };
-        if takes_memory && memory.is_victim(gfn) {
+        if memory.is_own(gfn) && memory.is_own_backing(gfn, backing) {
             match memory.state(gfn) {
                 PageState::Private => private.push(gfn),
                 _ => in_pool.push(gfn),
@@ -186,7 +169,7 @@ fn take_from(
     for gfn in in_pool {
         let most = u32::try_from(room(victims)).unwrap_or(u32::MAX);
         // One of the pages on the way out of another is frozen already.
-        if most == 0 || !memory.is_victim(gfn) {
+        if most == 0 || !memory.is_own(gfn) {
             continue;
         }
         for gfn in memory
