@@ -2,7 +2,7 @@
 //!
 //! A batch goes through four steps; the memory is held for short parts of the first, third and last:
 //!
-//! 1. get hold of victims ([`super::victims`]) and copy their content; those that lie in pool
+//! 1. get hold of victims (`victims`) and copy their content; those that lie in pool
 //!    mappings are rearmed. All-zero ones are dropped;
 //! 2. compress what can be compressed;
 //! 3. put the compressed pages into the store, take swap slots for the others;
