@@ -29,7 +29,7 @@ demo: kvm tools ## four guests of 256 MiB in a budget of 512 MiB, for a minute
 linux-guest: ## the Debian guest of examples/linux.toml, from packages
 	guest-images/linux/setup.sh
 
-test: tools fmt-check ## what CI runs; TIDEMARK_REQUIRE=1 turns skipped tests into failures
+test: tools fmt-check ## all tests; TIDEMARK_REQUIRE=1 turns skipped ones into failures
 	cargo test --locked
 	cargo test --locked $(GUESTS)
 
@@ -40,7 +40,7 @@ soak: kvm tools ## trouble for SOAK=10m; SOAK_TAKE=move or copy, TIDEMARK_SEED=N
 	own=$$(unshare -m true 2> /dev/null && echo "unshare -m" || true); \
 	SOAK="$(SOAK)" $$own cargo test --locked --test soak -- --exact soak
 
-check: tools fmt-check ## formatting, lints, documentation, dependencies
+check: tools fmt-check ## formatting, lints, documentation, dependencies; CI runs it after the tests
 	@cargo clippy --version > /dev/null 2>&1 || rustup component add clippy
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked $(GUESTS) --all-targets -- -D warnings
