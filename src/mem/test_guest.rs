@@ -52,7 +52,17 @@ pub(super) fn with_guest(size: Pages, work: impl FnOnce(&Pager)) {
             let ended = || end.load(Ordering::Relaxed);
             pager.serve_faults(tick, ended, |error| panic!("{error}"));
         });
+        // Also where the test fails: the scope waits for the thread.
+        let _guard = End(&end);
         work(&pager);
-        end.store(true, Ordering::Relaxed);
     });
+}
+
+/// Ends the fault thread.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
