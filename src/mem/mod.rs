@@ -39,6 +39,8 @@ pub mod share;
 mod stage;
 pub mod store;
 pub mod swapfile;
+#[cfg(test)]
+mod test_guest;
 mod victims;
 
 pub use pager::{Error, Pager};

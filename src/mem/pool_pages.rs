@@ -268,3 +268,6 @@ impl Pager {
         Ok(kept)
     }
 }
+
+#[cfg(test)]
+mod tests;

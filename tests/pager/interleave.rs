@@ -250,7 +250,7 @@ fn work(shared: &Shared) -> (u64, Pool) {
         if shared.stops() {
             break;
         }
-        match kinds.u32(0..10) {
+        match kinds.u32(0..11) {
             0..=2 => {
                 reclaimer.step(&rig.pager, kinds.usize(1..=32)).unwrap();
             }
@@ -263,13 +263,38 @@ fn work(shared: &Shared) -> (u64, Pool) {
                 rig.pager.begin_sample(&drawn).unwrap();
                 rig.pager.touched_in_sample().unwrap();
             }
-            _ => rig.store.fail_writes(kinds.u32(0..4) == 0),
+            9 => rig.store.fail_writes(kinds.u32(0..4) == 0),
+            _ => replace_link(rig, &mut reclaimer, &mut pool),
         }
         pool.release(&rig.pager.take_released());
         shared.operations.store(done, Ordering::Relaxed);
     }
     shared.end.store(true, Ordering::Relaxed);
     (merged, pool)
+}
+
+/// Tells the host manager anew of all frames, a part at a time and with other work between, as after
+/// the loss of a link. What it knows then replaces what the pool knew: a reference too few lets a
+/// mapped frame be punched, one too many is found at the end.
+fn replace_link(rig: &Rig, reclaimer: &mut Reclaimer, pool: &mut Pool) {
+    rig.pager.begin_claims();
+    let mut references = HashMap::new();
+    loop {
+        let claims = rig.pager.next_claims(1);
+        for frame in claims.iter().flatten() {
+            *references.entry(*frame).or_insert(0_u64) += 1;
+        }
+        reclaimer.step(&rig.pager, 8).unwrap();
+        rig.pager.census().unwrap();
+        for frame in rig.pager.take_released() {
+            let known = references.get_mut(&frame).filter(|known| **known > 0);
+            *known.expect("a frame is claimed before it is released") -= 1;
+        }
+        if claims.is_none() {
+            break;
+        }
+    }
+    pool.replace(&references);
 }
 
 /// Scans a part of memory and merges what it found.

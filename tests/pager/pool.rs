@@ -90,16 +90,35 @@ impl Pool {
         for frame in frames {
             let known = self.frames.get_mut(frame).expect("a frame that was lent");
             known.references -= 1;
-            if known.references > 0 {
-                continue;
+            if known.references == 0 {
+                self.punch(*frame);
             }
-            self.index.remove(&known.key);
-            self.frames.remove(frame);
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            rustix::fs::fallocate(&self.file, flags, frame.offset(), PAGE_SIZE as u64)
-                .expect("a memfd can be punched");
-            self.free.push(*frame);
         }
+    }
+
+    /// The references are these and no others; punches the frames that have none.
+    pub fn replace(&mut self, references: &HashMap<FrameId, u64>) {
+        let known: Vec<FrameId> = self.frames.keys().copied().collect();
+        for frame in known {
+            let count = references.get(&frame).copied().unwrap_or(0);
+            match self.frames.get_mut(&frame) {
+                Some(known) if count > 0 => known.references = count,
+                _ => self.punch(frame),
+            }
+        }
+        let unknown = |frame: &&FrameId| !self.frames.contains_key(*frame);
+        let held = references.iter().filter(|(_, count)| **count > 0);
+        let unknown = held.map(|(frame, _)| frame).find(unknown);
+        assert_eq!(unknown, None, "a frame is mapped that was free");
+    }
+
+    fn punch(&mut self, frame: FrameId) {
+        let known = self.frames.remove(&frame).expect("a frame in use");
+        self.index.remove(&known.key);
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.file, flags, frame.offset(), PAGE_SIZE as u64)
+            .expect("a memfd can be punched");
+        self.free.push(frame);
     }
 
     /// References out.

@@ -1,0 +1,68 @@
+//! An armed guest for the tests of this folder.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::credit::CreditBook;
+use super::pager::{Pager, Settings};
+use super::swapfile::SwapStore;
+use crate::sys::ram::{GuestRam, Layout};
+use crate::sys::space::{PageBuf, TakePath};
+use crate::sys::uffd;
+use crate::units::{Pages, SwapSlot};
+
+/// A swap file that forgets: the test never reads back.
+#[derive(Debug)]
+struct Nowhere;
+
+impl SwapStore for Nowhere {
+    fn write(&self, _first: SwapSlot, _pages: &[PageBuf]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read(&self, _slot: SwapSlot, _page: &mut PageBuf) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+/// Runs `work` on an armed guest of `size`; a visible note where there is no userfaultfd.
+pub(super) fn with_guest(size: Pages, work: impl FnOnce(&Pager)) {
+    if let Err(error) = uffd::probe() {
+        assert!(
+            std::env::var_os("TIDEMARK_REQUIRE").is_none_or(|value| value != "1"),
+            "TIDEMARK_REQUIRE=1 and {error}"
+        );
+        eprintln!("SKIP: {error}");
+        return;
+    }
+    let settings = Settings {
+        path: TakePath::Copy,
+        swap: Box::new(Nowhere),
+        seed: 5,
+        credit: CreditBook::unlimited(),
+        mappings_max: 60_000,
+    };
+    let pager = Arc::new(Pager::new(GuestRam::new(Layout::new(size)).unwrap(), settings).unwrap());
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let tick = Some(Duration::from_millis(10));
+            let ended = || end.load(Ordering::Relaxed);
+            pager.serve_faults(tick, ended, |error| panic!("{error}"));
+        });
+        // Also where the test fails: the scope waits for the thread.
+        let _guard = End(&end);
+        work(&pager);
+    });
+}
+
+/// Ends the fault thread.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
