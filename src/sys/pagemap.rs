@@ -92,6 +92,21 @@ impl PageTables {
         Ok(())
     }
 
+    /// Of `pages` pages that were to be moved from `from` to `to`, how many at the front have been:
+    /// there is something at the destination and nothing at the source.
+    ///
+    /// # Errors
+    /// When the kernel does not answer in full.
+    pub fn count_moved(&self, to: usize, from: usize, pages: usize) -> std::io::Result<usize> {
+        let (mut there, mut here) = (vec![Backing::Nothing; pages], vec![Backing::Nothing; pages]);
+        self.read(to, &mut there)?;
+        self.read(from, &mut here)?;
+        let gone = |(there, here): &(Backing, Backing)| {
+            *there != Backing::Nothing && *here == Backing::Nothing
+        };
+        Ok(there.into_iter().zip(here).take_while(gone).count())
+    }
+
     /// Anonymous memory of this process: guest RAM, staged pages and the process's own.
     ///
     /// The kernel keeps this counter per CPU; the answer may be off by some dozen pages a CPU.

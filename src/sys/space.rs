@@ -30,8 +30,8 @@ use super::pagemap::{Backing, PageTables};
 use super::pool_view::PoolView;
 use super::ram::GuestRam;
 use super::staging::{StageSlot, Staging};
-use super::transfer::{complete, stopped, transferred};
-use super::uffd::{self, Event, Stop, Uffd};
+use super::transfer::{complete, moved, stopped, transferred};
+use super::uffd::{self, Event, Stop, Transferred, Uffd};
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
 
 /// One page of content, aligned for direct I/O.
@@ -311,7 +311,7 @@ impl GuestSpace {
         if self.path == TakePath::Move {
             let stage = self.staging.hva(slot, range.count);
             let (pages, stop) = transferred("take", range, |at, len| {
-                self.uffd.relocate(stage + at, hva + at, len)
+                self.relocate(stage + at, hva + at, len)
             })?;
             let obstacle = match stop {
                 None => None,
@@ -351,7 +351,7 @@ impl GuestSpace {
             return complete("give back", range, copy);
         }
         let (mut done, mut stop) = transferred("give back", range, |at, len| {
-            self.uffd.relocate(hva + at, stage + at, len)
+            self.relocate(hva + at, stage + at, len)
         })?;
         // KSM may have merged a page while it was staged, and such a page does not move.
         while matches!(stop, Some(Stop::Busy)) {
@@ -365,12 +365,28 @@ impl GuestSpace {
             let rest = GfnRange::new(Gfn(range.start.0 + done), range.count - done);
             let from = done as usize * PAGE_SIZE;
             let (more, again) = transferred("give back", rest, |at, len| {
-                self.uffd.relocate(hva + from + at, stage + from + at, len)
+                self.relocate(hva + from + at, stage + from + at, len)
             })?;
             done += more;
             stop = again;
         }
         stop.map_or(Ok(()), |stop| Err(stopped("give back", range, stop)))
+    }
+
+    /// Moves pages into missing ones of memory that this value owns, and wakes who waits there. The
+    /// caller alone moves or drops either of them, so that a page which is at the destination, and no
+    /// longer at its source, was moved here.
+    fn relocate(&self, to: usize, from: usize, len: usize) -> Transferred {
+        let unsaid = |at: usize, len: usize| {
+            let there = self.tables.count_moved(to + at, from + at, len / PAGE_SIZE);
+            let pages = there.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            if pages > 0 {
+                self.uffd.wake(to + at, pages * PAGE_SIZE)?;
+            }
+            Ok(pages * PAGE_SIZE)
+        };
+        let step = |at: usize, len: usize| self.uffd.relocate(to + at, from + at, len);
+        moved(len, step, unsaid)
     }
 
     /// Frees the memory of `count` stage slots.

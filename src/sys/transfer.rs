@@ -31,6 +31,37 @@ fn over_mappings(
     }
 }
 
+/// Runs `step(offset, len)`, a move, over `len` bytes. Linux 6.18 forgets what it moved when it first had
+/// to wait for a page that was being migrated: it moves the page, forgets to go on to the next, and
+/// answers that the destination exists. So where that is the answer, `unsaid(offset, len)` looks how
+/// many bytes from the offset on have moved all the same.
+pub(super) fn moved(
+    len: usize,
+    step: impl Fn(usize, usize) -> Transferred,
+    unsaid: impl Fn(usize, usize) -> Result<usize, Errno>,
+) -> Transferred {
+    let mut bytes = 0;
+    loop {
+        let transfer = step(bytes, len - bytes);
+        bytes += transfer.bytes;
+        if transfer.stop != Some(Stop::Exists) {
+            return Transferred { bytes, ..transfer };
+        }
+        let more = match unsaid(bytes, len - bytes) {
+            Ok(more) => more,
+            Err(errno) => {
+                let stop = Some(Stop::Refused(errno));
+                return Transferred { bytes, stop };
+            }
+        };
+        bytes += more;
+        if more == 0 || bytes == len {
+            let stop = (bytes < len).then_some(Stop::Exists);
+            return Transferred { bytes, stop };
+        }
+    }
+}
+
 /// Pages done, and the obstacle that ended the transfer early. A refusal is an error.
 pub(super) fn transferred(
     what: &'static str,
@@ -104,6 +135,46 @@ mod tests {
             let done = transferred("move", range, kernel(border, None)).unwrap();
             assert_eq!(done, (100, None));
         }
+    }
+
+    /// A kernel that moves all it is asked to, but says nothing of its first `silent` calls.
+    #[test]
+    fn what_moved_unsaid_is_seen() {
+        use std::cell::Cell;
+        for (silent, batch) in [(0, 8), (1, 1), (1, 3), (3, 2), (1, 8)] {
+            let (at_kernel, calls) = (Cell::new(0), Cell::new(0));
+            let step = |at: usize, len: usize| {
+                calls.set(calls.get() + 1);
+                if calls.get() <= silent {
+                    at_kernel.set(at + len.min(batch * PAGE_SIZE));
+                    let stop = Some(Stop::Exists);
+                    return Transferred { bytes: 0, stop };
+                }
+                assert_eq!(at, at_kernel.get(), "nothing is moved twice");
+                at_kernel.set(at + len);
+                Transferred {
+                    bytes: len,
+                    stop: None,
+                }
+            };
+            let done = moved(8 * PAGE_SIZE, step, |at, _| Ok(at_kernel.get() - at));
+            let all = Transferred {
+                bytes: 8 * PAGE_SIZE,
+                stop: None,
+            };
+            assert_eq!(done, all, "{silent} of {batch}");
+        }
+    }
+
+    /// A page that really is in the way stays one.
+    #[test]
+    fn a_destination_that_exists_is_said() {
+        let exists = |_: usize, _: usize| Transferred {
+            bytes: 0,
+            stop: Some(Stop::Exists),
+        };
+        let done = moved(PAGE_SIZE, exists, |_, _| Ok(0));
+        assert_eq!(done.stop, Some(Stop::Exists));
     }
 
     #[test]
