@@ -55,6 +55,8 @@ pub struct Ledger {
     budget: Pages,
     frames: Pages,
     host_overhead: Pages,
+    /// What the host manager is expected to need beyond that.
+    host_overhead_to_come: Pages,
     vms: BTreeMap<VmId, Account>,
     /// Sums over `vms`, kept up to date because `free` is asked for at every message.
     charged: Pages,
@@ -69,6 +71,7 @@ impl Ledger {
             budget,
             frames: Pages::ZERO,
             host_overhead: Pages::ZERO,
+            host_overhead_to_come: Pages::ZERO,
             vms: BTreeMap::new(),
             charged: Pages::ZERO,
             vm_overhead: Pages::ZERO,
@@ -93,12 +96,12 @@ impl Ledger {
 
     /// Charges, frames and overheads together, those to come included.
     pub fn in_use(&self) -> Pages {
-        self.charged + self.frames + self.overhead() + self.overhead_to_come
+        self.charged + self.frames + self.overhead() + self.overhead_to_come()
     }
 
-    /// Overhead that VM processes are expected to need beyond what is measured.
+    /// Overhead that the processes are expected to need beyond what is measured.
     pub fn overhead_to_come(&self) -> Pages {
-        self.overhead_to_come
+        self.host_overhead_to_come + self.overhead_to_come
     }
 
     /// Overhead of the host manager and all VM processes.
@@ -215,9 +218,10 @@ impl Ledger {
         self.change(vm, |account| account.overhead = overhead);
     }
 
-    /// Notes the measured overhead of the host manager.
-    pub fn set_host_overhead(&mut self, overhead: Pages) {
+    /// Notes the measured overhead of the host manager, and what it may need yet.
+    pub fn set_host_overhead(&mut self, overhead: Pages, to_come: Pages) {
         self.host_overhead = overhead;
+        self.host_overhead_to_come = to_come;
     }
 
     /// Counts frames that were taken into use.
@@ -387,9 +391,9 @@ mod tests {
         assert_eq!(ledger.free(), Pages(65));
         ledger.set_held(VmId(1), Pages(10));
         assert_eq!(ledger.free(), Pages(75));
-        ledger.set_host_overhead(Pages(500));
+        ledger.set_host_overhead(Pages(500), Pages::ZERO);
         assert_eq!(ledger.free(), Pages(0));
-        ledger.set_host_overhead(Pages(0));
+        ledger.set_host_overhead(Pages(0), Pages::ZERO);
         ledger.close(VmId(1));
         assert_eq!(ledger.free(), Pages(100));
     }

@@ -241,7 +241,7 @@ pub fn credit_batch(budget: Pages) -> Pages {
 /// Memory of a VM process beside its guest's RAM before it is measured: page tables, the pager's
 /// books (about 16 bytes a page) and the program itself.
 pub(super) fn overhead_estimate(size: Pages) -> Pages {
-    Pages::mib(1) + Pages(size.0 / 128)
+    Pages(384) + Pages(size.0 / 128)
 }
 
 pub(super) fn check_name(text: &str) -> Result<(), String> {
