@@ -17,7 +17,7 @@ use common::Capability;
 use pager::interleave::{self, PAGES, Plan};
 use pager::pool::{KEY_SEED, Pool};
 use pager::rig::{Rig, merge};
-use pager::{both_paths, seed, unique};
+use pager::{both_paths, seed, stamped, unique};
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
@@ -108,6 +108,96 @@ fn share_and_swap(rig: &Rig, seed: u64, time: Duration) {
         reclaimer.step(&rig.pager, 32).unwrap();
         pool.release(&rig.pager.take_released());
     }
+}
+
+/// Writes page after page over `gfn` and reads each back, while `work` is done over and over beside
+/// it. The windows in which a step could lose a write are a few instructions wide: hence one page,
+/// and no pause.
+fn beside_a_busy_writer(
+    rig: &Rig,
+    gfn: Gfn,
+    page: impl Fn(u64) -> [u8; PAGE_SIZE] + Send,
+    mut work: impl FnMut(),
+) {
+    const TIME: Duration = Duration::from_millis(1500);
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut number = 0;
+            while !end.load(Ordering::Relaxed) {
+                let page = page(number);
+                rig.write(gfn, &page);
+                assert!(rig.read(gfn) == page, "write {number} is lost");
+                number += 1;
+            }
+            number
+        });
+        let deadline = Instant::now() + TIME;
+        while Instant::now() < deadline && !writer.is_finished() {
+            work();
+        }
+        end.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 100);
+    });
+}
+
+/// Taking a page out and giving it back loses no write to it, nor a wake-up of whoever writes.
+#[test]
+fn a_page_that_is_written_all_the_time_can_be_taken() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let rig = Rig::unlimited(path, PAGES);
+        let mut taken = 0;
+        beside_a_busy_writer(
+            &rig,
+            Gfn(5),
+            |number| stamped(u32::try_from(number).unwrap()),
+            || {
+                taken += rig.pager.begin_sample(&[Gfn(5)]).unwrap();
+                rig.pager.end_sample().unwrap();
+            },
+        );
+        assert!(taken > 100, "{taken}");
+        rig.finish().unwrap();
+    });
+}
+
+/// The same where the page lies in a pool mapping and equals its frame every other time: it is
+/// compared and mapped over where it lies.
+#[test]
+fn a_page_that_equals_a_frame_now_and_then_loses_no_write() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let rig = Rig::unlimited(path, PAGES);
+        let mut pool = Pool::new(8);
+        let view = pool.view();
+        let common = unique(1).0;
+        let kept = pool.lend(&common).unwrap();
+        let mut shared = 0;
+        beside_a_busy_writer(
+            &rig,
+            Gfn(5),
+            |number| match number % 2 {
+                0 => common,
+                _ => stamped(u32::try_from(number).unwrap()),
+            },
+            || {
+                rig.pager.census().unwrap();
+                let frame = pool.lend(&common).unwrap();
+                let done = merge(&rig.pager, &view, &mut [(Gfn(5), frame)]);
+                pool.release(&done.rejected);
+                pool.release(&rig.pager.take_released());
+                shared += done.pages;
+            },
+        );
+        assert!(shared > 10, "{shared}");
+        pool.release(&[kept]);
+        rig.finish().unwrap();
+    });
 }
 
 #[test]

@@ -29,6 +29,11 @@ impl SwapStore for Nowhere {
 
 /// Runs `work` on an armed guest of `size`; a visible note where there is no userfaultfd.
 pub(super) fn with_guest(size: Pages, work: impl FnOnce(&Pager)) {
+    with_mappings(size, 60_000, work);
+}
+
+/// The same, where the guest's RAM may take so many kernel mappings.
+pub(super) fn with_mappings(size: Pages, mappings_max: u64, work: impl FnOnce(&Pager)) {
     if let Err(error) = uffd::probe() {
         assert!(
             std::env::var_os("TIDEMARK_REQUIRE").is_none_or(|value| value != "1"),
@@ -42,7 +47,7 @@ pub(super) fn with_guest(size: Pages, work: impl FnOnce(&Pager)) {
         swap: Box::new(Nowhere),
         seed: 5,
         credit: CreditBook::unlimited(),
-        mappings_max: 60_000,
+        mappings_max,
     };
     let pager = Arc::new(Pager::new(GuestRam::new(Layout::new(size)).unwrap(), settings).unwrap());
     let end = AtomicBool::new(false);

@@ -5,11 +5,13 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::mem::share::merge;
-use crate::mem::test_guest::with_guest;
+use crate::mem::test_guest::with_mappings;
 use crate::units::{PAGE_SIZE, Pages};
 
 /// Pages that map a frame each.
 const SHARED: u32 = 8;
+/// Kernel mappings that a guest may take in the tests of that bound.
+const FEW: u64 = 7;
 
 fn content(number: u32) -> [u8; PAGE_SIZE] {
     let mut page = [0; PAGE_SIZE];
@@ -19,11 +21,16 @@ fn content(number: u32) -> [u8; PAGE_SIZE] {
 
 /// Runs `work` on a guest whose first pages map frame `n` at page `n`.
 fn with_shared_pages(work: impl FnOnce(&Pager)) {
-    with_guest(Pages::mib(8), |pager| {
+    with_shared(SHARED, 60_000, work);
+}
+
+/// The same with so many pages, and so many kernel mappings.
+fn with_shared(shared: u32, mappings_max: u64, work: impl FnOnce(&Pager)) {
+    with_mappings(Pages::mib(8), mappings_max, |pager| {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let file = File::from(rustix::fs::memfd_create("pool", flags).unwrap());
         let mut candidates = Vec::new();
-        for number in 0..SHARED {
+        for number in 0..shared {
             let (gfn, frame) = (Gfn(number), FrameId(number));
             let page = content(number);
             file.write_all_at(&page, frame.offset()).unwrap();
@@ -31,9 +38,9 @@ fn with_shared_pages(work: impl FnOnce(&Pager)) {
             memory.write_slice(&page, GuestAddress(gfn.gpa())).unwrap();
             candidates.push((gfn, frame));
         }
-        let pool = PoolView::new(file.into(), SHARED);
+        let pool = PoolView::new(file.into(), shared);
         let merged = merge(pager, &pool, &mut candidates).unwrap();
-        assert_eq!(merged.pages, SHARED, "{merged:?}");
+        assert_eq!(merged.pages, shared, "{merged:?}");
         work(pager);
     });
 }
@@ -105,4 +112,60 @@ fn what_was_not_claimed_is_not_released() {
         pager.report_free(GfnRange::one(Gfn(3))).unwrap();
         assert_eq!(pager.take_released(), frames([3]));
     });
+}
+
+/// Isolated pages are dropped out of a run of frames as long as there are mappings for it; the
+/// others stay mapped, and keep their frames.
+#[test]
+fn a_page_is_not_dropped_where_that_takes_too_many_mappings() {
+    with_shared(64, FEW, |pager| {
+        for gfn in (1..64).step_by(2).map(Gfn) {
+            pager.inflate(&[gfn]).unwrap();
+            assert!(pager.memory().books.pmap.mappings() <= FEW);
+        }
+        let counts = pager.memory().counts();
+        assert_eq!(counts.ballooned, 32);
+        let dropped = pager.take_released().len() as u64;
+        assert!(dropped > 0 && dropped < 32, "{dropped}");
+        assert_eq!(counts.shared, 64 - dropped);
+        pager.audit().unwrap();
+    });
+}
+
+/// Where an isolated page would take mappings that there are not, it comes out together with those
+/// between it and the nearest end of its mapping.
+#[test]
+fn the_way_out_of_a_run_takes_no_mapping() {
+    with_shared(64, FEW, |pager| {
+        // Pages 10, 20 and 30 use up the mappings.
+        for gfn in [10, 20, 30].map(Gfn) {
+            let way = pager.memory().way_out(gfn, 32).unwrap();
+            assert!(way.contains(gfn));
+            take(pager, way);
+        }
+        let way = pager.memory().way_out(Gfn(34), 32).unwrap();
+        assert_eq!(way, GfnRange::new(Gfn(31), 4));
+        let most = pager.memory().way_out(Gfn(61), 2).unwrap();
+        assert_eq!(
+            most,
+            GfnRange::new(Gfn(62), 2),
+            "from the end, as far as there is room"
+        );
+        take(pager, way);
+        take(pager, most);
+        pager.audit().unwrap();
+    });
+}
+
+/// Takes pages out of their pool mapping, and gives them back.
+fn take(pager: &Pager, way: GfnRange) {
+    let frozen = way
+        .iter()
+        .map(|gfn| pager.memory().freeze(gfn).unwrap().unwrap())
+        .collect();
+    let taken = pager.rearm(frozen).unwrap();
+    assert_eq!(taken.len(), way.count as usize);
+    assert!(pager.memory().books.pmap.mappings() <= FEW, "{way:?}");
+    drop(taken);
+    pager.memory().settle_stage().unwrap();
 }
