@@ -116,7 +116,7 @@ fn share_and_swap(rig: &Rig, seed: u64, time: Duration) {
 fn beside_a_busy_writer(
     rig: &Rig,
     gfn: Gfn,
-    page: impl Fn(u64) -> [u8; PAGE_SIZE] + Send,
+    page: impl Fn(u64) -> [u8; PAGE_SIZE] + Sync,
     mut work: impl FnMut(),
 ) {
     const TIME: Duration = Duration::from_millis(1500);
