@@ -33,7 +33,7 @@ use crate::link::socket::{self, Link, Received};
 use crate::mem::credit::CreditBook;
 use crate::mem::pager::{self, Settings};
 use crate::mem::swapfile::{self, SwapFile};
-use crate::mem::{self, Pager};
+use crate::mem::{self, Pager, faults};
 use crate::out::{self, Out};
 use crate::sys::event;
 use crate::sys::ksm;
@@ -307,11 +307,14 @@ fn prepare(
             path,
             swap,
             seed,
+            readers: faults::threads(spec.cpus) - 1,
             credit,
             mappings_max: pager::mappings_max(),
         },
     )?);
-    serve_faults(pager.clone(), failure.clone())?;
+    for _ in 0..faults::threads(spec.cpus) {
+        serve_faults(pager.clone(), failure.clone())?;
+    }
     let sink = Arc::new(PagerSink {
         pager: pager.clone(),
         failure: failure.clone(),
