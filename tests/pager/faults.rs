@@ -9,6 +9,8 @@ use tidemark::mem::{Error, Pager};
 
 /// How often a thread looks whether it shall end.
 const PERIOD: Duration = Duration::from_millis(10);
+/// The result of a thread that did not come to an end.
+const PANICKED: &str = "a fault thread panicked";
 /// Threads that may read from swap at a time.
 pub const READERS: usize = 2;
 
@@ -43,19 +45,20 @@ impl FaultThreads {
     }
 
     /// Ends the threads; the result is the error of one that could not go on.
-    pub fn finish(mut self) -> Result<(), String> {
+    pub fn finish(&mut self) -> Result<(), String> {
         self.end.store(true, Ordering::Relaxed);
-        let results = self.threads.drain(..).map(|thread| thread.join().unwrap());
-        results.collect::<Vec<_>>().into_iter().collect()
+        let end_of = |thread: JoinHandle<Result<(), String>>| match thread.join() {
+            Ok(result) => result,
+            Err(_) => Err(PANICKED.to_owned()),
+        };
+        let results: Vec<_> = self.threads.drain(..).map(end_of).collect();
+        results.into_iter().collect()
     }
 }
 
 impl Drop for FaultThreads {
     fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let fine = thread.join().is_ok() || std::thread::panicking();
-            assert!(fine, "a fault thread panicked");
-        }
+        let panicked = self.finish().is_err_and(|error| error == PANICKED);
+        assert!(!panicked || std::thread::panicking(), "{PANICKED}");
     }
 }

@@ -9,8 +9,8 @@ use tidemark::mem::pager::Settings;
 use tidemark::mem::share::{self, Merged};
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::TakePath;
 use tidemark::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::faults::{FaultThreads, READERS};
@@ -110,7 +110,7 @@ impl Rig {
     }
 
     /// Ends the fault threads; their result.
-    pub fn finish(self) -> Result<(), String> {
+    pub fn finish(mut self) -> Result<(), String> {
         self.faults.finish()
     }
 

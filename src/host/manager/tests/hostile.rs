@@ -3,8 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::link::message::GuestReport;
-use crate::policy::types::GuestMemoryStats;
+use crate::words::{GuestMemoryStats, GuestReport};
 
 const SIZE: Pages = Pages::mib(16);
 
