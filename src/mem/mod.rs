@@ -40,6 +40,7 @@ mod stage;
 pub mod store;
 mod swap_in;
 pub mod swapfile;
+pub mod tasks;
 #[cfg(test)]
 mod test_guest;
 mod victims;

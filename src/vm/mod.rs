@@ -5,13 +5,19 @@
 
 mod active;
 mod agent;
+mod contents;
 pub mod exit;
 pub mod files;
 pub mod gate;
+mod host_link;
 pub mod machine;
 pub mod platform;
 pub mod process;
+mod references;
+mod report;
 pub mod sandbox;
+mod schedule;
+mod tasks;
 pub mod terminal;
 mod vcpu;
 

@@ -245,7 +245,7 @@ pub fn run(
     };
     match prepare(spec, files, terminal.as_ref(), &welcome, &failure) {
         Ok((pager, building, seed, console)) => {
-            let agent = Agent::new(spec, link, welcome, pool, pager, failure, seed)
+            let agent = Agent::new(spec, link, &welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
             let terminal = terminal.as_ref().map(|terminal| (terminal, &console));
             let ended = agent.run(building, terminal, started);
