@@ -17,8 +17,9 @@ const LINES_MAX: usize = 900;
 const EDGES: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("words", &["units"]),
+    ("threads", &[]),
     ("sys", &["units", "words"]),
-    ("out", &[]),
+    ("out", &["threads"]),
     ("policy", &["units", "words"]),
     ("config", &["policy", "units", "words"]),
     ("sim", &["config", "policy", "units", "words"]),
@@ -32,6 +33,7 @@ const EDGES: &[(&str, &[&str])] = &[
     // Guest RAM and its layout.
     ("devices", &["sys", "units", "words"]),
     ("boot", &["sys", "units"]),
+    ("machine", &["boot", "devices", "sys", "threads", "words"]),
     (
         "vm",
         &[
@@ -39,10 +41,12 @@ const EDGES: &[(&str, &[&str])] = &[
             "config",
             "devices",
             "link",
+            "machine",
             "mem",
             "out",
             "policy::sampling",
             "sys",
+            "threads",
             "units",
             "words",
         ],
@@ -72,6 +76,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "policy",
             "sim",
             "sys",
+            "threads::LOG",
             "units",
             "vm",
             "words",

@@ -21,22 +21,25 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use super::active::{self, Active};
-use super::gate::Hold;
-use super::machine::Machine;
-use super::process::{Building, Failure, LAST_WORDS, exit, hello, terms, wait};
-use super::sandbox;
+use super::building::Building;
+use super::failure::Failure;
+use super::join::{LAST_WORDS, hello, terms};
 use super::terminal::Terminal;
+use super::wait::wait;
 use crate::config::VmSpec;
 use crate::link::message::{
     CONTENT_PAGES_MAX, LIST_MAX, OFFER_PAGES_MAX, Orders, ToHost, ToVm, Welcome,
 };
 use crate::link::socket::{Error as LinkError, Link, Received};
+use crate::machine::Machine;
+use crate::machine::gate::Hold;
 use crate::mem::credit::CreditMove;
 use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use crate::mem::share::{Scanner, merge};
 use crate::mem::{self, Pager};
 use crate::out::Out;
 use crate::sys::pool_view::PoolView;
+use crate::threads::sandbox;
 use crate::units::{FrameId, Gfn, Pages};
 use crate::words::{Exit, ExitReason, MemState, Run};
 
@@ -179,7 +182,7 @@ impl<'a> Agent<'a> {
         let mut machine: Option<Machine> = None;
         let ended = loop {
             if let Some(message) = self.failure.get() {
-                break exit(ExitReason::Error, Some(message));
+                break Exit::error(message);
             }
             if let Some(exit) = machine.as_ref().and_then(Machine::exit) {
                 break exit;
@@ -198,7 +201,7 @@ impl<'a> Agent<'a> {
                         machine = Some(built);
                     }
                     Some(Err(error)) => self.failure.set(&error),
-                    None if self.stopping => break exit(ExitReason::Stopped, None),
+                    None if self.stopping => break Exit::plain(ExitReason::Stopped),
                     None => {}
                 }
             }
