@@ -37,7 +37,7 @@ impl Machine {
         for (vcpu, fd) in (0u8..).zip(std::mem::take(&mut self.vcpus)) {
             let shared = Arc::clone(&self.shared);
             self.shared.ending.gate.thread_starts();
-            let thread = VCPU.spawn_nth(vcpu, move || {
+            let thread = VCPU.spawn_nth(vcpu.into(), move || {
                 let _alive = Alive(&shared);
                 vcpu::run(fd, &shared);
             });

@@ -28,7 +28,7 @@ pub mod census;
 pub mod claims;
 pub mod credit;
 mod discard;
-mod faults;
+pub mod faults;
 mod memory;
 pub mod pager;
 mod pool_pages;
@@ -38,6 +38,7 @@ pub mod sample;
 pub mod share;
 mod stage;
 pub mod store;
+mod swap_in;
 pub mod swapfile;
 #[cfg(test)]
 mod test_guest;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -12,6 +12,7 @@ use super::credit::CreditBook;
 use super::memory::{Books, Memory};
 use super::sample::Sample;
 use super::store::Corrupt;
+use super::swap_in::SwapReads;
 use super::swapfile::SwapStore;
 use crate::sys::event::borrow;
 use crate::sys::ram::GuestRam;
@@ -84,6 +85,8 @@ pub struct Settings {
     pub swap: Box<dyn SwapStore>,
     /// Seed of the choice of victims and of the swap checksums.
     pub seed: u64,
+    /// Threads that may read from swap at a time, at least one: all fault threads but one.
+    pub readers: usize,
     /// The account to start with.
     pub credit: CreditBook,
     /// Kernel mappings that the guest's RAM may take: see [`mappings_max`].
@@ -115,12 +118,15 @@ pub struct Pager {
     /// Readable when a fault has begun to wait for credit.
     starved: EventFd,
     pub(super) swap: Box<dyn SwapStore>,
+    pub(super) reads: SwapReads,
+    /// A fault could not be served, and none is any more.
+    pub(super) failed: AtomicBool,
     pub(super) sample: Mutex<Sample>,
     seed: u64,
 }
 
 impl Pager {
-    /// Arms `ram`; from here on every touch of it needs a thread in [`Pager::serve_faults`].
+    /// Arms `ram`; from here on every touch of it needs threads in [`Pager::serve_faults`].
     ///
     /// # Errors
     /// When userfaultfd is not to be had.
@@ -136,6 +142,8 @@ impl Pager {
             waiting: AtomicU32::new(0),
             starved: EventFd::new(libc::EFD_NONBLOCK).map_err(Error::Starved)?,
             swap: settings.swap,
+            reads: SwapReads::new(settings.readers),
+            failed: AtomicBool::new(false),
             sample: Mutex::default(),
             seed: settings.seed,
         })

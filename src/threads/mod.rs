@@ -102,7 +102,7 @@ impl Thread {
     /// As [`Thread::spawn`].
     pub fn spawn_nth(
         &self,
-        number: u8,
+        number: usize,
         work: impl FnOnce() + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
         self.spawn_named(format!("{}{number}", self.name), work)

@@ -13,7 +13,8 @@ pub static MAIN: Thread = Thread {
     needs: &[Connect],
 };
 
-/// Serves every userfaultfd event, until the process ends.
+/// Serve userfaultfd events until the process ends, several at once. While one reads the swap file
+/// the others serve.
 pub static FAULTS: Thread = Thread {
     name: "faults",
     stack: Bytes(256 << 10),

@@ -16,10 +16,10 @@ use super::terminal::Terminal;
 use crate::config::VmSpec;
 use crate::link::message::{ToHost, Welcome};
 use crate::link::socket::Link;
-use crate::mem::Pager;
 use crate::mem::credit::CreditBook;
 use crate::mem::pager::{self, Settings};
 use crate::mem::swapfile::SwapFile;
+use crate::mem::{Pager, faults};
 use crate::out::{self, Out};
 use crate::sys::ksm;
 use crate::sys::ram::{GuestRam, Layout};
@@ -97,11 +97,14 @@ fn prepare(
             path,
             swap,
             seed,
+            readers: faults::threads(spec.cpus) - 1,
             credit,
             mappings_max: pager::mappings_max(),
         },
     )?);
-    serve_faults(pager.clone(), failure.clone())?;
+    for number in 0..faults::threads(spec.cpus) {
+        serve_faults(number, pager.clone(), failure.clone())?;
+    }
     let sink = Arc::new(PagerSink {
         pager: pager.clone(),
         failure: failure.clone(),
@@ -122,9 +125,9 @@ fn seed_of(spec: &VmSpec) -> u64 {
     })
 }
 
-fn serve_faults(pager: Arc<Pager>, failure: Arc<Failure>) -> Result<(), Error> {
+fn serve_faults(number: usize, pager: Arc<Pager>, failure: Arc<Failure>) -> Result<(), Error> {
     // Whoever waits for a page after a failure waits until the process ends, which is at once.
     let serve = move || pager.serve_faults(None, || false, |error| failure.set(error));
-    let started = FAULTS.spawn(serve).map(|_detached| ());
+    let started = FAULTS.spawn_nth(number, serve).map(|_detached| ());
     started.map_err(os("start a thread"))
 }
