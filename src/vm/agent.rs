@@ -19,24 +19,27 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use super::active;
+use super::building::Building;
 use super::contents::Contents;
-use super::gate::Hold;
+use super::failure::Failure;
 use super::host_link::{Heard, HostLink};
-use super::machine::Machine;
-use super::process::{Building, Failure, LAST_WORDS, exit, hello, wait};
+use super::join::{LAST_WORDS, hello};
 use super::references::References;
 use super::report::report;
-use super::sandbox;
 use super::schedule::Schedule;
 use super::tasks::Tasks;
 use super::terminal::Terminal;
+use super::wait::wait;
 use crate::config::VmSpec;
 use crate::link::message::{OFFER_PAGES_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::link::socket::Link;
+use crate::machine::Machine;
+use crate::machine::gate::Hold;
 use crate::mem::credit::CreditMove;
 use crate::mem::{self, Pager};
 use crate::out::Out;
 use crate::sys::pool_view::PoolView;
+use crate::threads::sandbox;
 use crate::units::Pages;
 use crate::words::{Exit, ExitReason, MemState, Run};
 
@@ -116,7 +119,7 @@ impl<'a> Agent<'a> {
         let mut machine: Option<Machine> = None;
         let ended = loop {
             if let Some(message) = self.failure.get() {
-                break exit(ExitReason::Error, Some(message));
+                break Exit::error(message);
             }
             if let Some(exit) = machine.as_ref().and_then(Machine::exit) {
                 break exit;
@@ -135,7 +138,7 @@ impl<'a> Agent<'a> {
                         machine = Some(built);
                     }
                     Some(Err(error)) => self.failure.set(&error),
-                    None if self.stopping => break exit(ExitReason::Stopped, None),
+                    None if self.stopping => break Exit::plain(ExitReason::Stopped),
                     None => {}
                 }
             }

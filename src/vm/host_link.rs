@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use super::process::terms;
+use super::join::terms;
 use crate::link::message::{ToHost, ToVm, Welcome};
 use crate::link::socket::{Error as LinkError, Link, Received};
 use crate::sys::pool_view::PoolView;

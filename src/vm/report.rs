@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::active::Active;
-use super::machine::Machine;
 use crate::link::message::Report;
+use crate::machine::Machine;
 use crate::mem::{self, Pager};
 
 /// The figures of this moment; the time to the guest's first instruction counts from `started`.

@@ -10,13 +10,13 @@ use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
 use tidemark::devices::virtio::block::{Access, Disk};
+use tidemark::machine::{Machine, MachineSpec};
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::pager::{Settings, mappings_max};
 use tidemark::mem::swapfile::SwapFile;
 use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::units::{Gfn, GfnRange, Pages};
-use tidemark::vm::machine::{Machine, MachineSpec};
 use tidemark::words::{Exit, TakePath};
 
 use super::faults::{FaultThreads, READERS};
