@@ -9,6 +9,7 @@
 //! page, or has swapped it) is looked at again in the next census.
 
 use super::memory::{HOLD_PAGES, Memory};
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::Walk;
 use crate::link::message::Report;
@@ -65,7 +66,7 @@ impl Counting {
     /// When the page tables cannot be read.
     pub fn count_chunk(&mut self, pager: &Pager) -> Result<bool, Error> {
         let (chunk, last) = self.walk.advance(pager.ram().layout(), HOLD_PAGES);
-        count_chunk(&mut pager.memory(), chunk, &mut self.census)?;
+        count_chunk(&mut pager.memory(Cause::Census), chunk, &mut self.census)?;
         self.pages += u64::from(chunk.count);
         Ok(last)
     }
@@ -75,7 +76,7 @@ impl Counting {
     /// # Errors
     /// When /proc does not answer.
     pub fn end(self, pager: &Pager) -> Result<Census, Error> {
-        let mut memory = pager.memory();
+        let mut memory = pager.memory(Cause::Census);
         let after = pager.space().anonymous()?;
         let total = Pages(u64::midpoint(self.before.0, after.0));
         let staged = Pages(memory.counts().staged);
@@ -92,7 +93,7 @@ impl Pager {
     /// # Errors
     /// When /proc does not answer.
     pub fn measure(&self) -> Result<(), Error> {
-        let mut memory = self.memory();
+        let mut memory = self.memory(Cause::Census);
         let anonymous = self.space().anonymous()?;
         memory.measured(anonymous);
         Ok(())
@@ -115,7 +116,7 @@ impl Pager {
     pub fn report(&self) -> Result<Report, Error> {
         let tables = self.space().tables().tables();
         let tables = tables.map_err(space::Error::PageTables)?;
-        let mut memory = self.memory();
+        let mut memory = self.memory(Cause::Census);
         let anonymous = self.space().anonymous()?;
         let counts = memory.counts();
         let store = memory.stored();
@@ -148,7 +149,7 @@ impl Pager {
     /// # Panics
     /// When they disagree.
     pub fn audit(&self) -> Result<(), Error> {
-        let memory = self.memory();
+        let memory = self.memory(Cause::Census);
         memory.books.pmap.audit();
         assert_eq!(
             memory.books.stage.waiting() as u64,

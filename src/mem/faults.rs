@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::memory::Memory;
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::swap_in::SwapRead;
 use crate::page::state::PageState;
@@ -102,7 +103,7 @@ impl Pager {
 
     /// Serves a page by what it is now. A touch that cannot be served yet is served later.
     fn serve_page(&self, gfn: Gfn, touch: Touch) -> Result<(), Error> {
-        let mut memory = self.memory_first();
+        let mut memory = self.memory_first(Cause::Fault);
         match (memory.state(gfn), touch) {
             // Whoever made the page busy wakes the waiting threads when it is done.
             (PageState::Busy, _) => Ok(()),
@@ -166,7 +167,7 @@ impl Pager {
     /// # Errors
     /// The VM cannot go on: a page is lost or the kernel refuses.
     pub fn retry_held(&self) -> Result<(), Error> {
-        let starving = self.memory().take_starving();
+        let starving = self.memory(Cause::Fault).take_starving();
         // A page may have changed since. A touch that still finds no credit waits again.
         starving
             .into_iter()

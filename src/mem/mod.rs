@@ -30,6 +30,7 @@ pub mod credit;
 mod discard;
 pub mod faults;
 mod memory;
+pub mod observe;
 pub mod pager;
 mod pool_pages;
 pub mod reclaim;

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use crate::sys::space::PageBuf;
 use crate::units::{Gfn, SwapSlot};
@@ -113,6 +114,7 @@ impl Pager {
         if self.checksum(&page) != checksum {
             return Err(Error::SwapChecksum { gfn, slot });
         }
-        self.memory_first().end_swap_in(gfn, slot, &page)
+        self.memory_first(Cause::Fault)
+            .end_swap_in(gfn, slot, &page)
     }
 }

@@ -51,6 +51,7 @@ pub(super) fn with_mappings(size: Pages, mappings_max: u64, work: impl FnOnce(&P
         readers: 1,
         credit: CreditBook::unlimited(),
         mappings_max,
+        observer: None,
     };
     let pager = Arc::new(Pager::new(GuestRam::new(Layout::new(size)).unwrap(), settings).unwrap());
     let end = AtomicBool::new(false);

@@ -100,6 +100,7 @@ fn prepare(
             readers: faults::threads(spec.cpus) - 1,
             credit,
             mappings_max: pager::mappings_max(),
+            observer: None,
         },
     )?);
     for number in 0..faults::threads(spec.cpus) {

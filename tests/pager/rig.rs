@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
+use tidemark::mem::observe::Observer;
 use tidemark::mem::pager::Settings;
 use tidemark::mem::share::{self, Merged};
 use tidemark::sys::pool_view::PoolView;
@@ -14,6 +15,7 @@ use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::faults::{FaultThreads, READERS};
+use super::replay::Replay;
 use super::store::MemoryStore;
 use super::unique;
 use crate::common;
@@ -45,6 +47,16 @@ pub struct Rig {
 impl Rig {
     /// Arms `ram`.
     pub fn over(ram: Arc<GuestRam>, path: TakePath, credit: CreditBook) -> Rig {
+        Rig::observed(ram, path, credit, None)
+    }
+
+    /// The same with somebody who hears of every step of every page.
+    pub fn observed(
+        ram: Arc<GuestRam>,
+        path: TakePath,
+        credit: CreditBook,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Rig {
         let store = MemoryStore::default();
         let settings = Settings {
             path,
@@ -53,6 +65,7 @@ impl Rig {
             readers: READERS,
             credit,
             mappings_max: MAPPINGS_MAX,
+            observer,
         };
         let pager = Arc::new(Pager::new(ram, settings).expect("userfaultfd was asked for"));
         let failure: Arc<Mutex<Option<Failure>>> = Arc::default();
@@ -73,8 +86,15 @@ impl Rig {
 
     /// A guest of `pages` with this credit.
     pub fn new(path: TakePath, pages: u32, credit: CreditBook) -> Rig {
-        let ram = GuestRam::new(Layout::new(Pages(u64::from(pages)))).expect("guest memory");
-        Rig::over(ram, path, credit)
+        Rig::over(ram(pages), path, credit)
+    }
+
+    /// A guest of `pages` without a limit, and what an observer makes of it.
+    pub fn replayed(path: TakePath, pages: u32) -> (Rig, Arc<Replay>) {
+        let replay = Arc::new(Replay::new(pages));
+        let observer: Arc<dyn Observer> = replay.clone();
+        let rig = Rig::observed(ram(pages), path, CreditBook::unlimited(), Some(observer));
+        (rig, replay)
     }
 
     /// A guest of `pages` without a limit.
@@ -141,6 +161,10 @@ impl Rig {
         }
         taken
     }
+}
+
+fn ram(pages: u32) -> Arc<GuestRam> {
+    GuestRam::new(Layout::new(Pages(u64::from(pages)))).expect("guest memory")
 }
 
 /// Merges as the VM process does, in one place.

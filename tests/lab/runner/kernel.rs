@@ -60,6 +60,7 @@ impl Space {
             credit: CreditBook::unlimited(),
             readers: READERS,
             mappings_max: mappings_max(),
+            observer: None,
         };
         let pager = Arc::new(Pager::new(ram, settings)?);
         let faults = FaultThreads::start(&pager, |error| panic!("cannot serve faults: {error}"));

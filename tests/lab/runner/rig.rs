@@ -116,6 +116,7 @@ impl Rig {
             credit: plan.credit.clone(),
             readers: READERS,
             mappings_max: mappings_max(),
+            observer: None,
         };
         let pager = Arc::new(Pager::new(ram.clone(), settings)?);
         let faults = FaultThreads::start(&pager, |error| panic!("cannot serve faults: {error}"));
