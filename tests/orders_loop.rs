@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tidemark::host::manager::{Change, Manager, Outgoing, Settings};
 use tidemark::host::process::ProcessId;
-use tidemark::link::message::{Hello, Report, ToHost, ToVm};
+use tidemark::link::figures::{Gauges, Holding};
+use tidemark::link::message::{Hello, Measured, Report, ToHost, ToVm};
 use tidemark::mem::credit::{CreditBook, CreditMove};
 use tidemark::policy::PolicyKind;
 use tidemark::policy::sampling::Sampling;
@@ -71,12 +72,20 @@ impl Vm {
 
     fn report(&self) -> ToHost {
         ToHost::Report(Box::new(Report {
-            private: Pages(self.private),
-            compressed: Pages(self.compressed),
-            compressed_store: self.store(),
-            swapped: Pages(self.swapped),
+            holding: Holding {
+                private: Pages(self.private),
+                compressed_store: self.store(),
+                orphaned: Pages(0),
+            },
             overhead: Pages::mib(1),
-            ..Report::default()
+            measured: Measured {
+                gauges: Gauges {
+                    compressed: Pages(self.compressed),
+                    swapped: Pages(self.swapped),
+                    ..Gauges::default()
+                },
+                ..Measured::default()
+            },
         }))
     }
 

@@ -18,6 +18,7 @@ use pager::interleave::{self, PAGES, Plan};
 use pager::pool::{KEY_SEED, Pool};
 use pager::rig::{Rig, merge};
 use pager::{both_paths, seed, stamped, unique};
+use tidemark::link::message::Measured;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
@@ -224,7 +225,10 @@ fn a_failing_swap_file_keeps_pages_in_memory() {
         assert!(done.pages == 0 && done.failure.is_some());
         assert_eq!(rig.read(Gfn(5)), page);
         let report = rig.pager.report().unwrap();
-        assert_eq!((report.swapped, report.swap_errors), (Pages(0), 1));
+        let Measured {
+            gauges, counters, ..
+        } = report.measured;
+        assert_eq!((gauges.swapped, counters.swap_errors), (Pages(0), 1));
         rig.finish().unwrap();
     });
 }
@@ -359,9 +363,9 @@ fn measurement_agrees_with_the_census() {
     assert_eq!(exact, Pages(600));
     let report = rig.pager.report().unwrap();
     assert!(
-        report.private.0.abs_diff(600) <= 128,
+        report.holding.private.0.abs_diff(600) <= 128,
         "measured {:?}",
-        report.private
+        report.holding.private
     );
     rig.finish().unwrap();
 }

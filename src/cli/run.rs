@@ -345,18 +345,11 @@ impl Fleet {
                 found.cloned()
             };
             let last = of_child(&figures);
-            let end = of_child(&end);
-            let mut vm = last.or(end.clone()).unwrap_or_else(|| child.blank());
-            if let Some(end) = end {
-                vm.state = end.state;
-                vm.exit = end.exit;
-                vm.peak = end.peak;
-                vm.swap_in_pages = end.swap_in_pages;
-                vm.swap_out_pages = end.swap_out_pages;
-                vm.cow_breaks = end.cow_breaks;
-                vm.swap_errors = end.swap_errors;
-                vm.start_ms = end.start_ms;
-                vm.guest = end.guest.or(vm.guest);
+            let end = of_child(&end).or(last.clone());
+            let mut vm = end.unwrap_or_else(|| child.blank());
+            if let Some(last) = last {
+                vm.memory = last.memory;
+                vm.guest = vm.guest.or(last.guest);
             }
             child.complete(&mut vm);
             vms.push(vm);

@@ -12,9 +12,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
-use super::pager::{Counters, Error};
+use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
 use super::store::{Compressed, CompressedStore};
+use crate::link::figures::Counters;
 use crate::page::pmap::{Counts, Pmap};
 use crate::page::state::{PageEvent, PageState};
 use crate::page::swapmap::SwapMap;
@@ -267,7 +268,7 @@ impl Memory<'_> {
             self.apply(gfn, PageEvent::Fill);
         }
         self.books.credit.mapped(Pages(u64::from(filled)));
-        self.books.counters.fills += 1;
+        self.books.counters.zero_fills += 1;
         if filled < range.count {
             let obstacle = Gfn(range.start.0 + filled);
             let backing = self.space.backing(GfnRange::one(obstacle))?[0];
@@ -364,7 +365,7 @@ impl Memory<'_> {
             }
             // A page that the kernel holds on to now is left where it is.
             let skipped = u32::from(took.obstacle.is_some());
-            self.books.counters.obstacles += u64::from(skipped);
+            self.books.counters.take_refusals += u64::from(skipped);
             let done = took.pages + skipped;
             rest = GfnRange::new(Gfn(rest.start.0 + done), rest.count - done);
         }
@@ -581,7 +582,7 @@ impl Memory<'_> {
         if !self.books.starving.contains(&gfn) {
             self.books.starving.push(gfn);
         }
-        self.books.counters.held += 1;
+        self.books.counters.credit_waits += 1;
     }
 
     /// The pages whose faults wait; the list is empty afterwards.

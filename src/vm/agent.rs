@@ -659,25 +659,26 @@ impl<'a> Agent<'a> {
 
     fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
         let mut report = self.pager.report()?;
-        report.take_path = Some(match self.pager.path() {
+        let shared = report.measured.shared + report.holding.orphaned;
+        let measured = &mut report.measured;
+        measured.take_path = Some(match self.pager.path() {
             space::TakePath::Move => TakePath::Move,
             space::TakePath::Copy => TakePath::Copy,
         });
-        let shared = report.shared + report.orphaned;
         if let Some(estimate) = self
             .active
             .estimate(self.spec.memory.saturating_sub(shared))
         {
-            report.active = Some(estimate.active);
-            report.active_error = estimate.error;
+            measured.active = Some(estimate.active);
+            measured.active_error = estimate.error;
         }
         if let Some(machine) = machine {
             let balloon = machine.balloon();
-            report.balloon_driver = balloon.driver_up();
-            report.balloon_actual = balloon.actual();
-            report.guest_memory = balloon.stats();
-            report.guest = machine.console().report();
-            report.start_us = machine
+            measured.balloon_driver = balloon.driver_up();
+            measured.balloon_actual = balloon.actual();
+            measured.guest_memory = balloon.stats();
+            measured.guest = machine.console().report();
+            measured.start_us = machine
                 .first_run()
                 .and_then(|at| at.duration_since(self.started).as_micros().try_into().ok());
         }

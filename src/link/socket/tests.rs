@@ -4,6 +4,7 @@
 use serde_bytes::ByteBuf;
 
 use super::*;
+use crate::link::figures::Holding;
 use crate::link::message::{
     CONTENT_PAGES_MAX, Exit, ExitReason, Key, LIST_MAX, OFFER_PAGES_MAX, Orders, Report,
     TEXT_BYTES_MAX,
@@ -121,7 +122,7 @@ fn release(frame: u32) -> ToHost {
 
 fn report(private: u64) -> ToHost {
     ToHost::Report(Box::new(Report {
-        private: Pages(private),
+        holding: Holding::private(Pages(private)),
         ..Report::default()
     }))
 }
