@@ -30,9 +30,10 @@ use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use tidemark::mem::share::Scanner;
-use tidemark::sys::space::{Mapping, PageBuf, TakePath};
+use tidemark::sys::space::{Mapping, PageBuf};
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange};
 use tidemark::vm::machine::{Machine, MachineSpec};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 /// RAM of the guest that touches: a part of it is filled.

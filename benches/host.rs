@@ -19,10 +19,10 @@ use tidemark::host::split::FrameSplit;
 use tidemark::link::figures::Holding;
 use tidemark::link::message::{Hello, Measured, Report, ToHost};
 use tidemark::policy::PolicyKind;
-use tidemark::policy::sampling::Sampling;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
+use tidemark::words::Sampling;
 
 type Holders = Vec<(VmId, u32)>;
 

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use common::Capability;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::event::{PollFd, PollFlags, poll};
-use tidemark::sys::space::{GuestSpace, Mapping, TakePath};
+use tidemark::sys::space::{GuestSpace, Mapping};
 use tidemark::units::{FrameId, Gfn, GfnRange};
+use tidemark::words::TakePath;
 
 const PAGES: u32 = 256;
 

@@ -9,6 +9,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`units`] | addresses and quantities; the only shifts and masks |
+//! | [`words`] | values that several layers speak of: how a VM ended, a page's key, the host's memory state |
 //! | [`sys`] | everything that needs `unsafe`: guest RAM, userfaultfd, page tables, memslots |
 //! | [`out`] | text to terminals, pipes and files, without waiting for them |
 //! | [`policy`] | pure: a snapshot of numbers in, a plan out |
@@ -30,6 +31,8 @@
 //! brought back when it is touched.
 
 pub mod units;
+
+pub mod words;
 
 pub mod sys;
 

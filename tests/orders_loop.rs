@@ -13,10 +13,10 @@ use tidemark::link::figures::{Gauges, Holding};
 use tidemark::link::message::{Hello, Measured, Report, ToHost, ToVm};
 use tidemark::mem::credit::{CreditBook, CreditMove};
 use tidemark::policy::PolicyKind;
-use tidemark::policy::sampling::Sampling;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
+use tidemark::words::Sampling;
 
 /// Pages that a VM process takes out in one go.
 const BATCH: u64 = 32;

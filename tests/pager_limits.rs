@@ -14,8 +14,8 @@ use pager::pool::Pool;
 use pager::rig::{MAPPINGS_DEFAULT, Rig, merge_all};
 use pager::{seed, stamped, take_paths, unique};
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::sys::space::TakePath;
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 
 /// Shared pages: 547 MiB, twice as many and more as there may be mappings.
 const SHARED: u32 = 140_000;

@@ -22,8 +22,8 @@ use tidemark::link::message::Measured;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
-use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Operations of the worker in one interleaving.

@@ -16,8 +16,8 @@ use pager::rig::{Rig, merge, merge_all};
 use pager::{both_paths, stamped, unique};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::store::STORE_PERCENT_MAX;
-use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 
 /// Within this time after a read has failed, the reason must be known.
 const REASON_WITHIN: Duration = Duration::from_secs(1);

@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::machine::meminfo;
 use super::{Error, table};
 use crate::sys::host_swap::HostFacts;
-use crate::sys::space::TakePath;
 use crate::sys::uffd;
+use crate::words::TakePath;
 
 /// The only version of the KVM API there is; anything else is another device under its name.
 /// Source: Documentation/virt/kvm/api.rst, KVM_GET_API_VERSION.

@@ -29,10 +29,10 @@ use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
-use crate::link::message::{Exit, ExitReason};
 use crate::out::Out;
 use crate::vm::files::Files;
 use crate::vm::terminal::Terminal;
+use crate::words::{Exit, ExitReason};
 
 /// How long VMs may take to stop before they are killed.
 const GRACE: Duration = Duration::from_secs(5);

@@ -1,7 +1,7 @@
 //! Figures as tables. Columns are MiB with one decimal place, and what is shown adds up.
 
 use crate::host::accounts::{Figures, HostFigures, VmFigures};
-use crate::link::message::ExitReason;
+use crate::words::ExitReason;
 
 /// A column of bytes: its heading and its figure of a VM.
 type Column = (&'static str, fn(&VmFigures) -> u64);

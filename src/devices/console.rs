@@ -16,7 +16,7 @@ use tidemark_guest_protocol::{KEY_CORRUPT, KEY_VERIFIED, REPORT_PREFIX};
 
 use super::rate_limit::RateLimit;
 use super::serial::ConsoleSink;
-use crate::link::message::GuestReport;
+use crate::words::GuestReport;
 
 /// Longest line in bytes of guest text; longer ones are cut into several (chosen: four terminal
 /// widths and more than any kernel message).

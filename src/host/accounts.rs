@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::link::figures::{Counters, Gauges};
-use crate::link::message::{Exit, GuestReport, TakePath};
-use crate::policy::types::{Conduct, MemState};
+use crate::policy::types::Conduct;
 use crate::units::Pages;
+use crate::words::{Exit, GuestReport, MemState, TakePath};
 
 /// The object that `tidemark run --json` and `tidemark ps --json` print.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::figures::{self, Counters, Gauges, Holding};
-use crate::policy::sampling::Sampling;
-use crate::policy::types::{GuestMemoryStats, MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::{Exit, GuestMemoryStats, GuestReport, Key, MemState, Run, Sampling, TakePath};
 
 /// Version of the messages below; a peer of another version is refused at `Hello`.
 pub const VERSION: u8 = 4;
@@ -25,10 +24,6 @@ pub const CONTENT_PAGES_MAX: usize = 16;
 pub const LIST_MAX: usize = 1024;
 /// Bytes of a name, reason or other text, at most.
 pub const TEXT_BYTES_MAX: usize = 1024;
-
-/// A page's key: its seeded XXH3-64. A candidate for sharing, never proof of equality.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Key(pub u64);
 
 /// What a VM process says to the host manager.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -268,54 +263,6 @@ impl Measured {
 /// since page tables and books of a guest that is swapped and shared to and fro grow.
 fn overhead_max(size: Pages) -> Pages {
     Pages::mib(64) + Pages(size.0 / 4)
-}
-
-/// How a VM process takes pages out of its guest; the names of the JSON contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TakePath {
-    /// The page itself moves (UFFDIO_MOVE).
-    Move,
-    /// Its content is copied.
-    Copy,
-}
-
-/// Figures of a built-in test guest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestReport {
-    /// Pages whose 4096 bytes were compared.
-    pub pages_verified: u64,
-    /// Pages that differed.
-    pub pages_corrupt: u64,
-}
-
-/// How a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
-    /// Why.
-    pub reason: ExitReason,
-    /// The guest's code for [`ExitReason::GuestExit`], else zero.
-    pub code: u32,
-    /// One line for people when `reason` is `Error`.
-    pub message: Option<String>,
-}
-
-/// The ways a VM can end; the names of the JSON contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExitReason {
-    /// The guest wrote a code to port 0xf4.
-    GuestExit,
-    /// The guest powered off.
-    Shutdown,
-    /// The guest asked for a reset.
-    Reset,
-    /// `--for`, a signal, or `tidemark stop`.
-    Stopped,
-    /// The VM process died without a word.
-    Killed,
-    /// The VM process could not go on.
-    Error,
 }
 
 /// A message that breaks a bound.

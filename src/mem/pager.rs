@@ -15,8 +15,9 @@ use super::store::Corrupt;
 use super::swapfile::SwapStore;
 use crate::sys::event::borrow;
 use crate::sys::ram::GuestRam;
-use crate::sys::space::{self, GuestSpace, PageBuf, TakePath};
+use crate::sys::space::{self, GuestSpace, PageBuf};
 use crate::units::{Gfn, PAGE_SIZE, Pages, SwapSlot};
+use crate::words::TakePath;
 
 /// Why the VM cannot go on.
 #[derive(Debug, thiserror::Error)]

@@ -15,13 +15,13 @@ use super::memory::Memory;
 use super::pager::{Error, Pager};
 use super::runs::{Walk, runs};
 use super::stage::Taken;
-use crate::link::message::Key;
 use crate::page::key::{is_zero, key_of};
 use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
 use crate::sys::pool_view::PoolView;
 use crate::sys::space::{Mapping, PageBuf};
 use crate::units::{FrameId, Gfn, GfnRange};
+use crate::words::Key;
 
 /// Pages looked at under one hold of the lock.
 const SLICE_PAGES: u32 = 64;

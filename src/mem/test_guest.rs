@@ -9,9 +9,10 @@ use super::credit::CreditBook;
 use super::pager::{Pager, Settings};
 use super::swapfile::SwapStore;
 use crate::sys::ram::{GuestRam, Layout};
-use crate::sys::space::{PageBuf, TakePath};
+use crate::sys::space::PageBuf;
 use crate::sys::uffd;
 use crate::units::{Pages, SwapSlot};
+use crate::words::TakePath;
 
 /// A swap file that forgets: the test never reads back.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use super::reclaim::balloon_ceiling;
 use super::state::Thresholds;
 use super::types::*;
 use super::*;
+use crate::words::{GuestMemoryStats, Run};
 
 mod closed_loop;
 mod every_policy;

@@ -13,9 +13,10 @@
 use std::time::Duration;
 
 use super::scenario::{GuestSpec, Model, Reports};
-use crate::policy::sampling::{Sampler, Sampling, VmClock};
-use crate::policy::types::{Allocation, GuestMemoryStats, Run, VmId, VmPlan, VmSnapshot};
+use crate::policy::sampling::{Sampler, VmClock};
+use crate::policy::types::{Allocation, VmId, VmPlan, VmSnapshot};
 use crate::units::{Gfn, Pages};
+use crate::words::{GuestMemoryStats, Run, Sampling};
 
 /// Time of one step.
 pub(super) const STEP: Duration = Duration::from_millis(100);

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::host::{Fate, Host};
 use super::scenario::{End, Expectation};
 use crate::policy::proportional::INACCURACY;
-use crate::policy::types::{Conduct, MemState, Plan, Snapshot, VmId, VmPlan};
+use crate::policy::types::{Conduct, Plan, Snapshot, VmId, VmPlan};
 use crate::units::Pages;
+use crate::words::MemState;
 
 /// Steps between two points of a curve.
 const TRACE_EVERY: u64 = 5;

@@ -1,6 +1,7 @@
 //! Everything that needs `unsafe`: mappings, userfaultfd, memslots.
 
 pub mod event;
+pub mod guest_range;
 pub mod host_swap;
 pub mod inherited;
 pub mod ksm;
@@ -11,5 +12,6 @@ pub mod pool_view;
 pub mod ram;
 pub mod space;
 pub mod staging;
+pub mod take_path;
 mod transfer;
 pub mod uffd;

@@ -11,8 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use crate::mem::{self, Pager, sample};
-use crate::policy::sampling::{Estimate, Sampler, Sampling, VmClock};
+use crate::policy::sampling::{Estimate, Sampler, VmClock};
 use crate::units::Pages;
+use crate::words::Sampling;
 
 /// How long a thread of that name may take to appear.
 const APPEARS: Duration = Duration::from_millis(100);

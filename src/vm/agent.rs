@@ -28,8 +28,7 @@ use super::sandbox;
 use super::terminal::Terminal;
 use crate::config::VmSpec;
 use crate::link::message::{
-    CONTENT_PAGES_MAX, Exit, ExitReason, LIST_MAX, OFFER_PAGES_MAX, Orders, TakePath, ToHost, ToVm,
-    Welcome,
+    CONTENT_PAGES_MAX, LIST_MAX, OFFER_PAGES_MAX, Orders, ToHost, ToVm, Welcome,
 };
 use crate::link::socket::{Error as LinkError, Link, Received};
 use crate::mem::credit::CreditMove;
@@ -37,10 +36,9 @@ use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use crate::mem::share::{Scanner, merge};
 use crate::mem::{self, Pager};
 use crate::out::Out;
-use crate::policy::types::{MemState, Run};
 use crate::sys::pool_view::PoolView;
-use crate::sys::space;
 use crate::units::{FrameId, Gfn, Pages};
+use crate::words::{Exit, ExitReason, MemState, Run};
 
 /// Time between measurements while the VM grows or the host is short. Chosen: in this time one
 /// vCPU can fill about 4 MiB unseen.
@@ -661,10 +659,7 @@ impl<'a> Agent<'a> {
         let mut report = self.pager.report()?;
         let shared = report.measured.shared + report.holding.orphaned;
         let measured = &mut report.measured;
-        measured.take_path = Some(match self.pager.path() {
-            space::TakePath::Move => TakePath::Move,
-            space::TakePath::Copy => TakePath::Copy,
-        });
+        measured.take_path = Some(self.pager.path());
         if let Some(estimate) = self
             .active
             .estimate(self.spec.memory.saturating_sub(shared))

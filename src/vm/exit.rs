@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::link::message::{Exit, ExitReason};
 use crate::sys::event;
+use crate::words::{Exit, ExitReason};
 
 /// Keeps the first exit and announces it.
 #[derive(Debug)]

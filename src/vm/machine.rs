@@ -26,9 +26,9 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{self, Disk};
 use crate::devices::virtio::mmio::WINDOW_BYTES;
 use crate::devices::virtio::rng;
-use crate::link::message::{Exit, ExitReason};
 use crate::sys::kvm::{GuestVm, install_kick_handler};
 use crate::sys::ram::GuestRam;
+use crate::words::{Exit, ExitReason};
 use tidemark_guest_protocol::{PORT_EXIT, PORT_IDLE};
 
 /// Stack of a vCPU's thread. Its deepest path, a balloon notification into the pager with a

@@ -28,7 +28,7 @@ use super::terminal::{self, Terminal};
 use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
-use crate::link::message::{Exit, ExitReason, Hello, ToHost, ToVm, Welcome};
+use crate::link::message::{Hello, ToHost, ToVm, Welcome};
 use crate::link::socket::{self, Link, Received};
 use crate::mem::credit::CreditBook;
 use crate::mem::pager::{self, Settings};
@@ -39,9 +39,10 @@ use crate::sys::event;
 use crate::sys::ksm;
 use crate::sys::pool_view::PoolView;
 use crate::sys::ram::{self, GuestRam, Layout};
-use crate::sys::space::{self, TakePath};
+use crate::sys::space::{self};
 use crate::sys::uffd;
 use crate::units::{Gfn, GfnRange, Pages};
+use crate::words::{Exit, ExitReason, TakePath};
 
 /// How long the host manager may take to admit a VM.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);

@@ -13,8 +13,8 @@ use crate::boot::StartState;
 use crate::devices::bus::Bus;
 use crate::devices::idle::IdlePort;
 use crate::devices::ports::{EndRequest, EndSink};
-use crate::link::message::{Exit, ExitReason};
 use crate::sys::kvm::{GuestVm, KickableVcpu};
+use crate::words::{Exit, ExitReason};
 
 /// How a triple fault of the guest is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
 use tidemark::sys::pool_view::PoolView;
-use tidemark::sys::space::{PageBuf, TakePath};
+use tidemark::sys::space::PageBuf;
 use tidemark::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 
 use super::pool::{KEY_SEED, Pool};
 use super::rig::{Rig, merge};

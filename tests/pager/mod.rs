@@ -14,8 +14,9 @@ pub mod pool;
 pub mod rig;
 pub mod store;
 
-use tidemark::sys::space::{PageBuf, TakePath};
+use tidemark::sys::space::PageBuf;
 use tidemark::units::PAGE_SIZE;
+use tidemark::words::TakePath;
 
 use crate::common;
 

@@ -11,8 +11,8 @@ use tidemark::mem::pager::Settings;
 use tidemark::mem::share::{self, Merged};
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::TakePath;
 use tidemark::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::store::MemoryStore;

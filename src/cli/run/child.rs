@@ -15,8 +15,8 @@ use crate::config::VmSpec;
 use crate::host::accounts::{VmFigures, VmState};
 use crate::host::process::Process;
 use crate::host::server::Server;
-use crate::link::message::{Exit, ExitReason};
 use crate::link::socket;
+use crate::words::{Exit, ExitReason};
 
 /// Longest line of a VM that is shown whole, bytes.
 const LINE_BYTES_MAX: usize = 4096;

@@ -12,13 +12,13 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::super::bus::BusDevice;
-use super::super::guest_range::frames_touched;
 use super::super::idle::IdlePort;
 use super::super::interrupt::Interrupt;
 use super::super::rate_limit::RateLimit;
 use super::chain::Malformed;
 use super::signals::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET, Signals};
 use super::{FEATURE_VERSION_1, Used, VirtioDevice};
+use crate::sys::guest_range::frames_touched;
 use crate::sys::ram::{GuestRam, Layout};
 
 /// Bytes of a transport's window.

@@ -15,9 +15,9 @@ use crate::link::message::*;
 use crate::link::socket::{Link, Received};
 use crate::page::key::key_of;
 use crate::policy::PolicyKind;
-use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
 use crate::units::{FrameId, Gfn, PAGE_SIZE};
+use crate::words::{Exit, ExitReason, Sampling};
 
 const BUDGET: Pages = Pages::mib(256);
 

@@ -5,9 +5,8 @@ use serde_bytes::ByteBuf;
 use super::*;
 use crate::link::figures::{Counters, Gauges, Holding};
 use crate::link::message::*;
-use crate::policy::sampling::Sampling;
-use crate::policy::types::{GuestMemoryStats, MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::*;
 
 fn hello() -> impl Strategy<Value = ToHost> {
     (

@@ -19,9 +19,9 @@ use tidemark::mem::swapfile::SwapFile;
 use tidemark::sys::pagemap::Backing;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::TakePath;
 use tidemark::sys::uffd;
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::faults;

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidemark::devices::virtio::block::Access;
-use tidemark::link::message::ExitReason;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::sys::pagemap::Backing;
 use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
+use tidemark::words::ExitReason;
 
 use super::fleet;
 use super::kernel;

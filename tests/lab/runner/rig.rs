@@ -11,15 +11,14 @@ use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
 use tidemark::devices::virtio::block::{Access, Disk};
-use tidemark::link::message::Exit;
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::pager::{Settings, mappings_max};
 use tidemark::mem::swapfile::SwapFile;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, GfnRange, Pages};
 use tidemark::vm::machine::{Machine, MachineSpec};
+use tidemark::words::{Exit, TakePath};
 
 use super::faults;
 

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::link::figures::{Counters, Gauges, Holding};
-use crate::link::message::{GuestReport, Measured};
-use crate::policy::types::GuestMemoryStats;
+use crate::link::message::Measured;
+use crate::words::{GuestMemoryStats, GuestReport};
 
 const SIZE: Pages = Pages::mib(16);
 
