@@ -16,13 +16,12 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidemark::host::manager::{Manager, Settings};
 use tidemark::host::process::ProcessId;
 use tidemark::host::split::FrameSplit;
-use tidemark::link::figures::Holding;
-use tidemark::link::message::{Hello, Measured, Report, ToHost};
+use tidemark::link::message::{Hello, ToHost};
 use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
-use tidemark::words::Sampling;
+use tidemark::words::{Holding, Measured, Report, Sampling};
 
 type Holders = Vec<(VmId, u32)>;
 

@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use tidemark::host::manager::{Change, Manager, Outgoing, Settings};
 use tidemark::host::process::ProcessId;
-use tidemark::link::figures::{Gauges, Holding};
-use tidemark::link::message::{Hello, Measured, Report, ToHost, ToVm};
+use tidemark::link::message::{Hello, ToHost, ToVm};
 use tidemark::mem::credit::{CreditBook, CreditMove};
 use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
-use tidemark::words::Sampling;
+use tidemark::words::{Gauges, Holding, Measured, Report, Sampling};
 
 /// Pages that a VM process takes out in one go.
 const BATCH: u64 = 32;

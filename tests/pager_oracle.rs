@@ -18,12 +18,11 @@ use pager::interleave::{self, PAGES, Plan};
 use pager::pool::{KEY_SEED, Pool};
 use pager::rig::{Rig, merge};
 use pager::{both_paths, seed, stamped, unique};
-use tidemark::link::message::Measured;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
 use tidemark::units::{Gfn, PAGE_SIZE, Pages};
-use tidemark::words::TakePath;
+use tidemark::words::{Measured, TakePath};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Operations of the worker in one interleaving.

@@ -13,10 +13,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::link::figures::{Counters, Gauges};
 use crate::policy::types::Conduct;
 use crate::units::Pages;
-use crate::words::{Exit, GuestReport, MemState, TakePath};
+use crate::words::{Counters, Exit, Gauges, GuestReport, MemState, TakePath};
 
 /// The object that `tidemark run --json` and `tidemark ps --json` print.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -251,7 +250,7 @@ pub struct FramePart {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::message::ExitReason;
+    use crate::words::ExitReason;
     use serde_json::Value;
 
     #[test]

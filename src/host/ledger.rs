@@ -15,9 +15,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::link::figures::Holding;
 use crate::policy::types::VmId;
 use crate::units::Pages;
+use crate::words::Holding;
 
 /// A VM gave back more credit than it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

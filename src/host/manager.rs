@@ -25,14 +25,14 @@ use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::process::ProcessId;
 use super::share::{ClaimError, Lent, NotHeld, Reach, ShareIndex};
-use crate::link::message::{LIST_MAX, Measured, Orders, Report, ToHost, ToVm, Welcome};
+use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::{Allocation, Plan, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::policy::{PolicyKind, PolicyState, decide};
 use crate::units::{Gfn, PAGE_SIZE, Pages};
-use crate::words::{Exit, ExitReason, Run, Sampling};
+use crate::words::{Exit, ExitReason, Measured, Report, Run, Sampling};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);

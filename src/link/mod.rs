@@ -1,6 +1,6 @@
 //! The link between a VM process and the host manager: one Unix SOCK_SEQPACKET socket.
 //!
-//! [`message`] is the vocabulary, with [`figures`] for what a VM measures, [`codec`] turns it into datagrams, [`socket`] carries them:
+//! [`message`] is the vocabulary, [`codec`] turns it into datagrams, [`socket`] carries them:
 //! [`socket::Link`] for the VM side and [`socket::HostLink`] for the host side. Neither waits to send;
 //! `outbox` says what becomes of a VM's messages meanwhile.
 //!
@@ -8,7 +8,6 @@
 //! frame pool's read-only descriptor, or `Refused` and closes. Either side closing ends the link.
 
 pub mod codec;
-pub mod figures;
 pub mod message;
 mod outbox;
 pub mod socket;

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 use super::memory::{HOLD_PAGES, Memory};
 use super::pager::{Error, Pager};
 use super::runs::Walk;
-use crate::link::figures::{Gauges, Holding};
-use crate::link::message::{Measured, Report};
 use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
 use crate::sys::space;
 use crate::units::{GfnRange, Pages};
+use crate::words::{Gauges, Holding, Measured, Report};
 
 /// What a census found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,6 @@ use super::credit::CreditBook;
 use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
 use super::store::{Compressed, CompressedStore};
-use crate::link::figures::Counters;
 use crate::page::pmap::{Counts, Pmap};
 use crate::page::state::{PageEvent, PageState};
 use crate::page::swapmap::SwapMap;
@@ -23,6 +22,7 @@ use crate::sys::pagemap::Backing;
 use crate::sys::space::{GuestSpace, PageBuf};
 use crate::sys::staging::StageSlot;
 use crate::units::{FrameId, Gfn, GfnRange, Pages, SwapSlot};
+use crate::words::Counters;
 
 /// Pages that one hold of the lock may look at: a chunk.
 pub(super) const HOLD_PAGES: u32 = crate::units::CHUNK_PAGES;

@@ -2,9 +2,8 @@
 
 use super::{Manager, Vm};
 use crate::host::accounts::{Figures, HostFigures, Peaks, VmFigures, VmMemory, VmState};
-use crate::link::figures::Gauges;
-use crate::link::message::Measured;
 use crate::policy::types::VmId;
+use crate::words::{Gauges, Measured};
 
 impl Manager {
     /// All figures at this moment; of ended VMs, how they ended and their counters.

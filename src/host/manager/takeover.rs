@@ -20,10 +20,11 @@ use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
 use crate::host::share::Reach;
-use crate::link::message::{Hello, Measured, ToVm, Welcome};
+use crate::link::message::{Hello, ToVm, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::types::{Allocation, VmId};
 use crate::units::{PAGES_MAX, Pages};
+use crate::words::Measured;
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

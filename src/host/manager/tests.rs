@@ -3,10 +3,10 @@ mod hostile;
 use serde_bytes::ByteBuf;
 
 use super::*;
-use crate::link::figures::Holding;
 use crate::link::message::Hello;
 use crate::page::key::key_of;
 use crate::units::FrameId;
+use crate::words::Holding;
 
 const BUDGET: Pages = Pages::mib(64);
 

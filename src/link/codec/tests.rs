@@ -3,7 +3,6 @@ use proptest::prelude::*;
 use serde_bytes::ByteBuf;
 
 use super::*;
-use crate::link::figures::{Counters, Gauges, Holding};
 use crate::link::message::*;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use crate::words::*;

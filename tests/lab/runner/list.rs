@@ -249,8 +249,11 @@ fn host_swapping(guest: &Path) -> Result<(), Failure> {
         taken += Pages(u64::from(done.pages));
     }
     let swapped = rig.pager.report()?;
-    println!("  {taken} of {used} taken, {} swapped", swapped.swapped);
-    check(swapped.swapped >= Pages::mib(16), || {
+    println!(
+        "  {taken} of {used} taken, {} swapped",
+        swapped.measured.gauges.swapped
+    );
+    check(swapped.measured.gauges.swapped >= Pages::mib(16), || {
         "too little was swapped".into()
     })?;
     let after = rig.run("sha1sum </tmp/data")?;

@@ -3,9 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::link::figures::{Counters, Gauges, Holding};
-use crate::link::message::Measured;
-use crate::words::{GuestMemoryStats, GuestReport};
+use crate::words::{Counters, Gauges, GuestMemoryStats, GuestReport, Holding, Measured};
 
 const SIZE: Pages = Pages::mib(16);
 

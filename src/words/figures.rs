@@ -1,8 +1,8 @@
 //! What a VM process measures, in the parts in which it travels.
 //!
-//! [`Counters`] and [`Gauges`] go as they are from the pager through a report to
-//! [`crate::host::accounts::VmFigures`]: a new figure is one field of one of them, with its bound in
-//! `within` and its row in the README.
+//! [`Counters`] and [`Gauges`] go as they are from the pager through a [`super::Report`] into the
+//! host manager's figures, and are printed as JSON by the names that stand here. A new figure is one
+//! field of one of them, with its bound in `within` and its row in the README.
 
 use serde::{Deserialize, Serialize};
 
