@@ -30,7 +30,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &["link::message::Report", "page", "sys", "units", "words"],
     ),
     // Guest RAM and its layout.
-    ("devices", &["sys", "units", "words"]),
+    ("devices", &["out::rate_limit", "sys", "units", "words"]),
     ("boot", &["sys", "units"]),
     (
         "vm",
@@ -56,7 +56,9 @@ const EDGES: &[(&str, &[&str])] = &[
             "link",
             "page::key",
             "policy",
+            "out::rate_limit",
             "sys::peer",
+            "sys::proc",
             "units",
             "words",
         ],

@@ -22,7 +22,7 @@ use signal_hook::flag;
 
 use self::child::{Child, Stdout};
 use self::screen::Screen;
-use super::host::{drain, signal_pipe};
+use super::host::signal_pipe;
 use super::{Error, check, folder, machine, table};
 use crate::config::size::parse_duration;
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
@@ -30,6 +30,7 @@ use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
 use crate::out::Out;
+use crate::sys::signals;
 use crate::vm::files::Files;
 use crate::vm::terminal::Terminal;
 use crate::words::{Exit, ExitReason};
@@ -258,7 +259,7 @@ impl Fleet {
     fn event(&mut self, event: Event) {
         match event {
             Event::Ready(SIGNALS) => {
-                for _ in 0..drain(&mut self.signals) {
+                for _ in 0..signals::drain(&self.signals) {
                     match self.kill_at {
                         None => self.stop(),
                         Some(_) => self.kill_all(),
