@@ -12,6 +12,9 @@
 //!
 //! A place that is gone (a closed pipe) swallows everything.
 
+mod causes;
+pub mod rate_limit;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+pub use self::causes::with_causes;
 use crate::threads::Thread;
 
 /// Text that waits to be written, at most. Chosen: some thousand lines, so that a guest that boots

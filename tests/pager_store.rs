@@ -60,19 +60,25 @@ fn a_full_compressed_store_loses_nothing() {
                 failed = reclaimer.step(&rig.pager, 32).unwrap().failure.is_some();
             }
             let report = rig.pager.report().unwrap();
-            assert_eq!(report.compressed_store.0, STORE, "{random}: {report:?}");
-            assert_eq!(report.swapped.0, 0);
+            assert_eq!(
+                report.holding.compressed_store.0, STORE,
+                "{random}: {report:?}"
+            );
+            assert_eq!(report.measured.gauges.swapped.0, 0);
             rig.store.fail_writes(false);
             reclaim_all(&rig);
             let report = rig.pager.report().unwrap();
-            assert_eq!(report.compressed_store.0, STORE, "{random}: {report:?}");
-            assert_eq!(report.compressed.0 + report.swapped.0, u64::from(PAGES));
+            assert_eq!(
+                report.holding.compressed_store.0, STORE,
+                "{random}: {report:?}"
+            );
+            assert_eq!(report.measured.gauges.taken_out().0, u64::from(PAGES));
             for n in (0..PAGES).rev() {
                 assert!(rig.read(Gfn(n)) == compressible(n, random), "page {n}");
             }
             let report = rig.pager.report().unwrap();
-            assert_eq!(report.compressed_store.0, 0);
-            assert_eq!(report.swap_in_pages, u64::from(PAGES));
+            assert_eq!(report.holding.compressed_store.0, 0);
+            assert_eq!(report.measured.counters.swap_in_pages, u64::from(PAGES));
             rig.pager.audit().unwrap();
             rig.finish().unwrap();
         }
@@ -91,7 +97,7 @@ fn a_store_that_takes_too_much_goes_to_the_swap_file() {
         (0..PAGES).for_each(|n| rig.write(Gfn(n), &compressible(n, 900)));
         reclaim_all(&rig);
         let before = rig.pager.report().unwrap();
-        assert!(before.compressed_store.0 > 40, "{before:?}");
+        assert!(before.holding.compressed_store.0 > 40, "{before:?}");
         rig.pager.bound_store(Some(Pages(160)));
         // A failed write gives its pages back to the guest; they are taken again.
         rig.store.fail_writes(true);
@@ -101,8 +107,8 @@ fn a_store_that_takes_too_much_goes_to_the_swap_file() {
         rig.store.fail_writes(false);
         reclaim_all(&rig);
         let after = rig.pager.report().unwrap();
-        assert!(after.compressed_store.0 <= 40, "{after:?}");
-        assert_eq!(after.compressed.0 + after.swapped.0, u64::from(PAGES));
+        assert!(after.holding.compressed_store.0 <= 40, "{after:?}");
+        assert_eq!(after.measured.gauges.taken_out().0, u64::from(PAGES));
         for n in (0..PAGES).rev() {
             assert!(rig.read(Gfn(n)) == compressible(n, 900), "page {n}");
         }
@@ -176,7 +182,10 @@ fn any_failed_write_loses_nothing() {
                 return;
             }
             let report = rig.pager.report().unwrap();
-            assert!(report.swap_errors > 0, "write {nth} failed");
+            assert!(
+                report.measured.counters.swap_errors > 0,
+                "write {nth} failed"
+            );
         }
     });
 }

@@ -31,7 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &["link::message::Report", "page", "sys", "units", "words"],
     ),
     // Guest RAM and its layout.
-    ("devices", &["sys", "units", "words"]),
+    ("devices", &["out::rate_limit", "sys", "units", "words"]),
     ("boot", &["sys", "units"]),
     ("machine", &["boot", "devices", "sys", "threads", "words"]),
     (
@@ -60,7 +60,9 @@ const EDGES: &[(&str, &[&str])] = &[
             "link",
             "page::key",
             "policy",
+            "out::rate_limit",
             "sys::peer",
+            "sys::proc",
             "units",
             "words",
         ],

@@ -147,20 +147,8 @@ fn carry_out(command: Command, started: Instant, out: &Out) -> ExitCode {
     })
 }
 
-/// The error and its causes on one line.
 fn complain(error: &dyn std::error::Error, out: &Out) {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let text = source.to_string();
-        // Transparent errors repeat their source's words.
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = source.source();
-    }
-    let line = line.trim_end().replace('\n', " ");
-    out.line(&format!("tidemark: {line}"));
+    out.line(&format!("tidemark: {}", out::with_causes(error)));
 }
 
 fn start_log(verbose: u8, out: Out) {

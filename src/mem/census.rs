@@ -12,11 +12,11 @@ use super::memory::{HOLD_PAGES, Memory};
 use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::Walk;
-use crate::link::message::Report;
 use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
 use crate::sys::space;
 use crate::units::{GfnRange, Pages};
+use crate::words::{Gauges, Holding, Measured, Report};
 
 /// What a census found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,22 +122,24 @@ impl Pager {
         let store = memory.stored();
         let own_memory = memory.own_memory();
         let orphaned = memory.orphans();
-        let counters = *memory.counters();
         Ok(Report {
-            private: anonymous.saturating_sub(own_memory + store),
-            shared: Pages(counts.shared.saturating_sub(orphaned)),
-            orphaned: Pages(orphaned),
-            zero: Pages(counts.zero),
-            ballooned: Pages(counts.ballooned),
-            compressed: Pages(counts.compressed),
-            compressed_store: store,
-            swapped: Pages(counts.swapped),
+            holding: Holding {
+                private: anonymous.saturating_sub(own_memory + store),
+                compressed_store: store,
+                orphaned: Pages(orphaned),
+            },
             overhead: own_memory + tables,
-            swap_in_pages: counters.swap_in_pages,
-            swap_out_pages: counters.swap_out_pages,
-            cow_breaks: counters.cow_breaks,
-            swap_errors: counters.swap_errors,
-            ..Report::default()
+            measured: Measured {
+                shared: Pages(counts.shared.saturating_sub(orphaned)),
+                gauges: Gauges {
+                    zero: Pages(counts.zero),
+                    ballooned: Pages(counts.ballooned),
+                    compressed: Pages(counts.compressed),
+                    swapped: Pages(counts.swapped),
+                },
+                counters: *memory.counters(),
+                ..Measured::default()
+            },
         })
     }
 

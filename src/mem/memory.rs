@@ -13,7 +13,7 @@ use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
 use super::observe::Watch;
-use super::pager::{Counters, Error};
+use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
 use super::store::{Compressed, CompressedStore};
 use crate::page::pmap::{Counts, Pmap};
@@ -23,6 +23,7 @@ use crate::sys::pagemap::Backing;
 use crate::sys::space::{GuestSpace, PageBuf};
 use crate::sys::staging::StageSlot;
 use crate::units::{FrameId, Gfn, GfnRange, Pages, SwapSlot};
+use crate::words::Counters;
 
 /// Pages that one hold of the lock may look at: a chunk.
 pub(super) const HOLD_PAGES: u32 = crate::units::CHUNK_PAGES;
@@ -281,7 +282,7 @@ impl Memory<'_> {
             self.apply(gfn, PageEvent::Fill);
         }
         self.books.credit.mapped(Pages(u64::from(filled)));
-        self.books.counters.fills += 1;
+        self.books.counters.zero_fills += 1;
         if filled < range.count {
             let obstacle = Gfn(range.start.0 + filled);
             let backing = self.space.backing(GfnRange::one(obstacle))?[0];
@@ -378,7 +379,7 @@ impl Memory<'_> {
             }
             // A page that the kernel holds on to now is left where it is.
             let skipped = u32::from(took.obstacle.is_some());
-            self.books.counters.obstacles += u64::from(skipped);
+            self.books.counters.take_refusals += u64::from(skipped);
             let done = took.pages + skipped;
             rest = GfnRange::new(Gfn(rest.start.0 + done), rest.count - done);
         }
@@ -595,7 +596,7 @@ impl Memory<'_> {
         if !self.books.starving.contains(&gfn) {
             self.books.starving.push(gfn);
         }
-        self.books.counters.held += 1;
+        self.books.counters.credit_waits += 1;
     }
 
     /// The pages whose faults wait; the list is empty afterwards.

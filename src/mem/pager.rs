@@ -56,27 +56,6 @@ pub enum Error {
     Events(#[source] rustix::io::Errno),
 }
 
-/// Counters from the VM's start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Faults that zero-filled a run.
-    pub fills: u64,
-    /// Faults that waited for credit.
-    pub held: u64,
-    /// Pages read or decompressed.
-    pub swap_in_pages: u64,
-    /// Pages written or compressed.
-    pub swap_out_pages: u64,
-    /// Swap writes that failed.
-    pub swap_errors: u64,
-    /// Shared pages that the guest wrote.
-    pub cow_breaks: u64,
-    /// Pages found equal to a frame and mapped.
-    pub shares: u64,
-    /// Pages that the kernel would not let go of when they were to be taken out.
-    pub obstacles: u64,
-}
-
 /// What the pager needs from outside.
 #[derive(Debug)]
 pub struct Settings {

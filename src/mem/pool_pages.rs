@@ -95,7 +95,7 @@ impl Memory<'_> {
             self.apply(taken.gfn(), PageEvent::Share(FrameId(frame)));
             self.books.stage.becomes(taken.slot(), Occupant::Gone);
         }
-        self.counters().shares += u64::from(count);
+        self.counters().merged_pages += u64::from(count);
         Ok(Mapping::Done)
     }
 
@@ -120,7 +120,7 @@ impl Memory<'_> {
         if equal && self.space.map_frames(GfnRange::one(gfn), pool, frame)? == Mapping::Done {
             self.apply(gfn, PageEvent::Share(frame));
             self.adopt(gfn);
-            self.counters().shares += 1;
+            self.counters().merged_pages += 1;
             return Ok(Some(Mapping::Done));
         }
         self.space.thaw(gfn)?;

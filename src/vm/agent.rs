@@ -39,6 +39,7 @@ use crate::mem::credit::CreditMove;
 use crate::mem::{self, Pager};
 use crate::out::Out;
 use crate::sys::pool_view::PoolView;
+use crate::sys::signals;
 use crate::threads::sandbox;
 use crate::units::Pages;
 use crate::words::{Exit, ExitReason, MemState, Run};
@@ -79,11 +80,7 @@ impl<'a> Agent<'a> {
         failure: Arc<Failure>,
         seed: u64,
     ) -> io::Result<Agent<'a>> {
-        let (signals, asks) = UnixStream::pair()?;
-        signals.set_nonblocking(true)?;
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            signal_hook::low_level::pipe::register(signal, asks.try_clone()?)?;
-        }
+        let (signals, asks) = signals::pipe(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
         // A limit on the size of files is an error of the swap file, not the end of the VM.
         signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
         let now = Instant::now();
@@ -211,8 +208,7 @@ impl<'a> Agent<'a> {
     }
 
     fn hear_signals(&mut self, machine: Option<&Machine>) {
-        let mut bytes = [0; 16];
-        if io::Read::read(&mut &self.signals, &mut bytes).is_ok_and(|count| count > 0) {
+        if signals::drain(&self.signals) > 0 {
             self.stop(machine);
         }
     }

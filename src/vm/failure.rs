@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::out::with_causes;
 use crate::sys::event;
 
 /// The first thing that went wrong in any thread, and a descriptor that tells.
@@ -29,16 +30,7 @@ impl Failure {
 
     /// Records an error and its causes, unless there is one already.
     pub fn set(&self, error: &dyn std::error::Error) {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            // A transparent error repeats its cause's text.
-            let part = error.to_string();
-            if !text.ends_with(&part) {
-                text = format!("{text}: {part}");
-            }
-            cause = error.source();
-        }
+        let text = with_causes(error);
         self.lock().get_or_insert(text);
         if let Err(error) = self.event.write(1) {
             log::error!("cannot tell of a failure: {error}");

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::active::Active;
-use crate::link::message::Report;
 use crate::machine::Machine;
 use crate::mem::{self, Pager};
+use crate::words::Report;
 
 /// The figures of this moment; the time to the guest's first instruction counts from `started`.
 ///
@@ -18,20 +18,21 @@ pub(super) fn report(
     started: Instant,
 ) -> Result<Report, mem::Error> {
     let mut report = pager.report()?;
-    report.take_path = Some(pager.path());
     let size = pager.ram().layout().size();
-    let can_be_sampled = size.saturating_sub(report.shared + report.orphaned);
-    if let Some(estimate) = active.estimate(can_be_sampled) {
-        report.active = Some(estimate.active);
-        report.active_error = estimate.error;
+    let in_pools = report.measured.shared + report.holding.orphaned;
+    let measured = &mut report.measured;
+    measured.take_path = Some(pager.path());
+    if let Some(estimate) = active.estimate(size.saturating_sub(in_pools)) {
+        measured.active = Some(estimate.active);
+        measured.active_error = estimate.error;
     }
     if let Some(machine) = machine {
         let balloon = machine.balloon();
-        report.balloon_driver = balloon.driver_up();
-        report.balloon_actual = balloon.actual();
-        report.guest_memory = balloon.stats();
-        report.guest = machine.console().report();
-        report.start_us = machine
+        measured.balloon_driver = balloon.driver_up();
+        measured.balloon_actual = balloon.actual();
+        measured.guest_memory = balloon.stats();
+        measured.guest = machine.console().report();
+        measured.start_us = machine
             .first_run()
             .and_then(|at| at.duration_since(started).as_micros().try_into().ok());
     }

@@ -32,9 +32,9 @@ impl Replay {
             count(|state| matches!(state, PageState::Swapped(_))),
         );
         let said = (
-            report.shared.0 + report.orphaned.0,
-            report.compressed.0,
-            report.swapped.0,
+            report.measured.shared.0 + report.holding.orphaned.0,
+            report.measured.gauges.compressed.0,
+            report.measured.gauges.swapped.0,
         );
         assert_eq!(heard, said, "shared, compressed and swapped pages");
         assert_eq!(count(|state| matches!(state, PageState::Busy)), 0);

@@ -20,10 +20,11 @@ use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
 use crate::host::share::Reach;
-use crate::link::message::{Hello, Report, ToVm, Welcome};
+use crate::link::message::{Hello, ToVm, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::types::{Allocation, VmId};
 use crate::units::{PAGES_MAX, Pages};
+use crate::words::Measured;
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +105,7 @@ impl Vm {
             reach: Reach::Open,
             allocation,
             admission,
-            report: None,
+            measured: None,
             plan: None,
             orders: None,
             asked: Pages::ZERO,
@@ -241,13 +242,8 @@ impl Manager {
             "admitted by an earlier host manager".to_owned(),
         );
         vm.reach = Reach::Detached;
-        // Until it reports itself.
-        vm.report = Some(Report {
-            private,
-            overhead,
-            ..Report::default()
-        });
-        self.own += vm.own();
+        // An earlier host manager has heard of it: it does not start.
+        vm.measured = Some(Measured::default());
         self.vms.insert(id, vm);
         self.note(id);
         self.urgent = true;

@@ -146,8 +146,8 @@ impl Space {
             self.compare(n)?;
         }
         self.pager.audit()?;
-        if report.cow_breaks > 0 || !released.is_empty() {
-            let (breaks, frames) = (report.cow_breaks, released.len());
+        if report.measured.counters.cow_breaks > 0 || !released.is_empty() {
+            let (breaks, frames) = (report.measured.counters.cow_breaks, released.len());
             return Err(
                 format!("{breaks} writes seen, {frames} frames released; nobody wrote").into(),
             );

@@ -141,10 +141,13 @@ fn a_new_link_of_the_same_process_replaces_the_old_one() {
     let lost = vec![frames[4]];
     new.say(&mut server, &ToHost::Release { frames: lost });
     // Until it has said everything its references are the old ones.
-    assert_eq!(server.manager().figures().vms[0].shared_bytes, 8 << 12);
+    assert_eq!(
+        server.manager().figures().vms[0].memory.shared_bytes,
+        8 << 12
+    );
     new.say(&mut server, &ToHost::Claimed);
     let figures = server.manager().figures();
-    assert_eq!(figures.vms[0].shared_bytes, 5 << 12);
+    assert_eq!(figures.vms[0].memory.shared_bytes, 5 << 12);
     assert_eq!(figures.host.pages_sharing, 5 + 8);
     check_frames(&pool, &frames);
     // What b releases is freed where a does not map it.
