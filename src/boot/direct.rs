@@ -140,7 +140,8 @@ mod tests {
     fn mapped(ram: &GuestRam, gpa: u64) -> bool {
         let table = |at: u64| -> u64 { ram.memory().read_obj(GuestAddress(at)).unwrap() };
         let directory = table(PDPT + gpa / GIB * 8);
-        directory != 0 && table((directory & !0xfff) + gpa % GIB / LARGE_PAGE * 8) == gpa | TABLES.large
+        directory != 0
+            && table((directory & !0xfff) + gpa % GIB / LARGE_PAGE * 8) == gpa | TABLES.large
     }
 
     #[test]
