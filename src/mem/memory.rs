@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
+use super::observe::Watch;
 use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
 use super::store::{Compressed, CompressedStore};
@@ -93,6 +94,8 @@ impl Books {
 /// A VM's memory, held. See the module documentation.
 pub(super) struct Memory<'a> {
     pub(in crate::mem) space: &'a GuestSpace,
+    /// Tells the observer, while the books are held.
+    watch: Option<Watch<'a>>,
     pub(in crate::mem) books: MutexGuard<'a, Books>,
 }
 
@@ -114,14 +117,22 @@ impl SlotRun {
 }
 
 impl<'a> Memory<'a> {
-    pub fn new(space: &'a GuestSpace, books: MutexGuard<'a, Books>) -> Memory<'a> {
+    pub fn new(
+        space: &'a GuestSpace,
+        books: MutexGuard<'a, Books>,
+        watch: Option<Watch<'a>>,
+    ) -> Memory<'a> {
         #[cfg(test)]
         let books = {
             let mut books = books;
             (books.hold.pages, books.hold.reads) = (0, 0);
             books
         };
-        Memory { space, books }
+        Memory {
+            space,
+            watch,
+            books,
+        }
     }
 }
 
@@ -247,6 +258,9 @@ impl Memory<'_> {
 impl Memory<'_> {
     pub(in crate::mem) fn apply(&mut self, gfn: Gfn, event: PageEvent) {
         self.books.pmap.apply(gfn, event);
+        if let Some(watch) = &mut self.watch {
+            watch.saw(gfn, event);
+        }
         if matches!(
             event,
             PageEvent::Fill | PageEvent::GiveBack | PageEvent::Install | PageEvent::Break

@@ -11,6 +11,7 @@
 //! was then.
 
 use super::memory::{HOLD_PAGES, Memory};
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::runs;
 use super::stage::{Occupant, Taken};
@@ -227,7 +228,7 @@ impl Pager {
         for run in runs(&gfns) {
             let part = frozen.drain(..run.count as usize);
             let mapping = self.space().rearm(run)?;
-            let mut memory = self.memory();
+            let mut memory = self.memory(Cause::Swap);
             for frozen in part {
                 match mapping {
                     Mapping::Done => tokens.push(memory.staged(frozen)?),
@@ -251,7 +252,7 @@ impl Pager {
             let (part, others) = rest.split_at(run.count as usize);
             rest = others;
             let mapping = self.space().rearm(run)?;
-            let mut memory = self.memory_first();
+            let mut memory = self.memory_first(Cause::Guest);
             for &Dropping { gfn, was } in part {
                 if mapping == Mapping::Full {
                     memory.keep_in_pool(gfn, was.keep());
