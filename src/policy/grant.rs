@@ -22,9 +22,9 @@
 //! [`esx`](super::esx)), and taking from there ends the shortage.
 
 use super::state::Thresholds;
-use super::types::{Allocation, Mechanism, VmPlan};
+use super::types::{Mechanism, VmPlan};
 use crate::units::Pages;
-use crate::words::MemState;
+use crate::words::{Allocation, MemState};
 
 /// One request, and what the books say about the VM that makes it.
 #[derive(Debug, Clone, Copy)]

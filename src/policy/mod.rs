@@ -71,9 +71,9 @@ use self::balloon::BalloonRecord;
 use self::safeguard::Safeguard;
 use self::settings::PolicySettings;
 use self::state::Thresholds;
-use self::types::{Allocation, Conduct, Plan, Snapshot, VmId, VmSnapshot};
+use self::types::{Conduct, Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
-use crate::words::MemState;
+use crate::words::{Allocation, MemState};
 
 pub use self::why::Why;
 
@@ -121,6 +121,12 @@ impl PolicyKind {
             PolicyKind::Pref => "pref",
             PolicyKind::Pressure => "pressure",
         }
+    }
+
+    /// The names of all, for messages.
+    pub fn names() -> String {
+        let names: Vec<&str> = PolicyKind::ALL.iter().map(|kind| kind.name()).collect();
+        names.join(", ")
     }
 
     /// How its targets are enforced.

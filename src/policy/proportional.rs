@@ -25,10 +25,11 @@ use super::esx::distributable;
 use super::safeguard::Safeguard;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
-use super::types::{Allocation, Snapshot, VmSnapshot};
+use super::types::{Snapshot, VmSnapshot};
 use super::why::{Rule, Why};
 use super::wish::{self, Wish};
 use crate::units::Pages;
+use crate::words::Allocation;
 
 /// A guest misses its target by at most this (squeezed: 4 KiB a domain).
 pub const INACCURACY: Pages = Pages(1);

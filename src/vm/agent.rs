@@ -465,7 +465,7 @@ impl<'a> Agent<'a> {
             return;
         };
         let used = self.pager.with_credit(|credit| credit.used());
-        let used = used.min(self.spec.memory);
+        let used = used.min(self.spec.allocation.size);
         let asked = Link::connect_now(path).and_then(|link| {
             link.send_first(&hello(self.spec, used, None), self.pool.as_fd())?;
             Ok(link)
@@ -661,7 +661,7 @@ impl<'a> Agent<'a> {
         let shared = report.shared + report.orphaned;
         if let Some(estimate) = self
             .active
-            .estimate(self.spec.memory.saturating_sub(shared))
+            .estimate(self.spec.allocation.size.saturating_sub(shared))
         {
             report.active = Some(estimate.active);
             report.active_error = estimate.error;

@@ -188,12 +188,7 @@ impl BalloonSink for PagerSink {
 pub(super) fn hello(spec: &VmSpec, held: Pages, lease: Option<u64>) -> ToHost {
     ToHost::Hello(Hello {
         name: spec.name.clone(),
-        size: spec.memory,
-        reservation: spec.reservation,
-        limit: spec.limit,
-        shares: spec.shares,
-        dynamic_min: spec.dynamic_min,
-        dynamic_max: spec.dynamic_max,
+        allocation: spec.allocation,
         share_group: spec.share_group.clone(),
         held,
         lease,
@@ -300,7 +295,7 @@ fn prepare(
     let path = TakePath::choose(uffd::probe()?, forced.as_deref()).map_err(Error::TakePath)?;
     log::info!("{}: takes pages by {}, seed {seed}", spec.name, path.name());
     let swap = Box::new(SwapFile::create(&spec.swap_dir)?);
-    let ram = GuestRam::new(Layout::new(spec.memory))?;
+    let ram = GuestRam::new(Layout::new(spec.allocation.size))?;
     let credit = CreditBook::new(welcome.credit, welcome.credit_batch);
     let pager = Arc::new(Pager::new(
         ram.clone(),
