@@ -135,7 +135,7 @@ fn disks_that_are_missing_or_taken() {
             &format!("[host]\nmemory = \"512M\"\n[[vm]]\nname = \"second\"\n{guest}disk.img\"\n{third}{name}\"\n"),
         );
         let line = folder.fails(&["run", "twice.toml"], 2);
-        assert!(line.contains("vm \"third\": disk = "), "{line}");
+        assert!(line.contains("vm \"third\": `disk = "), "{line}");
         assert!(line.contains(name) && line.contains(words), "{line}");
     }
     // What nobody writes may be shared, also with a reader of another fleet: the mistake is the next VM's.
