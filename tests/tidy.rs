@@ -55,12 +55,10 @@ const EDGES: &[(&str, &[&str])] = &[
             "words",
         ],
     ),
-    // Keys are made by the function that VM processes use; sizes in `set` read as in a fleet file;
-    // who connects is asked of the kernel.
+    // Keys are made by the function that VM processes use; who connects is asked of the kernel.
     (
         "host",
         &[
-            "config::size",
             "link",
             "page::key",
             "policy",
