@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::check::{Draft, Value};
 use super::error::{COMMAND_LINE, ConfigError};
-use super::fleet::Machine;
+use super::fleet::Resources;
 use super::spec::VmSpec;
 
 /// One VM, as flags. Sizes and shares are checked with the rest, not by clap, so that a mistake
@@ -74,8 +74,8 @@ impl VmArgs {
     ///
     /// # Errors
     /// The first mistake.
-    pub fn to_spec(&self, machine: &Machine<'_>) -> Result<VmSpec, ConfigError> {
-        self.draft().check(COMMAND_LINE, Path::new(""), machine)
+    pub fn to_spec(&self, resources: &Resources<'_>) -> Result<VmSpec, ConfigError> {
+        self.draft().check(COMMAND_LINE, Path::new(""), resources)
     }
 
     pub(super) fn draft(&self) -> Draft {

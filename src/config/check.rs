@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{self, Visitor};
 
 use super::error::ConfigError;
-use super::fleet::Machine;
+use super::fleet::Resources;
 use super::size::{SIZE_FORMS, SizeError, parse_size};
 use super::spec::{Boot, VmSpec};
 use crate::units::{PAGES_MAX, Pages};
@@ -175,7 +175,7 @@ impl Draft {
         self,
         origin: &str,
         folder: &Path,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<VmSpec, ConfigError> {
         let place = Place {
             text: format!("{origin}: vm {:?}", self.name),
@@ -205,7 +205,7 @@ impl Draft {
             "dynamic_max",
             &dynamic_max,
         )?;
-        let boot = self.boot(&place, folder, machine)?;
+        let boot = self.boot(&place, folder, resources)?;
         let cmdline = self.cmdline(&place)?;
         match &self.disk {
             Some(disk) => check_file(&place, "disk", disk, folder)?,
@@ -281,7 +281,7 @@ impl Draft {
         &self,
         place: &Place,
         folder: &Path,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<Boot, ConfigError> {
         match (&self.guest, &self.kernel) {
             (Some(guest), Some(_)) => Err(place.wrong(
@@ -292,7 +292,7 @@ impl Draft {
             )),
             (None, None) => Err(place.missing(format!(
                 "guest or kernel is missing (allowed: guest = one of {}; or kernel = a file)",
-                machine.guests.join(", ")
+                resources.guests.join(", ")
             ))),
             (Some(guest), None) => {
                 if let Some(initrd) = &self.initrd {
@@ -303,12 +303,12 @@ impl Draft {
                         "initrd only with kernel",
                     ));
                 }
-                if !machine.guests.contains(&guest.as_str()) {
+                if !resources.guests.contains(&guest.as_str()) {
                     return Err(place.wrong(
                         "guest",
                         format!("{guest:?}"),
                         "is no built-in guest",
-                        machine.guests.join(", "),
+                        resources.guests.join(", "),
                     ));
                 }
                 Ok(Boot::Guest(guest.clone()))

@@ -24,15 +24,15 @@ const SAMPLE_PERIODS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 const BUDGET_MIN: Pages = Pages::mib(16);
 const BUDGET_MAX: Pages = Pages::mib(64 << 20);
-/// Memory that `memory = "auto"` leaves the rest of the machine, at least. Chosen.
+/// Memory that `memory = "auto"` leaves the rest of the host, at least. Chosen.
 const AUTO_SPARE_MIN: Pages = Pages::mib(256);
 /// And at least available memory / this. Chosen.
 const AUTO_SPARE_DIVISOR: u64 = 10;
 const SEED_DEFAULT: u64 = 1;
 
-/// What the machine has, as far as configuration depends on it.
+/// What the host computer has, as far as configuration depends on it.
 #[derive(Debug, Clone, Copy)]
-pub struct Machine<'a> {
+pub struct Resources<'a> {
     /// Memory that programs could take now (MemAvailable).
     pub available: Pages,
     /// Names of the built-in test guests.
@@ -58,7 +58,7 @@ impl HostArgs {
     pub fn to_spec(
         &self,
         swap_dir: Option<PathBuf>,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<HostSpec, ConfigError> {
         let table = HostTable {
             memory: self.memory.clone().map(Value::Text),
@@ -70,7 +70,7 @@ impl HostArgs {
             swap_dir,
             seed: None,
         };
-        check_host(&table, COMMAND_LINE, Path::new(""), machine)
+        check_host(&table, COMMAND_LINE, Path::new(""), resources)
     }
 }
 
@@ -79,23 +79,27 @@ impl FleetSpec {
     ///
     /// # Errors
     /// The first mistake.
-    pub fn load(path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
+    pub fn load(path: &Path, resources: &Resources<'_>) -> Result<FleetSpec, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        FleetSpec::parse(&text, path, machine)
+        FleetSpec::parse(&text, path, resources)
     }
 
     /// Checks the text of a fleet file; paths in it are relative to the folder of `path`.
     ///
     /// # Errors
     /// The first mistake.
-    pub fn parse(text: &str, path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        resources: &Resources<'_>,
+    ) -> Result<FleetSpec, ConfigError> {
         let origin = path.display().to_string();
         let folder = path.parent().unwrap_or(Path::new(""));
         let file: FleetFile = file::parse(text, path)?;
-        let host = check_host(&file.host, &origin, folder, machine)?;
+        let host = check_host(&file.host, &origin, folder, resources)?;
         let mut fleet = FleetSpec {
             host,
             vms: Vec::new(),
@@ -103,7 +107,7 @@ impl FleetSpec {
         for table in file.vm {
             let count = table.count.clone();
             let draft = table.into_draft(file.host.swap_dir.clone());
-            fleet.add(&draft, count.as_ref(), &origin, folder, machine)?;
+            fleet.add(&draft, count.as_ref(), &origin, folder, resources)?;
         }
         if fleet.vms.is_empty() {
             return Err(ConfigError::Missing {
@@ -123,16 +127,16 @@ impl FleetSpec {
         host: &HostArgs,
         vm: &VmArgs,
         count: Option<&str>,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<FleetSpec, ConfigError> {
-        let host = host.to_spec(vm.swap_dir.clone(), machine)?;
+        let host = host.to_spec(vm.swap_dir.clone(), resources)?;
         let mut fleet = FleetSpec {
             host,
             vms: Vec::new(),
         };
         let count = count.map(|count| Value::Text(count.to_owned()));
         let (origin, folder) = (COMMAND_LINE, Path::new(""));
-        fleet.add(&vm.draft(), count.as_ref(), origin, folder, machine)?;
+        fleet.add(&vm.draft(), count.as_ref(), origin, folder, resources)?;
         fleet.check_together(origin)?;
         Ok(fleet)
     }
@@ -144,7 +148,7 @@ impl FleetSpec {
         count: Option<&Value>,
         origin: &str,
         folder: &Path,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<(), ConfigError> {
         let place = Place {
             text: format!("{origin}: vm {:?}", draft.name),
@@ -167,7 +171,7 @@ impl FleetSpec {
                 draft.name = format!("{}-{index}", draft.name);
                 draft.console = draft.console.map(|path| numbered(&path, index));
             }
-            let mut vm = draft.check(origin, folder, machine)?;
+            let mut vm = draft.check(origin, folder, resources)?;
             let position = u64::try_from(self.vms.len()).unwrap_or(u64::MAX);
             seed(&mut vm, self.host.seed.wrapping_add(position));
             self.vms.push(vm);
@@ -231,7 +235,7 @@ fn check_host(
     table: &HostTable,
     origin: &str,
     folder: &Path,
-    machine: &Machine<'_>,
+    resources: &Resources<'_>,
 ) -> Result<HostSpec, ConfigError> {
     let place = Place {
         text: format!("{origin}: host"),
@@ -239,7 +243,7 @@ fn check_host(
     let auto = Value::Text("auto".into());
     let value = table.memory.as_ref().unwrap_or(&auto);
     let memory = if *value == auto {
-        let available = machine.available;
+        let available = resources.available;
         let spare = Pages(available.0 / AUTO_SPARE_DIVISOR).max(AUTO_SPARE_MIN);
         available.saturating_sub(spare)
     } else {
