@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use super::scenario::{GuestSpec, Model, Reports};
 use crate::policy::sampling::{Sampler, VmClock};
-use crate::policy::types::{Allocation, VmId, VmPlan, VmSnapshot};
+use crate::policy::types::{VmId, VmPlan, VmSnapshot};
 use crate::units::{Gfn, Pages};
-use crate::words::{GuestMemoryStats, Run, Sampling};
+use crate::words::{Allocation, GuestMemoryStats, Run, Sampling};
 
 /// Time of one step.
 pub(super) const STEP: Duration = Duration::from_millis(100);

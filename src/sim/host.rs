@@ -154,12 +154,10 @@ impl<'a> Host<'a> {
                 if guest.spec.name != change.vm {
                     continue;
                 }
-                let old = guest.allocation;
-                guest.allocation.shares = change.shares.unwrap_or(old.shares);
-                guest.allocation.limit = change.limit.unwrap_or(old.limit);
-                guest.allocation.reservation = change.reservation.unwrap_or(old.reservation);
-                guest.allocation.dynamic_min = change.dynamic_min.unwrap_or(old.dynamic_min);
-                guest.allocation.dynamic_max = change.dynamic_max.unwrap_or(old.dynamic_max);
+                // Refused, as `set` would, where an earlier change came before the guest's start.
+                if let Ok(changed) = change.keys.change(&guest.allocation) {
+                    guest.allocation = changed;
+                }
             }
         }
     }

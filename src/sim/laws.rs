@@ -54,7 +54,7 @@ fn promises_are_kept(host: &Host<'_>, snapshot: &Snapshot, plan: &Plan) -> Resul
     let kind = host.state.kind();
     for (vm, order) in snapshot.vms.iter().zip(&plan.vms) {
         let name = &host.spec(vm.id).name;
-        let limit = vm.allocation.limit.min(vm.allocation.size);
+        let limit = vm.allocation.ceiling();
         let floor = kind.entitlement(&vm.allocation).min(limit);
         if order.target < floor {
             let target = order.target;
