@@ -120,7 +120,7 @@ fn take_censuses_beside_compaction(file: &File) {
         result.unwrap();
         censuses
     });
-    let breaks = rig.pager.report().unwrap().cow_breaks;
+    let breaks = rig.pager.report().unwrap().measured.counters.cow_breaks;
     assert_eq!(breaks, 0, "nobody wrote; {censuses} censuses");
     check("after");
     rig.pager.audit().unwrap();

@@ -69,7 +69,10 @@ fn ballooning_every_other_shared_page_ends_well() {
         rig.pager.inflate(gfns).unwrap();
     }
     let report = rig.pager.report().unwrap();
-    assert_eq!(report.ballooned, Pages(u64::from(SHARED / 2)));
+    assert_eq!(
+        report.measured.gauges.ballooned,
+        Pages(u64::from(SHARED / 2))
+    );
     rig.pager.deflate(&every_other);
     for n in 0..SHARED {
         let found = rig.read(Gfn(n));

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use common::asm::Code;
 use common::{Capability::Kvm, Capability::Uffd, TestVm, require};
 use tidemark::boot::image::Image;
+use tidemark::machine::gate::Hold;
 use tidemark::units::{Gfn, PAGE_SIZE};
-use tidemark::vm::gate::Hold;
 use tidemark::words::ExitReason;
 
 /// Guest frame that stays unserved: 3 MiB.

@@ -14,8 +14,9 @@ use std::time::Instant;
 
 use tidemark_guest_protocol::{KEY_CORRUPT, KEY_VERIFIED, REPORT_PREFIX};
 
-use super::rate_limit::RateLimit;
+use super::LOG_INTERVAL;
 use super::serial::ConsoleSink;
+use crate::out::rate_limit::RateLimit;
 use crate::words::GuestReport;
 
 /// Longest line in bytes of guest text; longer ones are cut into several (chosen: four terminal
@@ -77,7 +78,7 @@ impl Console {
                 line: Vec::new(),
                 writer,
                 raw,
-                failures: RateLimit::default(),
+                failures: RateLimit::new(1, LOG_INTERVAL),
             }),
             figures: Figures::default(),
             first_byte: OnceLock::new(),

@@ -10,7 +10,11 @@ pub mod console;
 pub mod idle;
 pub mod interrupt;
 pub mod ports;
-pub mod rate_limit;
 pub mod serial;
 pub mod sink;
 pub mod virtio;
+
+use std::time::Duration;
+
+/// Shortest time between two lines that one device logs.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);

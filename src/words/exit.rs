@@ -13,6 +13,25 @@ pub struct Exit {
     pub message: Option<String>,
 }
 
+impl Exit {
+    /// An end without code or message.
+    pub fn plain(reason: ExitReason) -> Exit {
+        Exit {
+            reason,
+            code: 0,
+            message: None,
+        }
+    }
+
+    /// An end that needs words.
+    pub fn error(message: String) -> Exit {
+        Exit {
+            message: Some(message),
+            ..Exit::plain(ExitReason::Error)
+        }
+    }
+}
+
 /// The ways a VM can end; the names of the JSON contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -7,10 +7,12 @@
 pub mod allocation;
 pub mod budget;
 mod exit;
+mod figures;
 mod guest;
 mod host_state;
 mod key;
 pub mod names;
+mod report;
 mod sampling;
 pub mod size;
 mod take_path;
@@ -18,9 +20,11 @@ mod written;
 
 pub use self::allocation::{Allocation, AllocationKey, AllocationKeys};
 pub use self::exit::{Exit, ExitReason};
+pub use self::figures::{Counters, Gauges, Holding};
 pub use self::guest::{GuestMemoryStats, GuestReport};
 pub use self::host_state::{MemState, Run};
 pub use self::key::Key;
+pub use self::report::{Measured, Report};
 pub use self::sampling::Sampling;
 pub use self::take_path::TakePath;
 pub use self::written::Written;

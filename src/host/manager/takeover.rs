@@ -20,12 +20,12 @@ use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
 use crate::host::share::Reach;
-use crate::link::message::{Hello, Report, ToVm, Welcome};
+use crate::link::message::{Hello, ToVm, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::types::VmId;
 use crate::units::Pages;
-use crate::words::Allocation;
 use crate::words::budget::BUDGETS;
+use crate::words::{Allocation, Measured};
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,7 +108,7 @@ impl Vm {
             reach: Reach::Open,
             allocation,
             admission,
-            report: None,
+            measured: None,
             plan: None,
             orders: None,
             asked: Pages::ZERO,
@@ -245,13 +245,8 @@ impl Manager {
             "admitted by an earlier host manager".to_owned(),
         );
         vm.reach = Reach::Detached;
-        // Until it reports itself.
-        vm.report = Some(Report {
-            private,
-            overhead,
-            ..Report::default()
-        });
-        self.own += vm.own();
+        // An earlier host manager has heard of it: it does not start.
+        vm.measured = Some(Measured::default());
         self.vms.insert(id, vm);
         self.note(id);
         self.urgent = true;
