@@ -5,7 +5,7 @@
 //! What it cannot serve yet is served later: by the thread that made the page busy, or when credit
 //! arrives ([`Pager::retry_held`]).
 //!
-//! A page that must come from disk is a *ticket* in a queue ([`super::swap_in`]): the thread that met
+//! A page that must come from disk is a *ticket* in a queue (`swap_in`): the thread that met
 //! the fault reads it itself, without a hand-over, while the others serve the faults that follow. One
 //! thread never reads from disk, because the worker may be in the middle of moving a mapping, which
 //! the kernel does not let go on before somebody has read of it.

@@ -1,6 +1,6 @@
 //! The tap: whoever wants to know what happens to a VM's pages hears of every step, in order.
 //!
-//! Every transition passes through one place ([`super::memory`]), and each hold of the lock has a
+//! Every transition passes through one place (`memory`), and each hold of the lock has a
 //! cause. With nobody listening a step costs one look at an empty option.
 
 use std::fmt::Debug;

@@ -9,6 +9,18 @@
 //!
 //! What a VM was promised (its allocation, a lease that it redeemed, whatever `set` changed) comes from
 //! the host manager's own books and record, never from a second `Hello`.
+//!
+//! A new host manager reads the record of the old one ([`crate::host::record`]): a journal,
+//! written before anybody is answered. VM processes in it that still live are *expected*: promised
+//! to, and their pools remembered. A VM that joins again hands its pool's descriptor back; the
+//! pool is known by device and inode from the record alone, and opened for writing by its owner.
+//! Then the VM *claims* the frames that it maps (in the pager's `claims`), a part at a time. A
+//! frame that is claimed has a reference and a key again; what nobody claims is punched when the
+//! last process of the group that the record names has claimed or died. The record names every VM
+//! before it is welcomed: a VM that cannot be recorded is refused, and with a damaged record
+//! promises count and pools are left alone. The same claims replace a VM's references when its
+//! link is replaced. A VM whose pool is not known gets a new one; the frames it still maps are
+//! *orphaned*: charged to it in full, and shared and swapped like its own pages.
 
 use std::os::fd::OwnedFd;
 
