@@ -275,7 +275,8 @@ fn used_paths(place: &[&str], code: &str) -> Vec<(usize, String)> {
                 braces.push(module);
             }
             "}" => {
-                if braces.pop() == Some(true) {
+                let is_module = braces.pop() == Some(true);
+                if is_module {
                     modules.pop();
                 }
             }
