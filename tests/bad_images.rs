@@ -153,7 +153,10 @@ fn disks_that_are_missing_or_taken() {
     );
     folder.write("readers.toml", &text);
     let line = folder.fails(&["run", "readers.toml"], 2);
-    assert!(line.contains("vm \"last\": disk = \"other.img\""), "{line}");
+    assert!(
+        line.contains("vm \"last\": `disk = \"other.img\"`"),
+        "{line}"
+    );
     assert!(line.contains("in use by another VM"), "{line}");
     // Another process has it.
     flock(&disk, FlockOperation::LockExclusive).unwrap();
