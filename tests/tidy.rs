@@ -275,9 +275,8 @@ fn used_paths(place: &[&str], code: &str) -> Vec<(usize, String)> {
                 braces.push(module);
             }
             "}" => {
-                if braces.pop() == Some(true) {
-                    modules.pop();
-                }
+                let module = braces.pop().unwrap_or(false);
+                modules.truncate(modules.len() - usize::from(module));
             }
             "crate" | "self" | "super" if matches!(text(at + 1), "::" | "as") => {
                 let line = tokens[at].0;
