@@ -275,8 +275,10 @@ fn used_paths(place: &[&str], code: &str) -> Vec<(usize, String)> {
                 braces.push(module);
             }
             "}" => {
-                let module = braces.pop().unwrap_or(false);
-                modules.truncate(modules.len() - usize::from(module));
+                let is_module = braces.pop() == Some(true);
+                if is_module {
+                    modules.pop();
+                }
             }
             "crate" | "self" | "super" if matches!(text(at + 1), "::" | "as") => {
                 let line = tokens[at].0;
@@ -409,10 +411,50 @@ fn unlisted(manifest: &str) -> Vec<String> {
     found
 }
 
-/// The text without its comments; every piece of code keeps its line.
+/// The text without comments and literals; every piece of code keeps its line.
 fn code_of(text: &str) -> String {
-    let code = |line: &str| line.split("//").next().unwrap().to_owned();
-    text.lines().map(code).collect::<Vec<_>>().join("\n")
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let skipped = no_code(rest);
+        let (piece, behind) = rest.split_at(skipped.max(first.len_utf8()));
+        match skipped {
+            0 => code.push(first),
+            _ => code.extend(piece.chars().map(|c| if c == '\n' { c } else { ' ' })),
+        }
+        rest = behind;
+    }
+    code
+}
+
+/// Length of the comment or literal that `text` begins with; zero where there is none. Of characters
+/// only those are seen that could be taken for something else.
+fn no_code(text: &str) -> usize {
+    let through = |open: &str, close: &str| {
+        let end = text[open.len()..].find(close);
+        end.map_or(text.len(), |end| open.len() + end + close.len())
+    };
+    if text.starts_with("//") {
+        return text.find('\n').unwrap_or(text.len());
+    }
+    if text.starts_with("/*") {
+        return through("/*", "*/");
+    }
+    if text.starts_with("r#\"") {
+        return through("r#\"", "\"#");
+    }
+    if let Some(string) = text.strip_prefix('"') {
+        let mut escaped = false;
+        let end = string.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        return end.map_or(text.len(), |end| end + 2);
+    }
+    let characters = ["'{'", "'}'", "'\"'", "'\\''", "'\\\\'"];
+    let found = characters.iter().find(|each| text.starts_with(**each));
+    found.map_or(0, |found| found.len())
 }
 
 /// One problem, whose line and text are these.
@@ -540,6 +582,10 @@ fn good_edges_are_not() {
     for text in [
         "use crate::words::Key;",
         "// use crate::sys::uffd;",
+        "/* use crate::sys; */ const TEXT: &str = \"\\\"crate::sys\";",
+        "const TEXT: &str = r#\"a \"quoted\" crate::sys\"#;",
+        "mod tests {\n    use super::super::pmap;\n    const BRACES: (char, &str) = ('{', \"}\");\n    use super::state;\n}",
+        "fn f<'a>(b: &'a str) { g('\"', '\\'', \"crate::sys\", b) }",
         "use crate::page::state::{PageEvent, PageState};",
         "pub(crate) fn f() {}",
         "pub(super) fn f(&self) -> u8 { self as u8 }",
