@@ -8,7 +8,7 @@ mod common;
 
 use common::Capability::{Kvm, Uffd};
 use common::fleet::{
-    Fleet, Folder, MIB, Process, SOON, alone, check_sums, describe, find_vm, is_alive, kill, number,
+    Fleet, Folder, MIB, SOON, alone, check_sums, describe, find_vm, is_alive, kill, number,
 };
 use common::{require, wait_for};
 use rustix::process::Signal;
@@ -99,43 +99,6 @@ fn the_vms_end_with_a_killed_run() {
     assert!(swap.is_empty(), "{swap:?}");
 }
 
-/// A host manager at `host.sock` of the folder.
-fn host(folder: &Folder, memory: &str) -> Process {
-    let socket = folder.path().join("tidemark/host.sock");
-    let process = Process::start(folder.command(&[
-        "host",
-        "--memory",
-        memory,
-        "--socket",
-        socket.to_str().unwrap(),
-    ]));
-    wait_for("the host manager", SOON, || {
-        process.log().contains("listens at")
-    });
-    process
-}
-
-fn vm(folder: &Folder, name: &str, cmdline: &str) -> Process {
-    let socket = folder.path().join("tidemark/host.sock");
-    Process::start(folder.command(&[
-        "vm",
-        "--host",
-        socket.to_str().unwrap(),
-        "--swap-dir",
-        ".",
-        "--guest",
-        "verify",
-        "--memory",
-        "48M",
-        "--share-group",
-        "g",
-        "--name",
-        name,
-        "--cmdline",
-        cmdline,
-    ]))
-}
-
 #[test]
 fn guests_outlive_the_host_manager_and_join_the_next() {
     let Some(_host) = require(&[Kvm, Uffd]) else {
@@ -143,10 +106,13 @@ fn guests_outlive_the_host_manager_and_join_the_next() {
     };
     let _alone = alone();
     let folder = Folder::new();
-    let mut first = host(&folder, "72M");
-    let mut vms = [vm(&folder, "a", "seed=1"), vm(&folder, "b", "seed=2")];
+    let mut first = folder.host("72M");
+    let mut vms = [
+        folder.join("a", "48M", "seed=1"),
+        folder.join("b", "48M", "seed=2"),
+    ];
     // Ends by itself, with code 0 if everything it compared was right.
-    let mut finite = vm(&folder, "c", "seed=3 passes=3");
+    let mut finite = folder.join("c", "48M", "seed=3 passes=3");
     let working = |names: &[&str]| {
         let Some(figures) = folder.ps() else {
             return false;
@@ -182,7 +148,7 @@ fn guests_outlive_the_host_manager_and_join_the_next() {
     );
     assert!(folder.ps().is_none());
 
-    let mut second = host(&folder, "120M");
+    let mut second = folder.host("120M");
     wait_for("both at the next host manager", SOON, || {
         working(&["a", "b"])
     });

@@ -9,7 +9,6 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::Capability::{Kvm, Uffd};
@@ -23,41 +22,6 @@ const STOPPED: Duration = Duration::from_secs(12);
 
 /// Until every guest goes on after a restart: two seconds, and what other tests on the machine take.
 const PROGRESS: Duration = Duration::from_secs(10);
-
-fn socket(folder: &Folder) -> PathBuf {
-    folder.path().join("tidemark/host.sock")
-}
-
-fn host(folder: &Folder, memory: &str) -> Process {
-    let socket = socket(folder);
-    let socket = socket.to_str().unwrap();
-    let process = Process::start(folder.command(&["host", "--memory", memory, "--socket", socket]));
-    wait_for("the host manager", SOON, || {
-        process.log().contains("listens at")
-    });
-    process
-}
-
-fn vm(folder: &Folder, name: &str, memory: &str, cmdline: &str) -> Process {
-    let socket = socket(folder);
-    Process::start(folder.command(&[
-        "vm",
-        "--host",
-        socket.to_str().unwrap(),
-        "--swap-dir",
-        ".",
-        "--guest",
-        "verify",
-        "--memory",
-        memory,
-        "--share-group",
-        "g",
-        "--name",
-        name,
-        "--cmdline",
-        cmdline,
-    ]))
-}
 
 /// Pages that a VM's guest has compared.
 fn verified(figures: &Value, name: &str) -> u64 {
@@ -122,10 +86,10 @@ fn a_host_manager_that_is_stopped_for_a_while_loses_nobody() {
     };
     let _alone = alone();
     let folder = Folder::new();
-    let host = host(&folder, "192M");
+    let host = folder.host("192M");
     let mut vms: Vec<(&str, Process)> = ["a", "b"]
         .into_iter()
-        .map(|name| (name, vm(&folder, name, "96M", "fill=85 dup=60 rewrite=5")))
+        .map(|name| (name, folder.join(name, "96M", "fill=85 dup=60 rewrite=5")))
         .collect();
     wait_for("guests that share", SOON * 2, || {
         folder.ps().is_some_and(|figures| {
@@ -172,11 +136,11 @@ fn a_fleet_under_pressure_goes_on_with_the_next_host_manager() {
     };
     let _alone = alone();
     let folder = Folder::new();
-    let mut first = host(&folder, "104M");
+    let mut first = folder.host("104M");
     let names = ["a", "b", "c", "d"];
     let mut vms: Vec<(&str, Process)> = names
         .into_iter()
-        .map(|name| (name, vm(&folder, name, "64M", "fill=85 dup=60 rewrite=5")))
+        .map(|name| (name, folder.join(name, "64M", "fill=85 dup=60 rewrite=5")))
         .collect();
     wait_for("a fleet at its limit that shares", SOON * 3, || {
         folder.ps().is_some_and(|figures| {
@@ -192,7 +156,7 @@ fn a_fleet_under_pressure_goes_on_with_the_next_host_manager() {
     first.wait(SOON);
     std::thread::sleep(Duration::from_secs(1));
 
-    let second = host(&folder, "104M");
+    let second = folder.host("104M");
     let started = Instant::now();
     wait_for("four VMs to be expected", SOON, || {
         second.log().contains("expects 4 VMs")

@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -68,6 +68,45 @@ impl Folder {
             .current_dir(self.path())
             .stdin(Stdio::null());
         command
+    }
+
+    /// Where the host manager of [`Folder::host`] listens.
+    pub fn socket(&self) -> PathBuf {
+        self.path().join("tidemark/host.sock")
+    }
+
+    /// A host manager of its own, that listens already.
+    pub fn host(&self, memory: &str) -> Process {
+        let socket = self.socket();
+        let socket = socket.to_str().unwrap();
+        let process =
+            Process::start(self.command(&["host", "--memory", memory, "--socket", socket]));
+        wait_for("the host manager", SOON, || {
+            process.log().contains("listens at")
+        });
+        process
+    }
+
+    /// A VM with the guest `verify` that joins that host manager, in share group `g`.
+    pub fn join(&self, name: &str, memory: &str, cmdline: &str) -> Process {
+        let socket = self.socket();
+        Process::start(self.command(&[
+            "vm",
+            "--host",
+            socket.to_str().unwrap(),
+            "--swap-dir",
+            ".",
+            "--guest",
+            "verify",
+            "--memory",
+            memory,
+            "--share-group",
+            "g",
+            "--name",
+            name,
+            "--cmdline",
+            cmdline,
+        ]))
     }
 
     /// Runs a command to its end.
