@@ -25,7 +25,7 @@ use super::accounts::{History, Peaks, VmFigures, VmState};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::process::ProcessId;
-use super::share::{ClaimError, Lent, NotHeld, Reach, ShareIndex};
+use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{Exit, ExitReason, LIST_MAX, Orders, Report, ToHost, ToVm, Welcome};
 use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
@@ -171,10 +171,15 @@ pub struct Manager {
 impl Manager {
     /// A host without VMs.
     pub fn new(settings: Settings) -> Manager {
+        Manager::with_groups(settings, Box::new(KernelSource))
+    }
+
+    /// The same with share groups that are made out of `source`.
+    pub fn with_groups(settings: Settings, source: Box<dyn GroupSource>) -> Manager {
         Manager {
             settings,
             ledger: Ledger::new(settings.budget),
-            shares: ShareIndex::default(),
+            shares: ShareIndex::new(source),
             leases: LeaseBook::default(),
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),
@@ -364,13 +369,20 @@ impl Manager {
 
     /// Decides: new targets, orders to those VMs whose orders changed, credit to those who wait.
     pub fn tick(&mut self, now: Duration) {
+        self.tick_watched(now, |_, _| {});
+    }
+
+    /// The same; `watch` sees what was decided, and from what.
+    pub fn tick_watched(&mut self, now: Duration, watch: impl FnOnce(&Snapshot, &Plan)) {
         self.decided = now;
         self.urgent = false;
         self.shares.expire(now);
         self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
         let snapshot = self.snapshot(now);
-        let Plan { state, vms } = decide(&snapshot, &mut self.policy);
+        let plan = decide(&snapshot, &mut self.policy);
+        watch(&snapshot, &plan);
+        let Plan { state, vms } = plan;
         for plan in vms {
             let orders = Orders {
                 state,
