@@ -20,7 +20,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("out", &[]),
     ("policy", &["units"]),
     ("config", &["policy", "units"]),
-    ("sim", &["config", "policy", "units"]),
     ("link", &["policy::sampling", "policy::types", "units"]),
     // The type of a page's key is a word of the link.
     ("page", &["link::message::Key", "units"]),
@@ -63,6 +62,19 @@ const EDGES: &[(&str, &[&str])] = &[
             "page::key",
             "policy",
             "sys::peer",
+            "units",
+        ],
+    ),
+    // Model guests speak the link's words and keep the pager's credit account.
+    (
+        "sim",
+        &[
+            "config",
+            "host",
+            "link::message",
+            "mem::credit",
+            "mem::reclaim::BATCH_PAGES",
+            "policy",
             "units",
         ],
     ),

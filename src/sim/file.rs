@@ -115,6 +115,8 @@ struct ExpectTable {
     target_max: Option<Value>,
     swapped_min: Option<Value>,
     swapped_max: Option<Value>,
+    ballooned_min: Option<Value>,
+    ballooned_max: Option<Value>,
     swap_ins_max: Option<Value>,
     conduct: Option<String>,
     end: Option<String>,
@@ -390,6 +392,7 @@ fn model(place: &At, table: &VmTable) -> Result<Model, Mistake> {
         "refuses" => Ok(Model::Refuses {
             below: size("below", &table.below)?,
         }),
+        "greedy" => Ok(Model::Greedy),
         "dies" => Ok(Model::Dies {
             at: time("at", &table.at)?,
         }),
@@ -404,7 +407,7 @@ fn model(place: &At, table: &VmTable) -> Result<Model, Mistake> {
             "guest",
             &format!("{name:?}"),
             "is no model guest",
-            "prompt, slow, stuck, sometimes-stuck, trickle, refuses, liar, dies, sleeper, sudden-need, idle",
+            "prompt, slow, stuck, sometimes-stuck, trickle, refuses, greedy, liar, dies, sleeper, sudden-need, idle",
         )),
     }
 }
@@ -450,6 +453,8 @@ fn expectation(place: &At, table: &ExpectTable) -> Result<Expectation, Mistake> 
         target_max: size("target_max", &table.target_max)?,
         swapped_min: size("swapped_min", &table.swapped_min)?,
         swapped_max: size("swapped_max", &table.swapped_max)?,
+        ballooned_min: size("ballooned_min", &table.ballooned_min)?,
+        ballooned_max: size("ballooned_max", &table.ballooned_max)?,
         swap_ins_max: size("swap_ins_max", &table.swap_ins_max)?,
         conduct: named(place, "conduct", &table.conduct, &conducts)?,
         end: named(place, "end", &table.end, &ends)?,
