@@ -1,4 +1,4 @@
-//! Properties of whole decisions, and a closed loop with model guests.
+//! Properties of whole decisions.
 
 use std::time::Duration;
 
@@ -7,13 +7,11 @@ use proptest::prelude::*;
 use super::balloon::{PROGRESS_MIN, STUCK_AFTER};
 use super::deflate::ROOM_FOR;
 use super::esx::distributable;
-use super::grant::{CreditRequest, grant};
 use super::reclaim::balloon_ceiling;
 use super::state::Thresholds;
 use super::types::*;
 use super::*;
 
-mod closed_loop;
 mod every_policy;
 
 fn allocation(size: u64, reservation: u64, limit: u64, shares: u64) -> Allocation {
