@@ -26,13 +26,14 @@ use tidemark::boot::builtin;
 use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
+use tidemark::machine::{Machine, MachineSpec};
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use tidemark::mem::share::Scanner;
-use tidemark::sys::space::{Mapping, PageBuf, TakePath};
+use tidemark::sys::space::{Mapping, PageBuf};
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange};
-use tidemark::vm::machine::{Machine, MachineSpec};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 /// RAM of the guest that touches: a part of it is filled.

@@ -16,12 +16,12 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidemark::host::manager::{Manager, Settings};
 use tidemark::host::process::ProcessId;
 use tidemark::host::split::FrameSplit;
-use tidemark::link::message::{Hello, Report, ToHost};
+use tidemark::link::message::{Hello, ToHost};
 use tidemark::policy::PolicyKind;
-use tidemark::policy::sampling::Sampling;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
+use tidemark::words::{Holding, Measured, Report, Sampling};
 
 type Holders = Vec<(VmId, u32)>;
 
@@ -109,11 +109,13 @@ fn host(vms: u32) -> (Manager, Vec<VmId>) {
 
 fn report(manager: &mut Manager, id: VmId) {
     let report = Report {
-        private: Pages(30 + u64::from(id.0 % 7)),
+        holding: Holding::private(Pages(30 + u64::from(id.0 % 7))),
         overhead: Pages(256),
-        active: Some(Pages(8000)),
-        balloon_driver: true,
-        ..Report::default()
+        measured: Measured {
+            active: Some(Pages(8000)),
+            balloon_driver: true,
+            ..Measured::default()
+        },
     };
     let report = ToHost::Report(Box::new(report));
     manager

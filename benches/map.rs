@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use common::Capability;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rustix::event::{PollFd, PollFlags, poll};
-use tidemark::sys::space::{GuestSpace, Mapping, TakePath};
+use tidemark::sys::space::{GuestSpace, Mapping};
 use tidemark::units::{FrameId, Gfn, GfnRange};
+use tidemark::words::TakePath;
 
 const PAGES: u32 = 256;
 
@@ -30,9 +30,7 @@ enum Timed {
 fn read_events(space: Arc<GuestSpace>) {
     std::thread::spawn(move || {
         loop {
-            let fds = space.uffd().poll_fds();
-            let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
-            poll(&mut fds, None).expect("poll");
+            space.uffd().wait(None).expect("events");
             let mut events = Vec::new();
             space.uffd().read_events(&mut events).expect("events");
         }

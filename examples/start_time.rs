@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use tidemark::boot::{builtin, image::Image};
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
+use tidemark::machine::{Machine, MachineSpec};
 use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::units::{Gfn, GfnRange, Pages};
-use tidemark::vm::machine::{Machine, MachineSpec};
 
 struct Ignore;
 

@@ -9,6 +9,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`units`] | addresses and quantities; the only shifts and masks |
+//! | [`words`] | values that several layers speak of: how a VM ended, a page's key, the host's memory state |
+//! | [`threads`] | the threads of a VM process as data, how they start, their sandbox |
 //! | [`sys`] | everything that needs `unsafe`: guest RAM, userfaultfd, page tables, memslots |
 //! | [`out`] | text to terminals, pipes and files, without waiting for them |
 //! | [`policy`] | pure: a snapshot of numbers in, a plan out |
@@ -18,7 +20,8 @@
 //! | [`mem`] | the pager: faults, sharing, swapping, measuring, credit |
 //! | [`devices`] | bus, serial, virtio-mmio, balloon; what they learn goes to sink traits |
 //! | [`boot`] | kernel files, entry states, the built-in test guests |
-//! | [`vm`] | one VM process: machine, vCPU threads, sandbox, agent |
+//! | [`machine`] | the virtual machine: KVM, vCPU threads, the gate before them, which device is where |
+//! | [`vm`] | one VM process: joins, builds its machine, obeys orders, ends |
 //! | [`host`] | the host manager: ledger, share groups and their frame pools, leases, decisions, control API |
 //! | [`sim`] | scenarios: the host manager with model guests |
 //! | [`cli`] | text in, calls to [`host`] or [`vm`], text out |
@@ -28,8 +31,13 @@
 //! frame of its pool, copy-on-write by the kernel; the balloon drops what the guest gives up; and what
 //! must go beyond that is taken out of the guest at random, compressed or written to a swap file, and
 //! brought back when it is touched.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod units;
+
+pub mod words;
+
+pub mod threads;
 
 pub mod sys;
 
@@ -48,6 +56,8 @@ pub mod mem;
 pub mod devices;
 
 pub mod boot;
+
+pub mod machine;
 
 pub mod vm;
 

@@ -12,14 +12,19 @@
 //!
 //! A place that is gone (a closed pipe) swallows everything.
 
+mod causes;
+pub mod rate_limit;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+
+pub use self::causes::with_causes;
+use crate::threads::Thread;
 
 /// Text that waits to be written, at most. Chosen: some thousand lines, so that a guest that boots
 /// while the machine is busy loses none.
@@ -30,8 +35,6 @@ pub const FINISH: Duration = Duration::from_secs(1);
 const UNTAKEN: &str = "the terminal or pipe did not take them";
 /// Bytes that a pipe takes as a whole (limits.h).
 const PIPE_BUF: usize = 4096;
-/// Stack of the thread, bytes: shallow code only.
-const STACK_BYTES: usize = 64 << 10;
 
 /// One place that text goes to. Copies share it. Whoever [writes](io::Write) to it never waits, and
 /// each call is written or dropped as a whole.
@@ -117,22 +120,19 @@ pub enum Finished {
 }
 
 impl Out {
-    /// Starts the thread `name`, which writes to `place`. It ends with the process. When `place`
-    /// begins to refuse text, `complain` hears why.
+    /// Starts `thread`, which writes to `place`. It ends with the process. When `place` begins to
+    /// refuse text, `complain` hears why.
     ///
     /// # Errors
     /// When there can be no thread.
     pub fn start(
-        name: &str,
+        thread: &Thread,
         place: impl AsFd + Send + 'static,
         complain: fn(Errno),
     ) -> io::Result<Out> {
         let shared = Arc::<Shared>::default();
         let ours = Arc::clone(&shared);
-        thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || ours.write_for_ever(&place, complain))?;
+        thread.spawn(move || ours.write_for_ever(&place, complain))?;
         Ok(Out(shared))
     }
 
@@ -282,6 +282,7 @@ mod tests {
     use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
+    use crate::threads::LOG;
 
     fn quiet(_: Errno) {}
 
@@ -307,7 +308,7 @@ mod tests {
     #[test]
     fn a_pipe_that_nobody_reads_holds_nobody_and_takes_no_memory() {
         let (mut reader, writer) = pipe(PipeFlags::empty());
-        let out = Out::start("t", writer, quiet).unwrap();
+        let out = Out::start(&LOG, writer, quiet).unwrap();
         let start = Instant::now();
         let lines: u64 = 200_000;
         for n in 0..lines {
@@ -341,7 +342,7 @@ mod tests {
     #[test]
     fn a_frame_stands_below_the_text_and_only_the_newest_is_written() {
         let (mut reader, writer) = pipe(PipeFlags::empty());
-        let out = Out::start("t", writer, quiet).unwrap();
+        let out = Out::start(&LOG, writer, quiet).unwrap();
         out.frame(vec!["one".to_owned(), "two".to_owned()]);
         assert_eq!(read_until(&mut reader, "two\n"), "one\ntwo\n");
         out.line("text");
@@ -353,7 +354,7 @@ mod tests {
         // It cannot be written while this is.
         out.line(&"x".repeat(QUEUE_BYTES_MAX / 2));
         while !out.0.lock().text.is_empty() {
-            thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
         for n in 0..1000 {
             out.frame(vec![format!("frame {n}")]);
@@ -374,7 +375,7 @@ mod tests {
     fn a_closed_pipe_swallows_everything() {
         let (reader, writer) = pipe(PipeFlags::empty());
         drop(reader);
-        let mut out = Out::start("t", writer, quiet).unwrap();
+        let mut out = Out::start(&LOG, writer, quiet).unwrap();
         for _ in 0..3 {
             out.line("nobody hears it");
             out.write_all(b"nor this").unwrap();
@@ -386,7 +387,7 @@ mod tests {
     fn what_a_full_disk_does_not_take_is_told_once_and_counted() {
         static TOLD: Mutex<Vec<Errno>> = Mutex::new(Vec::new());
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let out = Out::start("t", full, |errno| TOLD.lock().unwrap().push(errno)).unwrap();
+        let out = Out::start(&LOG, full, |errno| TOLD.lock().unwrap().push(errno)).unwrap();
         for _ in 0..3 {
             out.line("lost");
             assert_eq!(out.finish(SOON), Finished::Yes);
@@ -403,7 +404,7 @@ mod tests {
     fn a_place_that_others_made_nonblocking_loses_nothing() {
         let (mut reader, writer) = pipe(PipeFlags::empty());
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
-        let out = Out::start("t", writer, quiet).unwrap();
+        let out = Out::start(&LOG, writer, quiet).unwrap();
         let line = "y".repeat(999);
         for _ in 0..200 {
             out.line(&line);
@@ -418,8 +419,8 @@ mod tests {
         let (mut reader, writer) = pipe(PipeFlags::empty());
         let copy = writer.try_clone().unwrap();
         let outs = [
-            Out::start("a", writer, quiet).unwrap(),
-            Out::start("b", copy, quiet).unwrap(),
+            Out::start(&LOG, writer, quiet).unwrap(),
+            Out::start(&LOG, copy, quiet).unwrap(),
         ];
         for _ in 0..100 {
             outs[0].line(&"a".repeat(700));

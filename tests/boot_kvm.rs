@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use common::asm::Code;
 use common::{Capability::Kvm, TestVm, require};
 use tidemark::boot::image::Image;
-use tidemark::link::message::{Exit, ExitReason};
-use tidemark::vm::gate::Hold;
+use tidemark::machine::gate::Hold;
+use tidemark::words::{Exit, ExitReason};
 use tidemark_guest_protocol::PORT_IDLE;
 use vm_memory::{Bytes, GuestAddress};
 

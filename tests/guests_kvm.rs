@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use common::{Call, Capability::Kvm, TestVm, require};
 use tidemark::boot::builtin;
 use tidemark::boot::image::Image;
-use tidemark::link::message::ExitReason;
 use tidemark::units::{Gfn, Pages};
+use tidemark::words::ExitReason;
 use tidemark_guest_protocol::NOTE_NAME;
 
 fn image(name: &str) -> Image {

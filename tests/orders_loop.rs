@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use tidemark::host::manager::{Change, Manager, Outgoing, Settings};
 use tidemark::host::process::ProcessId;
-use tidemark::link::message::{Hello, Report, ToHost, ToVm};
+use tidemark::link::message::{Hello, ToHost, ToVm};
 use tidemark::mem::credit::{CreditBook, CreditMove};
 use tidemark::policy::PolicyKind;
-use tidemark::policy::sampling::Sampling;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
+use tidemark::words::{Gauges, Holding, Measured, Report, Sampling};
 
 /// Pages that a VM process takes out in one go.
 const BATCH: u64 = 32;
@@ -71,12 +71,20 @@ impl Vm {
 
     fn report(&self) -> ToHost {
         ToHost::Report(Box::new(Report {
-            private: Pages(self.private),
-            compressed: Pages(self.compressed),
-            compressed_store: self.store(),
-            swapped: Pages(self.swapped),
+            holding: Holding {
+                private: Pages(self.private),
+                compressed_store: self.store(),
+                orphaned: Pages(0),
+            },
             overhead: Pages::mib(1),
-            ..Report::default()
+            measured: Measured {
+                gauges: Gauges {
+                    compressed: Pages(self.compressed),
+                    swapped: Pages(self.swapped),
+                    ..Gauges::default()
+                },
+                ..Measured::default()
+            },
         }))
     }
 

@@ -17,8 +17,8 @@ use pager::interleave::{self, Plan};
 use pager::pool::Pool;
 use pager::rig::{Rig, merge_all};
 use pager::{both_paths, os, seed, stamped};
-use tidemark::sys::space::TakePath;
 use tidemark::units::{FrameId, Gfn};
+use tidemark::words::TakePath;
 
 /// Guest pages that map frames: 64 MiB.
 const FRAMES: u32 = 64 << 8;
@@ -120,7 +120,7 @@ fn take_censuses_beside_compaction(file: &File) {
         result.unwrap();
         censuses
     });
-    let breaks = rig.pager.report().unwrap().cow_breaks;
+    let breaks = rig.pager.report().unwrap().measured.counters.cow_breaks;
     assert_eq!(breaks, 0, "nobody wrote; {censuses} censuses");
     check("after");
     rig.pager.audit().unwrap();

@@ -14,8 +14,8 @@ use pager::pool::Pool;
 use pager::rig::{MAPPINGS_DEFAULT, Rig, merge_all};
 use pager::{seed, stamped, take_paths, unique};
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::sys::space::TakePath;
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 
 /// Shared pages: 547 MiB, twice as many and more as there may be mappings.
 const SHARED: u32 = 140_000;
@@ -69,7 +69,10 @@ fn ballooning_every_other_shared_page_ends_well() {
         rig.pager.inflate(gfns).unwrap();
     }
     let report = rig.pager.report().unwrap();
-    assert_eq!(report.ballooned, Pages(u64::from(SHARED / 2)));
+    assert_eq!(
+        report.measured.gauges.ballooned,
+        Pages(u64::from(SHARED / 2))
+    );
     rig.pager.deflate(&every_other);
     for n in 0..SHARED {
         let found = rig.read(Gfn(n));

@@ -21,8 +21,8 @@ use pager::{both_paths, seed, stamped, unique};
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
-use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use tidemark::words::{Measured, TakePath};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Operations of the worker in one interleaving.
@@ -224,7 +224,10 @@ fn a_failing_swap_file_keeps_pages_in_memory() {
         assert!(done.pages == 0 && done.failure.is_some());
         assert_eq!(rig.read(Gfn(5)), page);
         let report = rig.pager.report().unwrap();
-        assert_eq!((report.swapped, report.swap_errors), (Pages(0), 1));
+        let Measured {
+            gauges, counters, ..
+        } = report.measured;
+        assert_eq!((gauges.swapped, counters.swap_errors), (Pages(0), 1));
         rig.finish().unwrap();
     });
 }
@@ -359,9 +362,9 @@ fn measurement_agrees_with_the_census() {
     assert_eq!(exact, Pages(600));
     let report = rig.pager.report().unwrap();
     assert!(
-        report.private.0.abs_diff(600) <= 128,
+        report.holding.private.0.abs_diff(600) <= 128,
         "measured {:?}",
-        report.private
+        report.holding.private
     );
     rig.finish().unwrap();
 }

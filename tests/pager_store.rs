@@ -11,13 +11,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::Capability;
+use pager::faults::READERS;
 use pager::pool::Pool;
 use pager::rig::{Rig, merge, merge_all};
 use pager::{both_paths, stamped, unique};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::store::STORE_PERCENT_MAX;
-use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 
 /// Within this time after a read has failed, the reason must be known.
 const REASON_WITHIN: Duration = Duration::from_secs(1);
@@ -59,19 +60,25 @@ fn a_full_compressed_store_loses_nothing() {
                 failed = reclaimer.step(&rig.pager, 32).unwrap().failure.is_some();
             }
             let report = rig.pager.report().unwrap();
-            assert_eq!(report.compressed_store.0, STORE, "{random}: {report:?}");
-            assert_eq!(report.swapped.0, 0);
+            assert_eq!(
+                report.holding.compressed_store.0, STORE,
+                "{random}: {report:?}"
+            );
+            assert_eq!(report.measured.gauges.swapped.0, 0);
             rig.store.fail_writes(false);
             reclaim_all(&rig);
             let report = rig.pager.report().unwrap();
-            assert_eq!(report.compressed_store.0, STORE, "{random}: {report:?}");
-            assert_eq!(report.compressed.0 + report.swapped.0, u64::from(PAGES));
+            assert_eq!(
+                report.holding.compressed_store.0, STORE,
+                "{random}: {report:?}"
+            );
+            assert_eq!(report.measured.gauges.taken_out().0, u64::from(PAGES));
             for n in (0..PAGES).rev() {
                 assert!(rig.read(Gfn(n)) == compressible(n, random), "page {n}");
             }
             let report = rig.pager.report().unwrap();
-            assert_eq!(report.compressed_store.0, 0);
-            assert_eq!(report.swap_in_pages, u64::from(PAGES));
+            assert_eq!(report.holding.compressed_store.0, 0);
+            assert_eq!(report.measured.counters.swap_in_pages, u64::from(PAGES));
             rig.pager.audit().unwrap();
             rig.finish().unwrap();
         }
@@ -90,7 +97,7 @@ fn a_store_that_takes_too_much_goes_to_the_swap_file() {
         (0..PAGES).for_each(|n| rig.write(Gfn(n), &compressible(n, 900)));
         reclaim_all(&rig);
         let before = rig.pager.report().unwrap();
-        assert!(before.compressed_store.0 > 40, "{before:?}");
+        assert!(before.holding.compressed_store.0 > 40, "{before:?}");
         rig.pager.bound_store(Some(Pages(160)));
         // A failed write gives its pages back to the guest; they are taken again.
         rig.store.fail_writes(true);
@@ -100,8 +107,8 @@ fn a_store_that_takes_too_much_goes_to_the_swap_file() {
         rig.store.fail_writes(false);
         reclaim_all(&rig);
         let after = rig.pager.report().unwrap();
-        assert!(after.compressed_store.0 <= 40, "{after:?}");
-        assert_eq!(after.compressed.0 + after.swapped.0, u64::from(PAGES));
+        assert!(after.holding.compressed_store.0 <= 40, "{after:?}");
+        assert_eq!(after.measured.gauges.taken_out().0, u64::from(PAGES));
         for n in (0..PAGES).rev() {
             assert!(rig.read(Gfn(n)) == compressible(n, 900), "page {n}");
         }
@@ -175,7 +182,10 @@ fn any_failed_write_loses_nothing() {
                 return;
             }
             let report = rig.pager.report().unwrap();
-            assert!(report.swap_errors > 0, "write {nth} failed");
+            assert!(
+                report.measured.counters.swap_errors > 0,
+                "write {nth} failed"
+            );
         }
     });
 }
@@ -257,8 +267,43 @@ fn start_touch(rig: &Arc<Rig>, gfn: Gfn) -> JoinHandle<()> {
     })
 }
 
-/// The worker moves mappings, for which the kernel waits until the fault thread has read an event:
-/// also when that thread has failed before.
+/// A disk that does not answer holds whoever needs a page from it, and nobody else: neither other
+/// faults nor the worker, whose moves of mappings wait until an event was read.
+#[test]
+fn a_slow_read_holds_no_other_fault() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let (rig, swapped) = swapped_and_broken(path);
+        rig.store.hold_reads(true);
+        let touches: Vec<_> = swapped[..READERS + 2]
+            .iter()
+            .map(|gfn| start_touch(&rig, *gfn))
+            .collect();
+        common::wait_for("the reads", DEADLINE, || rig.store.held_reads() == READERS);
+        let ballooned = Gfn(SCRIPT_PAGES - 1);
+        rig.pager.inflate(&[ballooned]).unwrap();
+        let fill = start_touch(&rig, ballooned);
+        common::wait_for("a first touch", DEADLINE, || fill.is_finished());
+        let (step, _) = start_step(&rig);
+        common::wait_for("the worker's step", DEADLINE, || step.is_finished());
+        step.join().unwrap();
+        assert!(touches.iter().all(|touch| !touch.is_finished()));
+        assert_eq!(rig.store.held_reads(), READERS);
+        rig.store.hold_reads(false);
+        for touch in touches {
+            common::wait_for("a page from disk", DEADLINE, || touch.is_finished());
+        }
+        for gfn in swapped {
+            assert!(rig.read(gfn) == unique(u64::from(gfn.0)).0, "{gfn}");
+        }
+        rig.pager.audit().unwrap();
+    });
+}
+
+/// The worker moves mappings, for which the kernel waits until a fault thread has read an event:
+/// also when a page was lost before.
 #[test]
 fn the_worker_comes_back_after_a_failed_read() {
     let Some(_host) = common::require(&[Capability::Uffd]) else {
@@ -285,16 +330,15 @@ fn the_worker_comes_back_from_a_move_when_a_read_fails() {
     };
     both_paths(|path| {
         let (rig, swapped) = swapped_and_broken(path);
-        let (fail, word) = mpsc::channel();
-        rig.store.hold_failing_read(word);
+        rig.store.hold_reads(true);
         rig.store.fail_reads(true);
         let touch = start_touch(&rig, swapped[3]);
-        common::wait_for("the read", DEADLINE, || rig.store.holds_read());
+        common::wait_for("the read", DEADLINE, || rig.store.held_reads() == 1);
         let (step, syscall) = start_step(&rig);
         let moves = || std::fs::read_to_string(&syscall).is_ok_and(|text| text.starts_with(MREMAP));
         let what = "the worker to wait in mremap, or not to need it";
         common::wait_for(what, DEADLINE, || moves() || step.is_finished());
-        fail.send(()).unwrap();
+        rig.store.hold_reads(false);
         assert_ended_by_the_read(&rig);
         let what = "the worker's step during a failure";
         common::wait_for(what, DEADLINE, || step.is_finished());

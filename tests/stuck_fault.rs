@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use common::asm::Code;
 use common::{Capability::Kvm, Capability::Uffd, TestVm, require};
 use tidemark::boot::image::Image;
-use tidemark::link::message::ExitReason;
+use tidemark::machine::gate::Hold;
 use tidemark::units::{Gfn, PAGE_SIZE};
-use tidemark::vm::gate::Hold;
+use tidemark::words::ExitReason;
 
 /// Guest frame that stays unserved: 3 MiB.
 const STUCK: Gfn = Gfn(0x300);

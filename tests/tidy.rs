@@ -16,27 +16,23 @@ const LINES_MAX: usize = 900;
 /// or one path of a module where that is all it needs. A module only uses modules above itself.
 const EDGES: &[(&str, &[&str])] = &[
     ("units", &[]),
-    ("sys", &["units"]),
-    ("out", &[]),
-    ("policy", &["units"]),
-    ("config", &["policy", "units"]),
-    ("link", &["policy::sampling", "policy::types", "units"]),
-    // The type of a page's key is a word of the link.
-    ("page", &["link::message::Key", "units"]),
-    // The pager speaks the link's words (keys, reports), and never sees a socket.
-    ("mem", &["link::message", "page", "sys", "units"]),
-    // Guest RAM and its layout; the words in which a VM's guest is reported.
+    ("words", &["units"]),
+    ("threads", &[]),
+    ("sys", &["units", "words"]),
+    ("out", &["threads"]),
+    ("policy", &["units", "words"]),
+    ("config", &["policy", "units", "words"]),
+    ("link", &["units", "words"]),
+    ("page", &["units", "words"]),
+    // The pager fills the link's report and never sees a socket.
     (
-        "devices",
-        &[
-            "link::message::GuestReport",
-            "policy::types::GuestMemoryStats",
-            "sys",
-            "units",
-        ],
+        "mem",
+        &["link::message::Report", "page", "sys", "units", "words"],
     ),
-    // Whole-range checks of guest addresses stand in one place, and that is with the devices.
-    ("boot", &["devices::guest_range", "sys", "units"]),
+    // Guest RAM and its layout.
+    ("devices", &["out::rate_limit", "sys", "units", "words"]),
+    ("boot", &["sys", "units"]),
+    ("machine", &["boot", "devices", "sys", "threads", "words"]),
     (
         "vm",
         &[
@@ -44,12 +40,14 @@ const EDGES: &[(&str, &[&str])] = &[
             "config",
             "devices",
             "link",
+            "machine",
             "mem",
             "out",
             "policy::sampling",
-            "policy::types",
             "sys",
+            "threads",
             "units",
+            "words",
         ],
     ),
     // Keys are made by the function that VM processes use; sizes in `set` read as in a fleet file;
@@ -61,8 +59,11 @@ const EDGES: &[(&str, &[&str])] = &[
             "link",
             "page::key",
             "policy",
+            "out::rate_limit",
             "sys::peer",
+            "sys::proc",
             "units",
+            "words",
         ],
     ),
     // Model guests speak the link's words and keep the pager's credit account.
@@ -76,6 +77,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "mem::reclaim::BATCH_PAGES",
             "policy",
             "units",
+            "words",
         ],
     ),
     (
@@ -89,8 +91,10 @@ const EDGES: &[(&str, &[&str])] = &[
             "policy",
             "sim",
             "sys",
+            "threads::LOG",
             "units",
             "vm",
+            "words",
         ],
     ),
 ];
@@ -227,9 +231,12 @@ fn problems(path: &str, text: &str) -> Vec<String> {
             report(line, "an attribute that is commented out");
         }
     }
-    if let Some(module) = top_module(path) {
-        for (line, used) in crate_paths(&code) {
-            if !may_use(module, &used) {
+    let place = module_path(path);
+    if let Some(module) = place.first() {
+        for (line, used) in used_paths(&place, &code) {
+            if used.is_empty() {
+                report(line, "a name for the whole crate hides what is used");
+            } else if !may_use(module, &used) {
                 report(
                     line,
                     &format!("{module} may not use crate::{used}; see EDGES in tests/tidy.rs"),
@@ -240,11 +247,18 @@ fn problems(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// The module of `src/` that a file belongs to; the roots, which only name modules, belong to none.
-fn top_module(path: &str) -> Option<&str> {
-    let first = path.strip_prefix("src/")?.split('/').next()?;
-    let module = first.strip_suffix(".rs").unwrap_or(first);
-    (!matches!(module, "lib" | "main")).then_some(module)
+/// Where the code of a file stands in the tree of modules, `[page, key]` for `src/page/key.rs`. Empty
+/// outside `src/`, and for the roots, which only name modules.
+fn module_path(path: &str) -> Vec<&str> {
+    let Some(inside) = path.strip_prefix("src/") else {
+        return Vec::new();
+    };
+    let module = inside.strip_suffix(".rs").unwrap_or(inside);
+    let module = module.strip_suffix("/mod").unwrap_or(module);
+    match module {
+        "lib" | "main" => Vec::new(),
+        _ => module.split('/').collect(),
+    }
 }
 
 fn may_use(module: &str, used: &str) -> bool {
@@ -258,50 +272,98 @@ fn may_use(module: &str, used: &str) -> bool {
             .any(|(name, uses)| *name == module && uses.iter().any(|path| inside(path)))
 }
 
-/// Paths after `crate::`, with their lines: up to a brace or the end of the path. A group directly
-/// behind `crate::` yields each of its members' first names.
-fn crate_paths(code: &str) -> Vec<(usize, String)> {
-    const START: &str = "crate::";
+/// All paths in `code` that begin with `crate`, `self` or `super`, from the root of the crate on and
+/// with their lines. `place` is where the code stands; modules written out in it are followed.
+fn used_paths(place: &[&str], code: &str) -> Vec<(usize, String)> {
+    let tokens = tokens(code);
+    let text = |at: usize| tokens.get(at).map_or("", |(_, text)| *text);
     let mut paths = Vec::new();
-    for (at, _) in code.match_indices(START) {
-        if code[..at].ends_with(|c: char| is_word(c) || c == '$') {
-            continue;
-        }
-        let line = code[..at].matches('\n').count();
-        let rest = &code[at + START.len()..];
-        if let Some(group) = rest.strip_prefix('{') {
-            let mut depth = 1;
-            let mut member = String::new();
-            for c in group.chars() {
-                match c {
-                    '{' => depth += 1,
-                    '}' => depth -= 1,
-                    _ => {}
+    let mut modules = place.to_vec();
+    // For each open brace whether a module ends with it.
+    let mut braces = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        match text(at) {
+            "{" => {
+                let module = at >= 2 && text(at - 2) == "mod";
+                if module {
+                    modules.push(text(at - 1));
                 }
-                if depth == 0 || (depth == 1 && c == ',') {
-                    paths.extend(path_at(member.trim()).map(|path| (line, path)));
-                    member.clear();
-                } else {
-                    member.push(c);
-                }
-                if depth == 0 {
-                    break;
+                braces.push(module);
+            }
+            "}" => {
+                if braces.pop() == Some(true) {
+                    modules.pop();
                 }
             }
-        } else {
-            paths.extend(path_at(rest).map(|path| (line, path)));
+            "crate" | "self" | "super" if matches!(text(at + 1), "::" | "as") => {
+                let line = tokens[at].0;
+                let mut found = Vec::new();
+                at = read_path(&tokens, at, modules.clone(), &mut found);
+                paths.extend(found.into_iter().map(|path| (line, path.join("::"))));
+                continue;
+            }
+            _ => {}
         }
+        at += 1;
     }
     paths
 }
 
-/// The path at the start of `code`: `a::b` of `a::b::{c, d}`.
-fn path_at(code: &str) -> Option<String> {
-    let end = code
-        .find(|c: char| !is_word(c) && c != ':')
-        .unwrap_or(code.len());
-    let path = code[..end].trim_end_matches(':');
-    (!path.is_empty()).then(|| path.to_owned())
+/// Reads the path that starts at token `at` inside `base`, and each one of a group; returns the place
+/// behind it.
+fn read_path<'a>(
+    tokens: &[(usize, &'a str)],
+    mut at: usize,
+    mut base: Vec<&'a str>,
+    found: &mut Vec<Vec<&'a str>>,
+) -> usize {
+    let text = |at: usize| tokens.get(at).map_or("", |(_, text)| *text);
+    loop {
+        match text(at) {
+            "{" => {
+                while !matches!(text(at), "}" | "") {
+                    at = read_path(tokens, at + 1, base.clone(), found);
+                    // A new name, or the comma before the group's end.
+                    while !matches!(text(at), "," | "}" | "") {
+                        at += 1;
+                    }
+                }
+                return at + 1;
+            }
+            // Behind the last comma of a group.
+            "}" => return at,
+            "crate" => base.clear(),
+            "super" => drop(base.pop()),
+            "self" => {}
+            name => base.push(name),
+        }
+        at += 1;
+        if text(at) != "::" {
+            found.push(base);
+            return at;
+        }
+        at += 1;
+    }
+}
+
+/// Words, `::`, and all other characters one by one, with their lines.
+fn tokens(code: &str) -> Vec<(usize, &str)> {
+    let mut tokens = Vec::new();
+    for (line, text) in code.lines().enumerate() {
+        let mut rest = text.trim_start();
+        while let Some(first) = rest.chars().next() {
+            let length = match first {
+                _ if rest.starts_with("::") => 2,
+                first if is_word(first) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
+                first => first.len_utf8(),
+            };
+            let (token, behind) = rest.split_at(length);
+            tokens.push((line, token));
+            rest = behind.trim_start();
+        }
+    }
+    tokens
 }
 
 fn is_word(c: char) -> bool {
@@ -506,52 +568,125 @@ fn finds(path: &str, text: &str, line: usize, words: &str) {
 
 #[test]
 fn bad_edges_are_found() {
-    finds(
-        "src/policy/esx.rs",
-        "\nuse crate::sys::uffd;\n",
-        2,
-        "crate::sys::uffd",
-    );
-    finds(
-        "src/page/pmap.rs",
-        "use crate::link::socket::Link;",
-        1,
-        "page may not",
-    );
-    finds(
-        "src/mem/pager.rs",
-        "fn f() { crate::policy::decide(); }",
-        1,
-        "crate::policy",
-    );
-    finds(
-        "src/units.rs",
-        "use crate::{\n    units,\n    page::{key, state},\n};",
-        1,
-        "crate::page",
-    );
-    finds(
-        "src/devices/bus.rs",
-        "use crate::{mem as memory, sys};",
-        1,
-        "crate::mem",
-    );
-    finds(
-        "src/novel/mod.rs",
-        "use crate::units::Gfn;",
-        1,
-        "novel may not",
-    );
+    for (path, text, line, words) in [
+        (
+            "policy/esx.rs",
+            "\nuse crate::sys::uffd;",
+            2,
+            "crate::sys::uffd",
+        ),
+        ("page/pmap.rs", "use crate::link::Link;", 1, "page may not"),
+        (
+            "mem/pager.rs",
+            "fn f() { crate::policy::decide(); }",
+            1,
+            "crate::policy",
+        ),
+        (
+            "units.rs",
+            "use crate::{\n    units,\n    page::key,\n};",
+            1,
+            "crate::page",
+        ),
+        (
+            "devices/bus.rs",
+            "use crate::{mem as memory, sys};",
+            1,
+            "crate::mem",
+        ),
+        ("mem/share.rs", "use crate::link::{self};", 1, "crate::link"),
+        ("novel/mod.rs", "use crate::units::Gfn;", 1, "novel may not"),
+        ("sys/ram.rs", "use crate::*;", 1, "crate::*"),
+        ("sys/ram.rs", "use crate as all;", 1, "whole crate"),
+    ] {
+        finds_edges(path, text, line, words);
+    }
+}
+
+#[test]
+fn bad_edges_by_way_of_super_are_found() {
+    for (path, text, line, words) in [
+        ("out.rs", "use super::mem::Pager;", 1, "crate::mem::Pager"),
+        ("page/mod.rs", "use super::mem;", 1, "crate::mem"),
+        ("page/key.rs", "use super::super::mem;", 1, "crate::mem"),
+        (
+            "page/key.rs",
+            "use self::super::super::mem;",
+            1,
+            "crate::mem",
+        ),
+        (
+            "page/key.rs",
+            "fn f() { super::super::mem::f(); }",
+            1,
+            "crate::mem::f",
+        ),
+        (
+            "host/server/tests.rs",
+            "use super::super::super::mem;",
+            1,
+            "crate::mem",
+        ),
+        (
+            "page/key.rs",
+            "use super::{\n    pmap::{self, Pmap},\n    super::mem::Pager,\n};",
+            1,
+            "crate::mem::Pager",
+        ),
+        (
+            "page/key.rs",
+            "use super::super::{\n    units,\n    mem,\n};",
+            1,
+            "crate::mem",
+        ),
+        (
+            "page/key.rs",
+            "use super::{super::{units::{Gfn, Pages}, link::message}, pmap};",
+            1,
+            "crate::link::message",
+        ),
+        ("page/key.rs", "use super::super as all;", 1, "whole crate"),
+        (
+            "page/key.rs",
+            "use super::super::{self as all};",
+            1,
+            "whole crate",
+        ),
+        (
+            "page/key.rs",
+            "mod tests {\n    fn f() {}\n    use super::super::super::mem;\n}",
+            3,
+            "crate::mem",
+        ),
+        (
+            "page/key.rs",
+            "mod tests {\n    fn f() {}\n}\nuse super::super::mem;",
+            4,
+            "crate::mem",
+        ),
+    ] {
+        finds_edges(path, text, line, words);
+    }
+}
+
+#[track_caller]
+fn finds_edges(path: &str, text: &str, line: usize, words: &str) {
+    finds(&format!("src/{path}"), text, line, words);
 }
 
 #[test]
 fn good_edges_are_not() {
     for text in [
-        "use crate::link::message::Key;",
+        "use crate::words::Key;",
         "// use crate::sys::uffd;",
         "const TEXT: &str = \"crate::sys\";",
         "use crate::page::state::{PageEvent, PageState};",
         "pub(crate) fn f() {}",
+        "pub(super) fn f(&self) -> u8 { self as u8 }",
+        "use super::super::{units::Gfn, words::{self, Key}};",
+        "use super::{pmap, state::*};",
+        "mod tests {\n    use super::super::pmap;\n    mod more {\n        use super::super::super::state;\n    }\n}",
+        "mod mem;\nuse self::mem::Part;",
     ] {
         assert_eq!(
             problems("src/page/key.rs", text),

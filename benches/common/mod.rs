@@ -19,8 +19,9 @@ use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::{GuestSpace, PageBuf, TakePath};
+use tidemark::sys::space::{GuestSpace, PageBuf};
 use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
 pub use pager::take_paths;

@@ -15,7 +15,7 @@ use kvm_bindings::{kvm_regs, kvm_segment};
 use super::image::Image;
 use super::memory_map::{self, Kind};
 use super::{Error, StartState, initrd, put, put_cmdline};
-use crate::devices::guest_range::frames_touched;
+use crate::sys::guest_range::frames_touched;
 use crate::sys::ram::{GuestRam, Layout};
 
 const GDT: u64 = 0x5000;

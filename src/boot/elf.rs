@@ -11,7 +11,7 @@ use tidemark_guest_protocol::{LOW_MEMORY_END, NOTE_NAME, NOTE_TYPE_RING3};
 
 use super::image::Image;
 use super::{Entry, Error, foreign};
-use crate::devices::guest_range::frames_touched;
+use crate::sys::guest_range::frames_touched;
 use crate::sys::ram::{GuestRam, Layout};
 
 const HEADER_BYTES: usize = 64;

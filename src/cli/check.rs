@@ -12,11 +12,11 @@ use clap::Args;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
-use super::machine::meminfo;
 use super::{Error, table};
 use crate::sys::host_swap::HostFacts;
-use crate::sys::space::TakePath;
+use crate::sys::proc;
 use crate::sys::uffd;
+use crate::words::TakePath;
 
 /// The only version of the KVM API there is; anything else is another device under its name.
 /// Source: Documentation/virt/kvm/api.rst, KVM_GET_API_VERSION.
@@ -145,7 +145,7 @@ fn look(swap_dir: &Path) -> Findings {
             .as_ref()
             .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
         memory_cgroup: cgroup,
-        memory_available_bytes: meminfo("MemAvailable:").bytes(),
+        memory_available_bytes: proc::meminfo("MemAvailable").bytes(),
         swap_dir,
         missing,
         advice,

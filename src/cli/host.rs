@@ -1,6 +1,5 @@
 //! `tidemark host`: the host manager alone.
 
-use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +13,7 @@ use crate::config::HostArgs;
 use crate::host::manager::Settings;
 use crate::host::server::{Event, Server};
 use crate::out::Out;
+use crate::sys::signals;
 
 /// Number under which the signal pipe is watched.
 const SIGNALS: u64 = 0;
@@ -53,7 +53,7 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
     let mut server = Server::new(settings)?;
     server.listen(&path)?;
     let expected = server.take_over()?;
-    let mut signals = signal_pipe()?;
+    let signals = signal_pipe()?;
     server.watch(&signals, SIGNALS)?;
     out.line(&format!(
         "tidemark: host manager listens at {}, budget {}, seed {}",
@@ -69,7 +69,7 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
     loop {
         for event in server.turn(Duration::from_secs(1))? {
             if event == Event::Ready(SIGNALS) {
-                drain(&mut signals);
+                signals::drain(&signals);
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -78,20 +78,6 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
 
 /// A socket that can be read after SIGINT or SIGTERM.
 pub fn signal_pipe() -> Result<UnixStream, Error> {
-    let (reader, writer) = UnixStream::pair().map_err(io("create the signal pipe"))?;
-    reader
-        .set_nonblocking(true)
-        .map_err(io("set up the signal pipe"))?;
-    for signal in [SIGINT, SIGTERM] {
-        let writer = writer.try_clone().map_err(io("copy the signal pipe"))?;
-        signal_hook::low_level::pipe::register(signal, writer)
-            .map_err(io("register a signal handler"))?;
-    }
+    let (reader, _) = signals::pipe(&[SIGINT, SIGTERM]).map_err(io("listen to signals"))?;
     Ok(reader)
-}
-
-/// How many signals came.
-pub fn drain(signals: &mut UnixStream) -> usize {
-    let mut bytes = [0; 64];
-    signals.read(&mut bytes).unwrap_or(0)
 }

@@ -18,6 +18,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::out::{self, Out};
+use crate::threads::LOG;
 use crate::{host as manager, link};
 
 /// Runs more virtual machines than the host has memory for, and shows where every page went.
@@ -78,7 +79,7 @@ pub enum Error {
     Link(#[from] link::socket::Error),
     /// A VM process.
     #[error(transparent)]
-    Vm(#[from] crate::vm::process::Error),
+    Vm(#[from] crate::vm::Error),
     /// The machine lacks something.
     #[error("{0}")]
     Missing(String),
@@ -110,7 +111,7 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
 /// Carries out a command line; the exit status of the process. `started` is when the program was.
 pub fn main(cli: Cli, started: Instant) -> ExitCode {
     // A log that cannot be written must not complain to itself.
-    let out = match Out::start("log", std::io::stderr(), |_| {}) {
+    let out = match Out::start(&LOG, std::io::stderr(), |_| {}) {
         Ok(out) => out,
         Err(error) => {
             // Nobody is left to tell when standard error is gone.
@@ -146,20 +147,8 @@ fn carry_out(command: Command, started: Instant, out: &Out) -> ExitCode {
     })
 }
 
-/// The error and its causes on one line.
 fn complain(error: &dyn std::error::Error, out: &Out) {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let text = source.to_string();
-        // Transparent errors repeat their source's words.
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = source.source();
-    }
-    let line = line.trim_end().replace('\n', " ");
-    out.line(&format!("tidemark: {line}"));
+    out.line(&format!("tidemark: {}", out::with_causes(error)));
 }
 
 fn start_log(verbose: u8, out: Out) {

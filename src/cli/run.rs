@@ -22,17 +22,18 @@ use signal_hook::flag;
 
 use self::child::{Child, Stdout};
 use self::screen::Screen;
-use super::host::{drain, signal_pipe};
+use super::host::signal_pipe;
 use super::{Error, check, folder, machine, table};
 use crate::config::size::parse_duration;
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
-use crate::link::message::{Exit, ExitReason};
 use crate::out::Out;
+use crate::sys::signals;
 use crate::vm::files::Files;
 use crate::vm::terminal::Terminal;
+use crate::words::{Exit, ExitReason};
 
 /// How long VMs may take to stop before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -258,7 +259,7 @@ impl Fleet {
     fn event(&mut self, event: Event) {
         match event {
             Event::Ready(SIGNALS) => {
-                for _ in 0..drain(&mut self.signals) {
+                for _ in 0..signals::drain(&self.signals) {
                     match self.kill_at {
                         None => self.stop(),
                         Some(_) => self.kill_all(),
@@ -345,18 +346,11 @@ impl Fleet {
                 found.cloned()
             };
             let last = of_child(&figures);
-            let end = of_child(&end);
-            let mut vm = last.or(end.clone()).unwrap_or_else(|| child.blank());
-            if let Some(end) = end {
-                vm.state = end.state;
-                vm.exit = end.exit;
-                vm.peak = end.peak;
-                vm.swap_in_pages = end.swap_in_pages;
-                vm.swap_out_pages = end.swap_out_pages;
-                vm.cow_breaks = end.cow_breaks;
-                vm.swap_errors = end.swap_errors;
-                vm.start_ms = end.start_ms;
-                vm.guest = end.guest.or(vm.guest);
+            let end = of_child(&end).or(last.clone());
+            let mut vm = end.unwrap_or_else(|| child.blank());
+            if let Some(last) = last {
+                vm.memory = last.memory;
+                vm.guest = vm.guest.or(last.guest);
             }
             child.complete(&mut vm);
             vms.push(vm);

@@ -1,30 +1,30 @@
 //! Figures as tables. Columns are MiB with one decimal place, and what is shown adds up.
 
 use crate::host::accounts::{Figures, HostFigures, VmFigures};
-use crate::link::message::ExitReason;
+use crate::words::ExitReason;
 
 /// A column of bytes: its heading and its figure of a VM.
 type Column = (&'static str, fn(&VmFigures) -> u64);
 
 const LIVE: &[Column] = &[
-    ("TARGET", |vm| vm.target_bytes),
-    ("CONSUMED", |vm| vm.consumed_bytes),
-    ("SHARED", |vm| vm.shared_bytes),
-    ("BALLOONED", |vm| vm.ballooned_bytes),
-    ("SWAPPED", |vm| vm.swapped_bytes + vm.compressed_bytes),
+    ("TARGET", |vm| vm.memory.target_bytes),
+    ("CONSUMED", |vm| vm.memory.consumed_bytes),
+    ("SHARED", |vm| vm.memory.shared_bytes),
+    ("BALLOONED", |vm| vm.memory.gauges.ballooned.bytes()),
+    ("SWAPPED", |vm| vm.memory.gauges.taken_out().bytes()),
 ];
 
 const CLOSING: &[Column] = &[
     ("MEMORY", |vm| vm.memory_bytes),
-    ("TARGET", |vm| vm.target_bytes),
-    ("CONSUMED", |vm| vm.consumed_bytes),
-    ("PRIVATE", |vm| vm.private_bytes),
-    ("SHARED", |vm| vm.shared_bytes),
-    ("SAVED", |vm| vm.saved_bytes),
-    ("ZERO", |vm| vm.zero_bytes),
-    ("BALLOONED", |vm| vm.ballooned_bytes),
-    ("COMPRESSED", |vm| vm.compressed_bytes),
-    ("SWAPPED", |vm| vm.swapped_bytes),
+    ("TARGET", |vm| vm.memory.target_bytes),
+    ("CONSUMED", |vm| vm.memory.consumed_bytes),
+    ("PRIVATE", |vm| vm.memory.private_bytes),
+    ("SHARED", |vm| vm.memory.shared_bytes),
+    ("SAVED", |vm| vm.memory.saved_bytes),
+    ("ZERO", |vm| vm.memory.gauges.zero.bytes()),
+    ("BALLOONED", |vm| vm.memory.gauges.ballooned.bytes()),
+    ("COMPRESSED", |vm| vm.memory.gauges.compressed.bytes()),
+    ("SWAPPED", |vm| vm.memory.gauges.swapped.bytes()),
 ];
 
 /// Longest name of a state, as in "starting".
@@ -174,7 +174,11 @@ pub fn lines(figures: &Figures) -> Vec<String> {
 pub fn closing(figures: &Figures) -> Vec<String> {
     let host = &figures.host;
     let mut lines = aligned(&rows(figures, CLOSING));
-    let mut parts: Vec<u64> = figures.vms.iter().map(|vm| vm.consumed_bytes).collect();
+    let mut parts: Vec<u64> = figures
+        .vms
+        .iter()
+        .map(|vm| vm.memory.consumed_bytes)
+        .collect();
     parts.push(host.overhead_bytes);
     let shown = tenths(&parts);
     let overhead = shown.last().copied().unwrap_or(0);

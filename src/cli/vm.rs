@@ -9,11 +9,11 @@ use clap::Args;
 
 use super::{Error, folder, machine};
 use crate::config::{COMMAND_LINE, VmArgs};
-use crate::link::message::ExitReason;
 use crate::link::socket::Link;
 use crate::out::Out;
 use crate::sys::inherited;
 use crate::vm::files::Files;
+use crate::words::ExitReason;
 
 /// Flags of `tidemark vm`.
 #[derive(Debug, Args)]

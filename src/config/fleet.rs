@@ -12,9 +12,9 @@ use super::file::{self, FleetFile, HostTable};
 use super::size::parse_duration;
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
 use crate::policy::PolicyKind;
-use crate::policy::sampling::Sampling;
 use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
 use crate::units::Pages;
+use crate::words::Sampling;
 
 /// VMs of one fleet, at most.
 const VMS_MAX: usize = 10_000;

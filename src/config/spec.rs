@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::policy::PolicyKind;
-use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::Allocation;
 use crate::units::Pages;
+use crate::words::Sampling;
 
 /// A host and its VMs. Names are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,9 +14,10 @@ use std::time::Instant;
 
 use tidemark_guest_protocol::{KEY_CORRUPT, KEY_VERIFIED, REPORT_PREFIX};
 
-use super::rate_limit::RateLimit;
+use super::LOG_INTERVAL;
 use super::serial::ConsoleSink;
-use crate::link::message::GuestReport;
+use crate::out::rate_limit::RateLimit;
+use crate::words::GuestReport;
 
 /// Longest line in bytes of guest text; longer ones are cut into several (chosen: four terminal
 /// widths and more than any kernel message).
@@ -77,7 +78,7 @@ impl Console {
                 line: Vec::new(),
                 writer,
                 raw,
-                failures: RateLimit::default(),
+                failures: RateLimit::new(1, LOG_INTERVAL),
             }),
             figures: Figures::default(),
             first_byte: OnceLock::new(),

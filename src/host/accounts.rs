@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::link::message::{Exit, GuestReport, TakePath};
-use crate::policy::types::{Conduct, MemState};
+use crate::policy::types::Conduct;
 use crate::units::Pages;
+use crate::words::{Counters, Exit, Gauges, GuestReport, MemState, TakePath};
 
 /// The object that `tidemark run --json` and `tidemark ps --json` print.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,10 +69,11 @@ pub struct StateSeconds {
 }
 
 /// What a VM is doing, for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
     /// Joined, and has not reported yet.
+    #[default]
     Starting,
     /// Runs.
     Running,
@@ -101,7 +102,7 @@ impl VmState {
 }
 
 /// One VM's part of [`Figures`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmFigures {
     /// Name.
     pub name: String,
@@ -115,47 +116,15 @@ pub struct VmFigures {
     /// What it needed when it was admitted, and from whom that was to come.
     #[serde(default)]
     pub admission: String,
-    /// What it should consume at most when memory is short.
-    pub target_bytes: u64,
-    /// Why.
-    pub target_why: String,
-    /// Host memory behind its RAM, its part of shared frames included.
-    pub consumed_bytes: u64,
-    /// Private pages, and what it still maps of a host manager that is gone.
-    pub private_bytes: u64,
-    /// Guest pages for which it holds a frame.
-    pub shared_bytes: u64,
-    /// What sharing saves: `shared_bytes` less its part of the frames.
-    pub saved_bytes: u64,
-    /// Zero pages discarded.
-    pub zero_bytes: u64,
-    /// In its balloon.
-    pub ballooned_bytes: u64,
-    /// Guest pages in the compressed store.
-    pub compressed_bytes: u64,
-    /// Guest pages in the swap file.
-    pub swapped_bytes: u64,
-    /// Estimated working set; zero while it is not sampled.
-    pub active_bytes: u64,
-    /// The estimate is within this of the truth 19 times of 20.
-    pub active_error_bytes: u64,
+    /// Its memory at this moment.
+    #[serde(flatten)]
+    pub memory: VmMemory,
     /// How its pages are taken out, once it has said so.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub take_path: Option<TakePath>,
-    /// How its balloon behaves.
-    pub balloon: Conduct,
-    /// Memory of its process beside the guest's RAM.
-    pub overhead_bytes: u64,
-    /// Private pages it may hold.
-    pub credit_bytes: u64,
-    /// Pages read or decompressed back.
-    pub swap_in_pages: u64,
-    /// Pages written out or compressed.
-    pub swap_out_pages: u64,
-    /// Shared pages that the guest wrote.
-    pub cow_breaks: u64,
-    /// Swap writes that failed.
-    pub swap_errors: u64,
+    /// What was done to its pages since its start.
+    #[serde(flatten)]
+    pub counters: Counters,
     /// The most of each that was reported.
     pub peak: Peaks,
     /// Milliseconds from the start of its program to the guest's first instruction.
@@ -168,6 +137,37 @@ pub struct VmFigures {
     /// What a built-in test guest reported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub guest: Option<GuestReport>,
+}
+
+/// The part of [`VmFigures`] that is about one moment: the closing table shows the moment before
+/// the VM was stopped.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct VmMemory {
+    /// What it should consume at most when memory is short.
+    pub target_bytes: u64,
+    /// Why.
+    pub target_why: String,
+    /// Host memory behind its RAM, its part of shared frames included.
+    pub consumed_bytes: u64,
+    /// Private pages, and what it still maps of a host manager that is gone.
+    pub private_bytes: u64,
+    /// Guest pages for which it holds a frame.
+    pub shared_bytes: u64,
+    /// What sharing saves: `shared_bytes` less its part of the frames.
+    pub saved_bytes: u64,
+    /// Its guest's pages that have no memory.
+    #[serde(flatten)]
+    pub gauges: Gauges,
+    /// Estimated working set; zero while it is not sampled.
+    pub active_bytes: u64,
+    /// The estimate is within this of the truth 19 times of 20.
+    pub active_error_bytes: u64,
+    /// How its balloon behaves.
+    pub balloon: Conduct,
+    /// Memory of its process beside the guest's RAM.
+    pub overhead_bytes: u64,
+    /// Private pages it may hold.
+    pub credit_bytes: u64,
 }
 
 /// The highest figures that a VM ever had.
@@ -250,6 +250,40 @@ pub struct FramePart {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::words::ExitReason;
+    use serde_json::Value;
+
+    #[test]
+    fn the_readme_explains_every_figure_of_a_vm() {
+        let figures = VmFigures {
+            exit: Some(Exit {
+                reason: ExitReason::Shutdown,
+                code: 0,
+                message: Some(String::new()),
+            }),
+            take_path: Some(TakePath::Move),
+            start_ms: Some(0.0),
+            boot_ms: Some(0.0),
+            guest: Some(GuestReport::default()),
+            ..VmFigures::default()
+        };
+        let readme = include_str!("../../README.md");
+        let (_, table) = readme.split_once("| `vms[]` | |").unwrap();
+        let (table, _) = table.split_once("\n\n").unwrap();
+        let mut names = Vec::new();
+        names_of(&serde_json::to_value(figures).unwrap(), &mut names);
+        assert!(names.len() > 30, "{names:?}");
+        for name in names {
+            assert!(table.contains(&format!("`{name}`")), "{name} has no row");
+        }
+    }
+
+    fn names_of(value: &Value, names: &mut Vec<String>) {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            names.push(name.clone());
+            names_of(value, names);
+        }
+    }
 
     #[test]
     fn time_is_booked_on_the_state_that_passes() {

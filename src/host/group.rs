@@ -31,10 +31,10 @@ use super::member::{Member, Reach};
 use super::pool::{self, FramePool, PoolId};
 use super::share::{ContentAnswer, Lent, NotHeld, OfferAnswer, WAITING_MAX, WANT_EXPIRY};
 use super::split::FrameSplit;
-use crate::link::message::Key;
 use crate::page::key::key_of;
 use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::Key;
 
 #[derive(Debug)]
 enum Entry {

@@ -1,4 +1,4 @@
-//! The host's books: who holds how much of the budget. Plain data, no I/O.
+//! The ledger: who holds how much of the budget. Plain data, no I/O.
 //!
 //! ```text
 //! budget = charges of the VMs + frames in use + overheads + free
@@ -10,13 +10,14 @@
 //! A VM's charge is its credit, the private pages it may hold; should it report that it holds more
 //! (it breaks the protocol, or joined again after the host manager was restarted), it is charged
 //! what it holds. Credit and frames are only handed out of free memory, so that they never exceed
-//! the budget; measured overheads are facts and can push `free` to zero and the books into deficit,
+//! the budget; measured overheads are facts and can push `free` to zero and the ledger into deficit,
 //! which the policy then works off.
 
 use std::collections::BTreeMap;
 
 use crate::policy::types::VmId;
 use crate::units::Pages;
+use crate::words::Holding;
 
 /// A VM gave back more credit than it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -31,8 +32,8 @@ pub struct Overdrawn {
 #[derive(Debug, Clone, Copy, Default)]
 struct Account {
     credit: Pages,
-    /// What the VM reported to hold out of its credit.
-    held: Pages,
+    /// What the VM has, by its last report and what it has returned since.
+    holding: Holding,
     /// Measured.
     overhead: Pages,
     /// Estimated when it was admitted.
@@ -41,7 +42,7 @@ struct Account {
 
 impl Account {
     fn charge(&self) -> Pages {
-        self.credit.max(self.held)
+        self.credit.max(self.holding.total())
     }
 
     fn overhead_to_come(&self) -> Pages {
@@ -49,7 +50,7 @@ impl Account {
     }
 }
 
-/// The books.
+/// See the module documentation.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     budget: Pages,
@@ -58,14 +59,15 @@ pub struct Ledger {
     /// What the host manager is expected to need beyond that.
     host_overhead_to_come: Pages,
     vms: BTreeMap<VmId, Account>,
-    /// Sums over `vms`, kept up to date because `free` is asked for at every message.
+    /// Sums over `vms`, kept up to date because they are asked for at every message.
     charged: Pages,
+    held: Pages,
     vm_overhead: Pages,
     overhead_to_come: Pages,
 }
 
 impl Ledger {
-    /// Empty books over `budget`.
+    /// An empty ledger over `budget`.
     pub fn new(budget: Pages) -> Ledger {
         Ledger {
             budget,
@@ -74,6 +76,7 @@ impl Ledger {
             host_overhead_to_come: Pages::ZERO,
             vms: BTreeMap::new(),
             charged: Pages::ZERO,
+            held: Pages::ZERO,
             vm_overhead: Pages::ZERO,
             overhead_to_come: Pages::ZERO,
         }
@@ -84,7 +87,7 @@ impl Ledger {
         self.budget
     }
 
-    /// Changes the budget; with less than is in use the books are in deficit until reclaimed.
+    /// Changes the budget; with less than is in use the ledger is in deficit until reclaimed.
     pub fn set_budget(&mut self, budget: Pages) {
         self.budget = budget;
     }
@@ -114,6 +117,18 @@ impl Ledger {
         self.frames
     }
 
+    /// What all VMs hold out of their credit.
+    pub fn held(&self) -> Pages {
+        self.held
+    }
+
+    /// What a VM holds out of its credit.
+    pub fn holding(&self, vm: VmId) -> Holding {
+        self.vms
+            .get(&vm)
+            .map_or(Holding::default(), |account| account.holding)
+    }
+
     /// What a VM is charged: its credit or what it holds, whichever is more.
     pub fn charge(&self, vm: VmId) -> Pages {
         self.vms.get(&vm).map_or(Pages::ZERO, Account::charge)
@@ -133,41 +148,38 @@ impl Ledger {
             .map_or(Pages::ZERO, |account| account.overhead)
     }
 
-    /// Opens an account for a VM that holds `held` already (zero for a new VM).
+    /// Opens an account for a VM that holds `private` pages already (none for a new VM).
     ///
     /// # Panics
     /// When the VM has one.
-    pub fn open(&mut self, vm: VmId, held: Pages, overhead: Pages) {
+    pub fn open(&mut self, vm: VmId, private: Pages, overhead: Pages) {
         let account = Account {
-            credit: held,
-            held,
+            credit: private,
+            holding: Holding::private(private),
             overhead,
             overhead_expected: overhead,
         };
         let before = self.vms.insert(vm, account);
         assert!(before.is_none(), "{vm:?} has an account");
-        self.charged += held;
-        self.vm_overhead += overhead;
+        self.count_in(&account);
     }
 
-    /// A VM has joined again: it holds `held`, and that is its credit; what it was granted before
-    /// may never have reached it.
+    /// A VM has joined again: it holds `private` pages, and that is its credit; what it was granted
+    /// before may never have reached it.
     ///
     /// # Panics
     /// When the VM has no account.
-    pub fn restart(&mut self, vm: VmId, held: Pages) {
+    pub fn restart(&mut self, vm: VmId, private: Pages) {
         self.change(vm, |account| {
-            account.credit = held;
-            account.held = held;
+            account.credit = private;
+            account.holding = Holding::private(private);
         });
     }
 
     /// Closes a VM's account: all it held is free again.
     pub fn close(&mut self, vm: VmId) {
         if let Some(account) = self.vms.remove(&vm) {
-            self.charged -= account.charge();
-            self.vm_overhead -= account.overhead;
-            self.overhead_to_come -= account.overhead_to_come();
+            self.count_out(&account);
         }
     }
 
@@ -188,7 +200,7 @@ impl Ledger {
     /// Takes credit back.
     ///
     /// # Errors
-    /// When the VM has less; the books are unchanged.
+    /// When the VM has less; nothing is changed.
     pub fn give_back(&mut self, vm: VmId, pages: Pages) -> Result<(), Overdrawn> {
         let credit = self
             .vms
@@ -202,20 +214,19 @@ impl Ledger {
         }
         self.change(vm, |account| {
             account.credit -= pages;
-            // A return says that the pages are given up already.
-            account.held = account.held.saturating_sub(pages);
+            // What it gave up others may have in a moment, and its last report may say otherwise:
+            // both would count. It uses no more than the credit that it keeps.
+            account.holding = account.holding.at_most(account.credit);
         });
         Ok(())
     }
 
-    /// Notes what a VM reports to hold out of its credit.
-    pub fn set_held(&mut self, vm: VmId, held: Pages) {
-        self.change(vm, |account| account.held = held);
-    }
-
-    /// Notes the measured overhead of a VM process.
-    pub fn set_vm_overhead(&mut self, vm: VmId, overhead: Pages) {
-        self.change(vm, |account| account.overhead = overhead);
+    /// Notes what a VM reports to hold out of its credit, and the measured overhead of its process.
+    pub fn report(&mut self, vm: VmId, holding: Holding, overhead: Pages) {
+        self.change(vm, |account| {
+            account.holding = holding;
+            account.overhead = overhead;
+        });
     }
 
     /// Notes the measured overhead of the host manager, and what it may need yet.
@@ -239,7 +250,7 @@ impl Ledger {
     }
 
     /// Counts frames that came with a pool of an earlier host manager: a fact, like an overhead, that
-    /// can push the books into deficit.
+    /// can push the ledger into deficit.
     pub fn adopt_frames(&mut self, frames: Pages) {
         self.frames += frames;
     }
@@ -258,13 +269,25 @@ impl Ledger {
             .vms
             .get_mut(&vm)
             .expect("every admitted VM has an account");
-        self.charged -= account.charge();
-        self.vm_overhead -= account.overhead;
-        self.overhead_to_come -= account.overhead_to_come();
+        let before = *account;
         change(account);
+        let after = *account;
+        self.count_out(&before);
+        self.count_in(&after);
+    }
+
+    fn count_in(&mut self, account: &Account) {
         self.charged += account.charge();
+        self.held += account.holding.total();
         self.vm_overhead += account.overhead;
         self.overhead_to_come += account.overhead_to_come();
+    }
+
+    fn count_out(&mut self, account: &Account) {
+        self.charged -= account.charge();
+        self.held -= account.holding.total();
+        self.vm_overhead -= account.overhead;
+        self.overhead_to_come -= account.overhead_to_come();
     }
 
     /// Checks the sums against the accounts.
@@ -274,6 +297,8 @@ impl Ledger {
     pub fn audit(&self) {
         let charged = self.vms.values().map(Account::charge).sum::<Pages>();
         assert_eq!(self.charged, charged, "sum of the charges");
+        let held = self.vms.values().map(|account| account.holding.total());
+        assert_eq!(self.held, held.sum(), "sum of what the VMs hold");
         let overhead = self
             .vms
             .values()
@@ -322,7 +347,7 @@ mod tests {
         /// Against a plain map: what is handed out never exceeds what is free, and a death returns all.
         /// What VMs bring with them may exceed the budget: nothing is free then.
         #[test]
-        fn the_books_balance(steps in prop::collection::vec(step(), 0..200)) {
+        fn the_accounts_balance(steps in prop::collection::vec(step(), 0..200)) {
             let budget = Pages(1000);
             let mut ledger = Ledger::new(budget);
             let mut credit: HashMap<u32, u64> = HashMap::new();
@@ -387,9 +412,9 @@ mod tests {
         let mut ledger = Ledger::new(Pages(100));
         ledger.open(VmId(1), Pages::ZERO, Pages(5));
         ledger.grant(VmId(1), Pages(20));
-        ledger.set_held(VmId(1), Pages(30));
+        ledger.report(VmId(1), Holding::private(Pages(30)), Pages(5));
         assert_eq!(ledger.free(), Pages(65));
-        ledger.set_held(VmId(1), Pages(10));
+        ledger.report(VmId(1), Holding::private(Pages(10)), Pages(5));
         assert_eq!(ledger.free(), Pages(75));
         ledger.set_host_overhead(Pages(500), Pages::ZERO);
         assert_eq!(ledger.free(), Pages(0));
@@ -399,12 +424,27 @@ mod tests {
     }
 
     #[test]
+    fn who_returns_credit_holds_no_more_than_it_keeps() {
+        let mut ledger = Ledger::new(Pages(100));
+        ledger.open(VmId(1), Pages::ZERO, Pages::ZERO);
+        ledger.grant(VmId(1), Pages(40));
+        ledger.report(VmId(1), Holding::private(Pages(30)), Pages::ZERO);
+        // Unused credit: the pages are still there.
+        ledger.give_back(VmId(1), Pages(5)).unwrap();
+        assert_eq!(ledger.held(), Pages(30));
+        ledger.give_back(VmId(1), Pages(15)).unwrap();
+        assert_eq!((ledger.held(), ledger.free()), (Pages(20), Pages(80)));
+        assert_eq!(ledger.holding(VmId(1)), Holding::private(Pages(20)));
+        ledger.audit();
+    }
+
+    #[test]
     fn what_a_process_will_need_is_not_free() {
         let mut ledger = Ledger::new(Pages(1000));
         ledger.open(VmId(1), Pages::ZERO, Pages(300));
-        ledger.set_vm_overhead(VmId(1), Pages(200));
+        ledger.report(VmId(1), Holding::default(), Pages(200));
         assert_eq!((ledger.overhead(), ledger.free()), (Pages(200), Pages(700)));
-        ledger.set_vm_overhead(VmId(1), Pages(350));
+        ledger.report(VmId(1), Holding::default(), Pages(350));
         assert_eq!((ledger.overhead(), ledger.free()), (Pages(350), Pages(650)));
         ledger.close(VmId(1));
         assert_eq!(ledger.free(), Pages(1000));

@@ -1,6 +1,6 @@
 //! The host manager's decisions, without sockets: messages and time in, messages out.
 //!
-//! Owns the books ([`Ledger`]), the share groups and the policy's memory. The event
+//! Owns the [`Ledger`], the share groups and the policy's memory. The event
 //! loop ([`super::server`]) owns descriptors and clocks, feeds [`Manager::message`] and
 //! [`Manager::tick`], and delivers what [`Manager::take_outgoing`] yields.
 //!
@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use admission::{Change, credit_batch};
-use figures::Life;
 pub use leases::LeaseEnd;
 pub use takeover::{HostRecord, Known, Note, VmRecord};
 
@@ -26,14 +25,14 @@ use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::process::ProcessId;
 use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
-use crate::link::message::{Exit, ExitReason, LIST_MAX, Orders, Report, ToHost, ToVm, Welcome};
+use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
-use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
-use crate::policy::types::{Allocation, Plan, Run, Snapshot, VmId, VmPlan, VmSnapshot};
+use crate::policy::types::{Allocation, Plan, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::policy::{PolicyKind, PolicyState, decide};
 use crate::units::{Gfn, PAGE_SIZE, Pages};
+use crate::words::{Exit, ExitReason, Measured, Report, Run, Sampling};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -106,7 +105,8 @@ struct Vm {
     allocation: Allocation,
     /// From whom its memory was to come when it was admitted.
     admission: String,
-    report: Option<Report>,
+    /// Its last report, less what the ledger has of it.
+    measured: Option<Measured>,
     plan: Option<VmPlan>,
     orders: Option<Orders>,
     /// Credit asked for and not granted yet, and since which request.
@@ -118,11 +118,6 @@ struct Vm {
 }
 
 impl Vm {
-    /// What it reports to hold out of its own credit.
-    fn own(&self) -> Pages {
-        self.report.as_ref().map_or(Pages::ZERO, Report::own)
-    }
-
     fn target(&self) -> Pages {
         let plan = self.plan.as_ref();
         plan.map_or(self.allocation.reservation, |plan| plan.target)
@@ -133,7 +128,7 @@ impl Vm {
             .orders
             .as_ref()
             .is_some_and(|orders| orders.run == Run::Block);
-        match &self.report {
+        match &self.measured {
             _ if self.stopping || self.exit.is_some() => VmState::Stopping,
             _ if self.reach == Reach::Detached => VmState::Detached,
             None => VmState::Starting,
@@ -156,8 +151,6 @@ pub struct Manager {
     policy: PolicyState,
     history: History,
     vms: BTreeMap<VmId, Vm>,
-    /// What all of them report to hold out of their own credit.
-    own: Pages,
     next_vm: u32,
     next_request: u64,
     ended: Vec<VmFigures>,
@@ -184,7 +177,6 @@ impl Manager {
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),
             vms: BTreeMap::new(),
-            own: Pages::ZERO,
             next_vm: 0,
             next_request: 0,
             ended: Vec::new(),
@@ -200,7 +192,7 @@ impl Manager {
         self.shares.pool(vm)
     }
 
-    /// The books.
+    /// Who holds how much of the budget.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -276,15 +268,6 @@ impl Manager {
             }
             ToHost::CreditReturn { pages } => {
                 self.ledger.give_back(id, pages)?;
-                // What it gave up others may have in a moment: its last report says otherwise, and
-                // both would count. It uses no more than the credit that it keeps.
-                let credit = self.ledger.credit(id);
-                let before = vm.own();
-                if let Some(report) = &mut vm.report {
-                    let over = report.own().saturating_sub(credit);
-                    report.private = report.private.saturating_sub(over);
-                }
-                self.own -= before - vm.own();
                 self.serve(None);
             }
             ToHost::Report(report) => self.report(id, *report),
@@ -339,7 +322,6 @@ impl Manager {
         };
         self.notes.push(Note::Gone(vm.name.clone()));
         self.ledger.close(id);
-        self.own -= vm.own();
         let freed = self.shares.leave(id);
         self.ledger.drop_frames(freed);
         vm.exit.get_or_insert(Exit {
@@ -350,7 +332,7 @@ impl Manager {
         if self.ended.len() == ENDED_MAX {
             self.ended.remove(0);
         }
-        let figures = self.vm_figures(id, &vm, Life::Ended);
+        let figures = self.ended_figures(id, &vm);
         self.ended.push(figures);
         self.serve(None);
         self.urgent = true;
@@ -428,7 +410,7 @@ impl Manager {
         }
     }
 
-    /// Checks all books.
+    /// Checks the ledger, the share groups and the VMs against each other.
     ///
     /// # Panics
     /// When they contradict each other: a bug.
@@ -441,8 +423,6 @@ impl Manager {
             let waits = vm.reach == Reach::Detached && vm.asked > Pages::ZERO;
             assert!(!waits, "{id:?} waits for credit and has no link");
         }
-        let own = self.vms.values().map(Vm::own).sum::<Pages>();
-        assert_eq!(self.own, own, "sum of what the VMs hold");
         assert_eq!(
             self.ledger.frames(),
             Pages(self.shares.frames()),
@@ -453,20 +433,18 @@ impl Manager {
     fn report(&mut self, id: VmId, report: Report) {
         let vm = self.vms.get_mut(&id).expect("callers know the VM");
         let report = report.within(vm.allocation.size);
-        self.ledger.set_held(id, report.own());
-        self.ledger.set_vm_overhead(id, report.overhead);
-        self.own = self.own + report.own() - vm.own();
-        vm.report = Some(report);
+        self.ledger.report(id, report.holding, report.overhead);
+        vm.measured = Some(report.measured);
         self.history.consumes(self.consumed().bytes());
     }
 
     /// What all VMs hold, and the overheads.
     fn consumed(&self) -> Pages {
-        self.own + self.ledger.frames() + self.ledger.overhead()
+        self.ledger.held() + self.ledger.frames() + self.ledger.overhead()
     }
 
-    /// What a VM holds in the books: its credit and its part of the frames.
-    fn held(&self, id: VmId) -> Pages {
+    /// What a VM is charged, and its part of the frames.
+    fn charged(&self, id: VmId) -> Pages {
         self.ledger.charge(id) + Pages::in_bytes(self.shares.frame_part(id).bytes)
     }
 
@@ -475,7 +453,7 @@ impl Manager {
         let vm = &self.vms[&id];
         let request = CreditRequest {
             asked,
-            held: self.held(id),
+            held: self.charged(id),
             allocation: &vm.allocation,
             plan: vm.plan.as_ref(),
         };
@@ -495,7 +473,7 @@ impl Manager {
             .vms
             .iter()
             .filter(|(_, vm)| vm.asked > Pages::ZERO)
-            .map(|(&id, vm)| (self.held(id) > vm.target(), vm.asked_since, id))
+            .map(|(&id, vm)| (self.charged(id) > vm.target(), vm.asked_since, id))
             .collect();
         if only.is_some() && waiting.len() > 1 {
             // Someone waits already because nothing more could be granted; nothing was returned
@@ -541,22 +519,23 @@ impl Manager {
     fn snapshot(&mut self, now: Duration) -> Snapshot {
         self.shares.split_frames();
         let vms = self.vms.iter().map(|(&id, vm)| {
-            let report = vm.report.clone().unwrap_or_default();
+            let holding = self.ledger.holding(id);
+            let measured = vm.measured.clone().unwrap_or_default();
             let frames = Pages::in_bytes(self.shares.frame_part(id).bytes);
             VmSnapshot {
                 id,
                 allocation: vm.allocation,
-                consumed: report.own() + frames,
+                consumed: holding.total() + frames,
                 frames,
-                private: report.private + report.compressed_store,
-                ballooned: report.ballooned,
-                swapped: report.swapped + report.compressed,
-                swap_in_pages: report.swap_in_pages,
+                private: holding.private + holding.compressed_store,
+                ballooned: measured.gauges.ballooned,
+                swapped: measured.gauges.taken_out(),
+                swap_in_pages: measured.counters.swap_in_pages,
                 asked: vm.asked,
-                balloon_driver: report.balloon_driver,
-                active: report.active,
+                balloon_driver: measured.balloon_driver,
+                active: measured.active,
                 overhead: self.ledger.vm_overhead(id),
-                guest: report.guest_memory,
+                guest: measured.guest_memory,
             }
         });
         Snapshot {

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::share::WANTS_MAX;
-use crate::link::message::{Key, LIST_MAX};
+use crate::link::message::LIST_MAX;
 use crate::units::{FrameId, Gfn, Pages};
+use crate::words::Key;
 
 /// Whether a VM takes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,6 @@ pub mod manager;
 mod member;
 pub mod pool;
 pub mod process;
-mod rate_limit;
 pub mod record;
 pub mod server;
 pub mod share;

@@ -4,7 +4,6 @@
 //! pidfd names it; beyond a restart of the host manager its number and start time together do
 //! ([`ProcessId`]), which no two processes of one boot have in common.
 
-use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::link::socket;
 use crate::sys::peer::peer_pidfd;
+use crate::sys::proc::{self, started};
 use crate::units::Pages;
 
 /// A process of this boot, for comparing and for the record.
@@ -139,14 +139,7 @@ impl Process {
 
     /// Anonymous memory that it has resident: what it holds beside frames, and its own.
     pub fn anonymous(&self) -> Pages {
-        let path = format!("/proc/{}/status", self.id.pid);
-        let kib = fs::read_to_string(path).ok().and_then(|status| {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix("RssAnon:"));
-            line?.split_whitespace().next()?.parse::<u64>().ok()
-        });
-        Pages::holding_bytes(kib.unwrap_or(0).saturating_mul(1 << 10))
+        proc::anonymous(self.id.pid)
     }
 }
 
@@ -155,13 +148,6 @@ impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
-}
-
-/// Start time of a process: field 22 of its stat file, behind a name that may hold anything.
-fn started(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 #[cfg(test)]

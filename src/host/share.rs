@@ -25,9 +25,10 @@ use super::group::Group;
 use super::member::Member;
 pub use super::member::Reach;
 use super::pool::{self, FramePool, PoolId};
-use crate::link::message::{Key, LIST_MAX};
+use crate::link::message::LIST_MAX;
 use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::Key;
 
 /// Contents that a VM can be asked for at a time.
 pub const WANTS_MAX: usize = LIST_MAX;

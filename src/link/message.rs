@@ -8,12 +8,11 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::policy::sampling::Sampling;
-use crate::policy::types::{GuestMemoryStats, MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::{Exit, Key, MemState, Report, Run, Sampling};
 
 /// Version of the messages below; a peer of another version is refused at `Hello`.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Largest datagram either side sends or accepts, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 /// Pages offered in one [`ToHost::Offer`], at most.
@@ -24,10 +23,6 @@ pub const CONTENT_PAGES_MAX: usize = 16;
 pub const LIST_MAX: usize = 1024;
 /// Bytes of a name, reason or other text, at most.
 pub const TEXT_BYTES_MAX: usize = 1024;
-
-/// A page's key: its seeded XXH3-64. A candidate for sharing, never proof of equality.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Key(pub u64);
 
 /// What a VM process says to the host manager.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -164,185 +159,6 @@ pub struct Orders {
     pub run: Run,
     /// Share scan rate in pages a second; zero: do not scan.
     pub scan_pages_per_second: u32,
-}
-
-/// Measured state of one VM. Pages unless the name says otherwise; counters count from the start.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Report {
-    /// Anonymous pages that back the guest, those in flight included.
-    pub private: Pages,
-    /// Guest pages that map a pool frame, unbroken.
-    pub shared: Pages,
-    /// Pages that map a frame of an earlier host manager: nobody else accounts for them.
-    pub orphaned: Pages,
-    /// Guest pages that were found to be all zero and discarded, and are still unbacked.
-    pub zero: Pages,
-    /// Guest pages that the balloon holds.
-    pub ballooned: Pages,
-    /// Guest pages in the compressed store.
-    pub compressed: Pages,
-    /// Memory of the compressed store.
-    pub compressed_store: Pages,
-    /// Guest pages in the swap file.
-    pub swapped: Pages,
-    /// Memory of the VM process beside its guest's RAM: private memory and page tables.
-    pub overhead: Pages,
-    /// How its pages are taken out.
-    pub take_path: Option<TakePath>,
-    /// Estimated working set, once sampled.
-    pub active: Option<Pages>,
-    /// The estimate is within this of the truth 19 times of 20.
-    pub active_error: Pages,
-    /// Counter: pages read or decompressed back on touch or need.
-    pub swap_in_pages: u64,
-    /// Counter: pages written to the swap file or compressed.
-    pub swap_out_pages: u64,
-    /// Counter: shared pages that the guest wrote.
-    pub cow_breaks: u64,
-    /// Counter: swap writes that failed; the pages stayed in memory.
-    pub swap_errors: u64,
-    /// Whether the guest's balloon driver is up.
-    pub balloon_driver: bool,
-    /// What the guest says its balloon holds. For display only: `ballooned` is measured.
-    pub balloon_actual: Pages,
-    /// The guest's own memory statistics, if its driver sends them. Never trusted.
-    pub guest_memory: GuestMemoryStats,
-    /// Microseconds from the start of the VM process's program to the guest's first instruction;
-    /// `None` before that.
-    pub start_us: Option<u32>,
-    /// What a built-in test guest reported on its console. Never trusted.
-    pub guest: Option<GuestReport>,
-}
-
-impl Report {
-    /// Memory that the VM holds out of its own credit: everything but its part of live frames.
-    pub fn own(&self) -> Pages {
-        self.private + self.compressed_store + self.orphaned
-    }
-
-    /// The same report with figures that a VM of `size` can have: a VM process can report what it
-    /// likes, is charged for it, and shall not be charged for more than it was admitted with.
-    ///
-    /// A guest page is private, orphaned or compressed, never two of them, and a compressed page
-    /// takes less than a page of the store: so `own()` is at most the size, and what is too much is
-    /// cut off the store first. The overhead is bounded apart, since it is charged apart.
-    #[must_use]
-    pub fn within(self, size: Pages) -> Report {
-        // Without `..`: a new figure must be given its bound here.
-        let Report {
-            private,
-            shared,
-            orphaned,
-            zero,
-            ballooned,
-            compressed,
-            compressed_store,
-            swapped,
-            overhead,
-            take_path,
-            active,
-            active_error,
-            swap_in_pages,
-            swap_out_pages,
-            cow_breaks,
-            swap_errors,
-            balloon_driver,
-            balloon_actual,
-            guest_memory,
-            start_us,
-            guest,
-        } = self;
-        let private = private.min(size);
-        let orphaned = orphaned.min(size - private);
-        let compressed = compressed.min(size);
-        let count = |counter: u64| counter.min(COUNTER_MAX);
-        Report {
-            private,
-            shared: shared.min(size),
-            orphaned,
-            zero: zero.min(size),
-            ballooned: ballooned.min(size),
-            compressed,
-            compressed_store: compressed_store
-                .min(size - private - orphaned)
-                .min(compressed),
-            swapped: swapped.min(size - compressed),
-            overhead: overhead.min(overhead_max(size)),
-            take_path,
-            active: active.map(|active| active.min(size)),
-            active_error: active_error.min(size),
-            swap_in_pages: count(swap_in_pages),
-            swap_out_pages: count(swap_out_pages),
-            cow_breaks: count(cow_breaks),
-            swap_errors: count(swap_errors),
-            balloon_driver,
-            balloon_actual: balloon_actual.min(size),
-            // In bytes, of the guest's own: whoever reads them expects anything.
-            guest_memory,
-            start_us,
-            guest: guest.map(|guest| GuestReport {
-                pages_verified: count(guest.pages_verified),
-                pages_corrupt: count(guest.pages_corrupt),
-            }),
-        }
-    }
-}
-
-/// Counters end here, so that sums over all VMs of a host stay far from overflow.
-const COUNTER_MAX: u64 = u64::MAX >> 16;
-
-/// Memory of a VM process beside its guest's RAM, at most. Chosen: 32 times what admission expects,
-/// since page tables and books of a guest that is swapped and shared to and fro grow.
-fn overhead_max(size: Pages) -> Pages {
-    Pages::mib(64) + Pages(size.0 / 4)
-}
-
-/// How a VM process takes pages out of its guest; the names of the JSON contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TakePath {
-    /// The page itself moves (UFFDIO_MOVE).
-    Move,
-    /// Its content is copied.
-    Copy,
-}
-
-/// Figures of a built-in test guest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestReport {
-    /// Pages whose 4096 bytes were compared.
-    pub pages_verified: u64,
-    /// Pages that differed.
-    pub pages_corrupt: u64,
-}
-
-/// How a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
-    /// Why.
-    pub reason: ExitReason,
-    /// The guest's code for [`ExitReason::GuestExit`], else zero.
-    pub code: u32,
-    /// One line for people when `reason` is `Error`.
-    pub message: Option<String>,
-}
-
-/// The ways a VM can end; the names of the JSON contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExitReason {
-    /// The guest wrote a code to port 0xf4.
-    GuestExit,
-    /// The guest powered off.
-    Shutdown,
-    /// The guest asked for a reset.
-    Reset,
-    /// `--for`, a signal, or `tidemark stop`.
-    Stopped,
-    /// The VM process died without a word.
-    Killed,
-    /// The VM process could not go on.
-    Error,
 }
 
 /// A message that breaks a bound.

@@ -8,16 +8,15 @@
 //! Only an entry that is present proves a write. One that is not (the host's kernel migrates the
 //! page, or has swapped it) is looked at again in the next census.
 
-use std::time::{Duration, Instant};
-
 use super::memory::{HOLD_PAGES, Memory};
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::Walk;
-use crate::link::message::Report;
 use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
 use crate::sys::space;
 use crate::units::{GfnRange, Pages};
+use crate::words::{Gauges, Holding, Measured, Report};
 
 /// What a census found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +25,66 @@ pub struct Census {
     pub anonymous: Pages,
     /// Shared pages found written.
     pub broken: u64,
-    /// How long it took: the caller takes censuses so seldom that they cost little.
-    pub took: Duration,
+}
+
+/// A census under way, a chunk at a time. The guest and the worker go on meanwhile: of the cheap
+/// answers before and after, the middle is compared with the count.
+#[derive(Debug)]
+pub struct Counting {
+    walk: Walk,
+    /// The cheap answer at the begin.
+    before: Pages,
+    pages: u64,
+    census: Census,
+}
+
+impl Counting {
+    /// Begins one.
+    ///
+    /// # Errors
+    /// When /proc does not answer.
+    pub fn begin(pager: &Pager) -> Result<Counting, Error> {
+        Ok(Counting {
+            walk: Walk::from(pager.ram().layout().ranges()[0].start),
+            before: pager.space().anonymous()?,
+            pages: 0,
+            census: Census {
+                anonymous: Pages(0),
+                broken: 0,
+            },
+        })
+    }
+
+    /// Pages looked at so far.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Looks at the next chunk; true when it was the last.
+    ///
+    /// # Errors
+    /// When the page tables cannot be read.
+    pub fn count_chunk(&mut self, pager: &Pager) -> Result<bool, Error> {
+        let (chunk, last) = self.walk.advance(pager.ram().layout(), HOLD_PAGES);
+        count_chunk(&mut pager.memory(Cause::Census), chunk, &mut self.census)?;
+        self.pages += u64::from(chunk.count);
+        Ok(last)
+    }
+
+    /// Corrects the books by what was counted, all chunks.
+    ///
+    /// # Errors
+    /// When /proc does not answer.
+    pub fn end(self, pager: &Pager) -> Result<Census, Error> {
+        let mut memory = pager.memory(Cause::Census);
+        let after = pager.space().anonymous()?;
+        let total = Pages(u64::midpoint(self.before.0, after.0));
+        let staged = Pages(memory.counts().staged);
+        let guest = self.census.anonymous + staged + memory.stored();
+        memory.counted(total, guest);
+        memory.measured(after);
+        Ok(self.census)
+    }
 }
 
 impl Pager {
@@ -36,43 +93,20 @@ impl Pager {
     /// # Errors
     /// When /proc does not answer.
     pub fn measure(&self) -> Result<(), Error> {
-        let mut memory = self.memory();
+        let mut memory = self.memory(Cause::Census);
         let anonymous = self.space().anonymous()?;
         memory.measured(anonymous);
         Ok(())
     }
 
-    /// Counts exactly, page by page.
+    /// Counts exactly, page by page, in one go.
     ///
     /// # Errors
     /// When /proc does not answer.
     pub fn census(&self) -> Result<Census, Error> {
-        let start = Instant::now();
-        let before = self.space().anonymous()?;
-        let mut census = Census {
-            anonymous: Pages(0),
-            broken: 0,
-            took: Duration::ZERO,
-        };
-        let layout = self.ram().layout();
-        let mut walk = Walk::from(layout.ranges()[0].start);
-        loop {
-            let (chunk, last) = walk.advance(layout, HOLD_PAGES);
-            count_chunk(&mut self.memory(), chunk, &mut census)?;
-            if last {
-                break;
-            }
-        }
-        let mut memory = self.memory();
-        let after = self.space().anonymous()?;
-        // The guest ran meanwhile: the middle is the better guess.
-        let total = Pages(u64::midpoint(before.0, after.0));
-        let staged = Pages(memory.counts().staged);
-        let guest = census.anonymous + staged + memory.stored();
-        memory.counted(total, guest);
-        memory.measured(after);
-        census.took = start.elapsed();
-        Ok(census)
+        let mut counting = Counting::begin(self)?;
+        while !counting.count_chunk(self)? {}
+        counting.end(self)
     }
 
     /// The memory figures of a report; devices and guest add theirs.
@@ -82,28 +116,30 @@ impl Pager {
     pub fn report(&self) -> Result<Report, Error> {
         let tables = self.space().tables().tables();
         let tables = tables.map_err(space::Error::PageTables)?;
-        let mut memory = self.memory();
+        let mut memory = self.memory(Cause::Census);
         let anonymous = self.space().anonymous()?;
         let counts = memory.counts();
         let store = memory.stored();
         let own_memory = memory.own_memory();
         let orphaned = memory.orphans();
-        let counters = *memory.counters();
         Ok(Report {
-            private: anonymous.saturating_sub(own_memory + store),
-            shared: Pages(counts.shared.saturating_sub(orphaned)),
-            orphaned: Pages(orphaned),
-            zero: Pages(counts.zero),
-            ballooned: Pages(counts.ballooned),
-            compressed: Pages(counts.compressed),
-            compressed_store: store,
-            swapped: Pages(counts.swapped),
+            holding: Holding {
+                private: anonymous.saturating_sub(own_memory + store),
+                compressed_store: store,
+                orphaned: Pages(orphaned),
+            },
             overhead: own_memory + tables,
-            swap_in_pages: counters.swap_in_pages,
-            swap_out_pages: counters.swap_out_pages,
-            cow_breaks: counters.cow_breaks,
-            swap_errors: counters.swap_errors,
-            ..Report::default()
+            measured: Measured {
+                shared: Pages(counts.shared.saturating_sub(orphaned)),
+                gauges: Gauges {
+                    zero: Pages(counts.zero),
+                    ballooned: Pages(counts.ballooned),
+                    compressed: Pages(counts.compressed),
+                    swapped: Pages(counts.swapped),
+                },
+                counters: *memory.counters(),
+                ..Measured::default()
+            },
         })
     }
 
@@ -115,7 +151,7 @@ impl Pager {
     /// # Panics
     /// When they disagree.
     pub fn audit(&self) -> Result<(), Error> {
-        let memory = self.memory();
+        let memory = self.memory(Cause::Census);
         memory.books.pmap.audit();
         assert_eq!(
             memory.books.stage.waiting() as u64,

@@ -6,6 +6,7 @@
 //! frames, and they are shared or swapped like the VM's own.
 
 use super::memory::{HOLD_PAGES, Memory};
+use super::observe::Cause;
 use super::pager::Pager;
 use super::runs::Walk;
 use crate::units::{FrameId, Gfn};
@@ -13,13 +14,13 @@ use crate::units::{FrameId, Gfn};
 impl Pager {
     /// Frames that this VM no longer maps, to be released; the list is empty afterwards.
     pub fn take_released(&self) -> Vec<FrameId> {
-        self.memory().take_released()
+        self.memory(Cause::Account).take_released()
     }
 
     /// From here on the host manager is told anew of all frames that this VM maps.
     pub fn begin_claims(&self) {
         let first = self.ram().layout().ranges()[0].start;
-        let mut memory = self.memory();
+        let mut memory = self.memory(Cause::Account);
         memory.set_untold(Some(first));
         // Whatever was to be released is not claimed any more.
         memory.take_released();
@@ -44,7 +45,7 @@ impl Pager {
 
     /// Tells of the frames of the next pages, a hold's worth. False when there are none left.
     fn tell_next(&self, mut tell: impl FnMut(&mut Memory<'_>, Gfn, FrameId)) -> bool {
-        let mut memory = self.memory();
+        let mut memory = self.memory(Cause::Account);
         let Some(from) = memory.untold() else {
             return false;
         };

@@ -1,6 +1,7 @@
 //! Dropping content that the guest declared dead: ballooned pages and reported free pages.
 
 use super::memory::HOLD_PAGES;
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::runs;
 use crate::page::state::PageState;
@@ -27,7 +28,7 @@ impl Pager {
 
     /// The balloon gave these pages back. They are unbacked; the next touch fills them.
     pub fn deflate(&self, gfns: &[Gfn]) {
-        let mut memory = self.memory_first();
+        let mut memory = self.memory_first(Cause::Guest);
         for gfn in gfns {
             memory.set_ballooned(*gfn, false);
         }
@@ -45,7 +46,7 @@ impl Pager {
 
     fn drop_dead(&self, gfns: &[Gfn], why: Dead) -> Result<(), Error> {
         let ballooned = why == Dead::Ballooned;
-        let mut memory = self.memory_first();
+        let mut memory = self.memory_first(Cause::Guest);
         let mut mapped = Vec::new();
         let mut in_pool = Vec::new();
         for &gfn in gfns {
@@ -81,7 +82,7 @@ impl Pager {
         drop(memory);
         let kept = self.drop_from_pool(&in_pool)?;
         if ballooned && !kept.is_empty() {
-            let mut memory = self.memory_first();
+            let mut memory = self.memory_first(Cause::Guest);
             for gfn in kept {
                 if matches!(memory.state(gfn), PageState::Broken(_)) {
                     memory.set_ballooned(gfn, false);

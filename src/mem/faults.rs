@@ -1,24 +1,37 @@
 //! Serving page faults.
 //!
-//! One thread is in [`Pager::serve_faults`] as long as the VM lives. It takes the lock for what the
-//! fault needs and nothing that waits for a fault; what it cannot serve yet is served later: by the
-//! thread that made the page busy, or when credit arrives ([`Pager::retry_held`]).
+//! A few threads ([`threads`]) are in [`Pager::serve_faults`] as long as the VM lives. A fault wakes
+//! one of them, which takes the lock for what the fault needs and nothing that waits for a fault.
+//! What it cannot serve yet is served later: by the thread that made the page busy, or when credit
+//! arrives ([`Pager::retry_held`]).
+//!
+//! A page that must come from disk is a *ticket* in a queue (`swap_in`): the thread that met
+//! the fault reads it itself, without a hand-over, while the others serve the faults that follow. One
+//! thread never reads from disk, because the worker may be in the middle of moving a mapping, which
+//! the kernel does not let go on before somebody has read of it.
 //!
 //! **After a failure** nothing is served any more, since a page is lost and the process is about to
-//! end; but events are still read, because the worker may be in the middle of moving a mapping, which
-//! the kernel does not let go on before somebody has read of it.
+//! end; but events are still read, for the same reason.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-
 use super::memory::Memory;
+use super::observe::Cause;
 use super::pager::{Error, Pager};
+use super::swap_in::SwapRead;
 use crate::page::state::PageState;
-use crate::sys::space::PageBuf;
 use crate::sys::uffd::Event;
-use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
+use crate::units::{Gfn, GfnRange, Pages};
+
+/// Fault threads of a VM at most. Chosen: one for each vCPU that may wait for the disk, of the few
+/// that a disk serves at once, and one that never reads.
+const THREADS_MAX: usize = 4;
+
+/// Threads that serve the faults of a VM with so many vCPUs: at least two.
+pub fn threads(cpus: u8) -> usize {
+    (usize::from(cpus) + 1).clamp(2, THREADS_MAX)
+}
 
 /// What a thread met at a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +44,10 @@ enum Touch {
 
 impl Pager {
     /// Serves page faults until `ended`, which is asked after every event and every `tick`. The
-    /// first failure is handed to `failed`; see the module documentation for what follows.
+    /// first failure is handed to `failed`; see the module documentation for what follows. At least
+    /// two threads must be in here, and at most one more than [`Settings::readers`] does any work.
+    ///
+    /// [`Settings::readers`]: super::pager::Settings::readers
     pub fn serve_faults(
         &self,
         tick: Option<Duration>,
@@ -39,16 +55,14 @@ impl Pager {
         failed: impl FnOnce(&Error),
     ) {
         let mut failed = Some(failed);
-        let tick = tick.map(|tick| Timespec::try_from(tick).expect("a tick is short"));
         while !ended() {
-            let fds = self.space().uffd().poll_fds();
-            let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
-            let served = match poll(&mut polled, tick.as_ref()) {
-                Ok(_) | Err(Errno::INTR) if failed.is_some() => self.serve(),
-                Ok(_) | Err(Errno::INTR) => self.read_events().map(drop),
-                Err(errno) => Err(Error::Events(errno)),
-            };
+            let waited = self.space().uffd().wait(tick).map_err(Error::Events);
+            let served = waited.and_then(|()| match self.failed.load(Ordering::Relaxed) {
+                false => self.serve(),
+                true => self.read_events().map(drop),
+            });
             if let Err(error) = served {
+                self.failed.store(true, Ordering::Relaxed);
                 match failed.take() {
                     Some(failed) => failed(&error),
                     // Not even events can be read any more.
@@ -65,14 +79,15 @@ impl Pager {
         Ok(events)
     }
 
-    /// Reads and serves all waiting events.
+    /// Reads and serves all waiting events, those that need the disk last.
     ///
     /// # Errors
     /// The VM cannot go on: a page is lost or the kernel refuses.
-    pub fn serve(&self) -> Result<(), Error> {
+    fn serve(&self) -> Result<(), Error> {
         self.read_events()?
             .into_iter()
-            .try_for_each(|event| self.fault(event))
+            .try_for_each(|event| self.fault(event))?;
+        self.read_swapped()
     }
 
     fn fault(&self, event: Event) -> Result<(), Error> {
@@ -88,7 +103,7 @@ impl Pager {
 
     /// Serves a page by what it is now. A touch that cannot be served yet is served later.
     fn serve_page(&self, gfn: Gfn, touch: Touch) -> Result<(), Error> {
-        let mut memory = self.memory_first();
+        let mut memory = self.memory_first(Cause::Fault);
         match (memory.state(gfn), touch) {
             // Whoever made the page busy wakes the waiting threads when it is done.
             (PageState::Busy, _) => Ok(()),
@@ -100,7 +115,17 @@ impl Pager {
                 }
                 memory.decompress(gfn, slot)
             }
-            (PageState::Swapped(slot), _) => self.swap_in(memory, gfn, slot),
+            (PageState::Swapped(slot), _) => {
+                if !self.starves(&mut memory, gfn) {
+                    let checksum = memory.begin_swap_in(gfn, slot);
+                    self.reads.push(SwapRead {
+                        gfn,
+                        slot,
+                        checksum,
+                    });
+                }
+                Ok(())
+            }
             (
                 PageState::Private | PageState::Shared(_) | PageState::Broken(_),
                 Touch::Protected,
@@ -137,33 +162,17 @@ impl Pager {
         memory.fill(shrink_around(run, gfn, stride))
     }
 
-    /// Reads a page back. The lock is free during the read: the page is busy meanwhile.
-    fn swap_in(&self, mut memory: Memory<'_>, gfn: Gfn, slot: SwapSlot) -> Result<(), Error> {
-        if self.starves(&mut memory, gfn) {
-            return Ok(());
-        }
-        let checksum = memory.begin_swap_in(gfn, slot);
-        drop(memory);
-        let mut page = PageBuf::ZERO;
-        self.swap
-            .read(slot, &mut page)
-            .map_err(|source| Error::SwapRead { gfn, slot, source })?;
-        if self.checksum(&page) != checksum {
-            return Err(Error::SwapChecksum { gfn, slot });
-        }
-        self.memory_first().end_swap_in(gfn, slot, &page)
-    }
-
     /// Serves the faults that wait for credit, as far as it reaches.
     ///
     /// # Errors
-    /// As [`Pager::serve`].
+    /// The VM cannot go on: a page is lost or the kernel refuses.
     pub fn retry_held(&self) -> Result<(), Error> {
-        let starving = self.memory().take_starving();
+        let starving = self.memory(Cause::Fault).take_starving();
         // A page may have changed since. A touch that still finds no credit waits again.
         starving
             .into_iter()
-            .try_for_each(|gfn| self.serve_page(gfn, Touch::Missing))
+            .try_for_each(|gfn| self.serve_page(gfn, Touch::Missing))?;
+        self.call_reader()
     }
 }
 

@@ -12,7 +12,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
-use super::pager::{Counters, Error};
+use super::observe::Watch;
+use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
 use super::store::{Compressed, CompressedStore};
 use crate::page::pmap::{Counts, Pmap};
@@ -22,6 +23,7 @@ use crate::sys::pagemap::Backing;
 use crate::sys::space::{GuestSpace, PageBuf};
 use crate::sys::staging::StageSlot;
 use crate::units::{FrameId, Gfn, GfnRange, Pages, SwapSlot};
+use crate::words::Counters;
 
 /// Pages that one hold of the lock may look at: a chunk.
 pub(super) const HOLD_PAGES: u32 = crate::units::CHUNK_PAGES;
@@ -92,6 +94,8 @@ impl Books {
 /// A VM's memory, held. See the module documentation.
 pub(super) struct Memory<'a> {
     pub(in crate::mem) space: &'a GuestSpace,
+    /// Tells the observer, while the books are held.
+    watch: Option<Watch<'a>>,
     pub(in crate::mem) books: MutexGuard<'a, Books>,
 }
 
@@ -113,14 +117,22 @@ impl SlotRun {
 }
 
 impl<'a> Memory<'a> {
-    pub fn new(space: &'a GuestSpace, books: MutexGuard<'a, Books>) -> Memory<'a> {
+    pub fn new(
+        space: &'a GuestSpace,
+        books: MutexGuard<'a, Books>,
+        watch: Option<Watch<'a>>,
+    ) -> Memory<'a> {
         #[cfg(test)]
         let books = {
             let mut books = books;
             (books.hold.pages, books.hold.reads) = (0, 0);
             books
         };
-        Memory { space, books }
+        Memory {
+            space,
+            watch,
+            books,
+        }
     }
 }
 
@@ -246,6 +258,9 @@ impl Memory<'_> {
 impl Memory<'_> {
     pub(in crate::mem) fn apply(&mut self, gfn: Gfn, event: PageEvent) {
         self.books.pmap.apply(gfn, event);
+        if let Some(watch) = &mut self.watch {
+            watch.saw(gfn, event);
+        }
         if matches!(
             event,
             PageEvent::Fill | PageEvent::GiveBack | PageEvent::Install | PageEvent::Break
@@ -267,7 +282,7 @@ impl Memory<'_> {
             self.apply(gfn, PageEvent::Fill);
         }
         self.books.credit.mapped(Pages(u64::from(filled)));
-        self.books.counters.fills += 1;
+        self.books.counters.zero_fills += 1;
         if filled < range.count {
             let obstacle = Gfn(range.start.0 + filled);
             let backing = self.space.backing(GfnRange::one(obstacle))?[0];
@@ -364,7 +379,7 @@ impl Memory<'_> {
             }
             // A page that the kernel holds on to now is left where it is.
             let skipped = u32::from(took.obstacle.is_some());
-            self.books.counters.obstacles += u64::from(skipped);
+            self.books.counters.take_refusals += u64::from(skipped);
             let done = took.pages + skipped;
             rest = GfnRange::new(Gfn(rest.start.0 + done), rest.count - done);
         }
@@ -581,7 +596,7 @@ impl Memory<'_> {
         if !self.books.starving.contains(&gfn) {
             self.books.starving.push(gfn);
         }
-        self.books.counters.held += 1;
+        self.books.counters.credit_waits += 1;
     }
 
     /// The pages whose faults wait; the list is empty afterwards.

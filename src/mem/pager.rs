@@ -2,21 +2,24 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::credit::CreditBook;
 use super::memory::{Books, Memory};
+use super::observe::{Cause, Observer, Watch};
 use super::sample::Sample;
 use super::store::Corrupt;
+use super::swap_in::SwapReads;
 use super::swapfile::SwapStore;
 use crate::sys::event::borrow;
 use crate::sys::ram::GuestRam;
-use crate::sys::space::{self, GuestSpace, PageBuf, TakePath};
+use crate::sys::space::{self, GuestSpace, PageBuf};
 use crate::units::{Gfn, PAGE_SIZE, Pages, SwapSlot};
+use crate::words::TakePath;
 
 /// Why the VM cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -53,27 +56,6 @@ pub enum Error {
     Events(#[source] rustix::io::Errno),
 }
 
-/// Counters from the VM's start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Faults that zero-filled a run.
-    pub fills: u64,
-    /// Faults that waited for credit.
-    pub held: u64,
-    /// Pages read or decompressed.
-    pub swap_in_pages: u64,
-    /// Pages written or compressed.
-    pub swap_out_pages: u64,
-    /// Swap writes that failed.
-    pub swap_errors: u64,
-    /// Shared pages that the guest wrote.
-    pub cow_breaks: u64,
-    /// Pages found equal to a frame and mapped.
-    pub shares: u64,
-    /// Pages that the kernel would not let go of when they were to be taken out.
-    pub obstacles: u64,
-}
-
 /// What the pager needs from outside.
 #[derive(Debug)]
 pub struct Settings {
@@ -83,10 +65,14 @@ pub struct Settings {
     pub swap: Box<dyn SwapStore>,
     /// Seed of the choice of victims and of the swap checksums.
     pub seed: u64,
+    /// Threads that may read from swap at a time, at least one: all fault threads but one.
+    pub readers: usize,
     /// The account to start with.
     pub credit: CreditBook,
     /// Kernel mappings that the guest's RAM may take: see [`mappings_max`].
     pub mappings_max: u64,
+    /// Hears of every step of every page.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 /// Mappings that the process needs beside its guest's RAM, those of pages being rearmed included.
@@ -113,13 +99,17 @@ pub struct Pager {
     waiting: AtomicU32,
     /// Readable when a fault has begun to wait for credit.
     starved: EventFd,
+    observer: Option<Arc<dyn Observer>>,
     pub(super) swap: Box<dyn SwapStore>,
+    pub(super) reads: SwapReads,
+    /// A fault could not be served, and none is any more.
+    pub(super) failed: AtomicBool,
     pub(super) sample: Mutex<Sample>,
     seed: u64,
 }
 
 impl Pager {
-    /// Arms `ram`; from here on every touch of it needs a thread in [`Pager::serve_faults`].
+    /// Arms `ram`; from here on every touch of it needs threads in [`Pager::serve_faults`].
     ///
     /// # Errors
     /// When userfaultfd is not to be had.
@@ -134,7 +124,10 @@ impl Pager {
             books: Mutex::new(books),
             waiting: AtomicU32::new(0),
             starved: EventFd::new(libc::EFD_NONBLOCK).map_err(Error::Starved)?,
+            observer: settings.observer,
             swap: settings.swap,
+            reads: SwapReads::new(settings.readers),
+            failed: AtomicBool::new(false),
             sample: Mutex::default(),
             seed: settings.seed,
         })
@@ -156,28 +149,30 @@ impl Pager {
     }
 
     /// The memory, for the worker: it lets waiting faults go first, since a mutex does not queue.
-    pub(super) fn memory(&self) -> Memory<'_> {
+    pub(super) fn memory(&self, cause: Cause) -> Memory<'_> {
         for _ in 0..YIELDS_MAX {
             if self.waiting.load(Ordering::Relaxed) == 0 {
                 break;
             }
             std::thread::yield_now();
         }
-        Memory::new(&self.space, self.lock())
+        self.hold(cause)
     }
 
     /// The memory, for faults and for what a vCPU waits for.
-    pub(super) fn memory_first(&self) -> Memory<'_> {
+    pub(super) fn memory_first(&self, cause: Cause) -> Memory<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let books = self.lock();
+        let memory = self.hold(cause);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        Memory::new(&self.space, books)
+        memory
     }
 
-    fn lock(&self) -> MutexGuard<'_, Books> {
-        self.books
-            .lock()
-            .expect("a thread that panics ends the process")
+    fn hold(&self, cause: Cause) -> Memory<'_> {
+        let books = self.books.lock();
+        let books = books.expect("a thread that panics ends the process");
+        let observer = self.observer.as_deref();
+        let watch = observer.map(|observer| Watch::begin(observer, cause));
+        Memory::new(&self.space, books, watch)
     }
 
     /// The checksum recorded for a swapped page: XXH3-64, seeded by this VM's secret so that a
@@ -207,17 +202,17 @@ impl Pager {
 
     /// Faults that wait for credit.
     pub fn held_faults(&self) -> usize {
-        self.memory().starving()
+        self.memory(Cause::Account).starving()
     }
 
     /// The VM may use at most `most` now: its compressed store gets a part of that.
     pub fn bound_store(&self, most: Option<Pages>) {
-        self.memory().bound_store(most);
+        self.memory(Cause::Account).bound_store(most);
     }
 
     /// Works on the credit account under the lock.
     pub fn with_credit<T>(&self, work: impl FnOnce(&mut CreditBook) -> T) -> T {
-        work(self.memory().credit())
+        work(self.memory(Cause::Account).credit())
     }
 }
 

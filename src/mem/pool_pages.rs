@@ -11,6 +11,7 @@
 //! was then.
 
 use super::memory::{HOLD_PAGES, Memory};
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::runs;
 use super::stage::{Occupant, Taken};
@@ -94,7 +95,7 @@ impl Memory<'_> {
             self.apply(taken.gfn(), PageEvent::Share(FrameId(frame)));
             self.books.stage.becomes(taken.slot(), Occupant::Gone);
         }
-        self.counters().shares += u64::from(count);
+        self.counters().merged_pages += u64::from(count);
         Ok(Mapping::Done)
     }
 
@@ -119,7 +120,7 @@ impl Memory<'_> {
         if equal && self.space.map_frames(GfnRange::one(gfn), pool, frame)? == Mapping::Done {
             self.apply(gfn, PageEvent::Share(frame));
             self.adopt(gfn);
-            self.counters().shares += 1;
+            self.counters().merged_pages += 1;
             return Ok(Some(Mapping::Done));
         }
         self.space.thaw(gfn)?;
@@ -227,7 +228,7 @@ impl Pager {
         for run in runs(&gfns) {
             let part = frozen.drain(..run.count as usize);
             let mapping = self.space().rearm(run)?;
-            let mut memory = self.memory();
+            let mut memory = self.memory(Cause::Swap);
             for frozen in part {
                 match mapping {
                     Mapping::Done => tokens.push(memory.staged(frozen)?),
@@ -251,7 +252,7 @@ impl Pager {
             let (part, others) = rest.split_at(run.count as usize);
             rest = others;
             let mapping = self.space().rearm(run)?;
-            let mut memory = self.memory_first();
+            let mut memory = self.memory_first(Cause::Guest);
             for &Dropping { gfn, was } in part {
                 if mapping == Mapping::Full {
                     memory.keep_in_pool(gfn, was.keep());

@@ -14,6 +14,7 @@
 use std::io;
 
 use super::memory::{HOLD_PAGES, Memory};
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::Walk;
 use super::stage::Taken;
@@ -65,7 +66,7 @@ impl Reclaimer {
     pub fn step(&mut self, pager: &Pager, pages_max: usize) -> Result<Reclaimed, Error> {
         let mut done = Reclaimed::default();
         let wanted = pages_max.min(BATCH_PAGES);
-        if pager.memory().is_store_over() {
+        if pager.memory(Cause::Swap).is_store_over() {
             let spilled = self.unstore(pager, wanted)?;
             self.write(pager, spilled, &mut done);
         } else {
@@ -76,7 +77,7 @@ impl Reclaimer {
             self.write(pager, left, &mut done);
         }
         // The tokens are gone: what could not be stored goes back to the guest.
-        let mut memory = pager.memory();
+        let mut memory = pager.memory(Cause::Swap);
         let given_back = memory.settle_stage()?;
         if done.failure.is_some() {
             memory.counters().swap_errors += u64::from(given_back);
@@ -93,7 +94,7 @@ impl Reclaimer {
             .resize(self.content.len().max(wanted), PageBuf::ZERO);
         let mut taken = Vec::new();
         for _ in 0..CHUNKS_A_STEP {
-            let mut memory = pager.memory();
+            let mut memory = pager.memory(Cause::Swap);
             if memory.counts().compressed == 0 {
                 break;
             }
@@ -124,7 +125,7 @@ impl Reclaimer {
         let room = self.content.len().max(taken.len());
         self.content.resize(room, PageBuf::ZERO);
         let mut kept: Vec<Taken> = Vec::with_capacity(taken.len());
-        let mut memory = pager.memory();
+        let mut memory = pager.memory(Cause::Swap);
         for taken in taken {
             let page = &mut self.content[kept.len()];
             if !memory.read_staged(&taken, page) {
@@ -148,7 +149,7 @@ impl Reclaimer {
         compressed: Vec<Option<Compressed>>,
         done: &mut Reclaimed,
     ) -> Vec<Taken> {
-        let mut memory = pager.memory();
+        let mut memory = pager.memory(Cause::Swap);
         let mut left = Vec::with_capacity(victims.len());
         for (index, (taken, page)) in victims.into_iter().zip(compressed).enumerate() {
             if page.is_some_and(|page| memory.store(&taken, page)) {
@@ -167,7 +168,7 @@ impl Reclaimer {
         let mut rest = &victims[..];
         while !rest.is_empty() {
             let wanted = u32::try_from(rest.len()).expect("at most a batch");
-            let Some(slots) = pager.memory().slots_to_write(wanted) else {
+            let Some(slots) = pager.memory(Cause::Swap).slots_to_write(wanted) else {
                 done.failure = Some(io::Error::from(io::ErrorKind::StorageFull));
                 break;
             };
@@ -178,7 +179,7 @@ impl Reclaimer {
             (rest, content) = (&rest[batch.len()..], &content[batch.len()..]);
             let written = pager.swap.write(slots.first, pages);
             let checksums: Vec<u64> = pages.iter().map(|page| pager.checksum(page)).collect();
-            let mut memory: Memory<'_> = pager.memory();
+            let mut memory: Memory<'_> = pager.memory(Cause::Swap);
             if let Err(error) = written {
                 memory.free_slots(&slots);
                 done.failure = Some(error);

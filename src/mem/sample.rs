@@ -9,6 +9,7 @@
 
 use std::sync::MutexGuard;
 
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::stage::{Occupant, Taken};
 use crate::page::state::PageState;
@@ -32,7 +33,7 @@ impl Pager {
     pub fn can_sample(&self, gfn: Gfn) -> bool {
         self.ram().layout().contains_gfn(gfn)
             && !matches!(
-                self.memory().state(gfn),
+                self.memory(Cause::Sample).state(gfn),
                 PageState::Shared(_)
                     | PageState::Broken(_)
                     | PageState::Busy
@@ -60,7 +61,7 @@ impl Pager {
     }
 
     fn sample_page(&self, gfn: Gfn, sample: &mut Sample) -> Result<(), Error> {
-        let mut memory = self.memory();
+        let mut memory = self.memory(Cause::Sample);
         match memory.state(gfn) {
             PageState::Unbacked | PageState::Swapped(_) | PageState::Compressed(_) => {
                 sample.absent.push(gfn);
@@ -88,12 +89,12 @@ impl Pager {
     /// The VM cannot go on.
     pub fn touched_in_sample(&self) -> Result<u32, Error> {
         let sample = self.sample();
-        let memory = self.memory();
+        let memory = self.memory(Cause::Sample);
         let touched = |taken: &&Taken| memory.occupant(taken) == Occupant::Touched;
         let mut count = sample.taken.iter().filter(touched).count();
         drop(memory);
         for &gfn in &sample.absent {
-            let mut memory = self.memory();
+            let mut memory = self.memory(Cause::Sample);
             if memory.state(gfn) == PageState::Private
                 && memory.backing(GfnRange::one(gfn))?[0] == Backing::Anonymous
             {
@@ -109,6 +110,6 @@ impl Pager {
     /// The VM cannot go on.
     pub fn end_sample(&self) -> Result<(), Error> {
         *self.sample() = Sample::default();
-        self.memory().settle_stage().map(drop)
+        self.memory(Cause::Sample).settle_stage().map(drop)
     }
 }

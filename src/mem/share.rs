@@ -12,16 +12,17 @@
 use serde_bytes::ByteBuf;
 
 use super::memory::Memory;
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::{Walk, runs};
 use super::stage::Taken;
-use crate::link::message::Key;
 use crate::page::key::{is_zero, key_of};
 use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
 use crate::sys::pool_view::PoolView;
 use crate::sys::space::{Mapping, PageBuf};
 use crate::units::{FrameId, Gfn, GfnRange};
+use crate::words::Key;
 
 /// Pages looked at under one hold of the lock.
 const SLICE_PAGES: u32 = 64;
@@ -74,7 +75,7 @@ impl Scanner {
     }
 
     fn scan_slice(&self, pager: &Pager, slice: GfnRange, found: &mut Scanned) -> Result<(), Error> {
-        let mut memory = pager.memory();
+        let mut memory = pager.memory(Cause::Scan);
         if !memory.any(slice, Memory::is_own) {
             return Ok(());
         }
@@ -124,7 +125,7 @@ impl Pager {
         let mut page = PageBuf::ZERO;
         let layout = self.ram().layout();
         for &gfn in gfns.iter().filter(|gfn| layout.contains_gfn(**gfn)) {
-            let mut memory = self.memory();
+            let mut memory = self.memory(Cause::Scan);
             let there = memory.is_own(gfn) && {
                 let backing = memory.backing(GfnRange::one(gfn))?[0];
                 memory.is_own_backing(gfn, backing)
@@ -189,7 +190,7 @@ fn merge_front(
     run: &[(Gfn, FrameId)],
     merged: &mut Merged,
 ) -> Result<usize, Error> {
-    let mut memory = pager.memory();
+    let mut memory = pager.memory(Cause::Merge);
     let (gfn, frame) = run[0];
     // Only pages that take memory of their own are worth it, and only inside RAM.
     let known = pager.ram().layout().contains_gfn(gfn) && pool.contains(frame, 1);

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::credit::CreditBook;
+use super::faults;
 use super::pager::{Pager, Settings};
 use super::swapfile::SwapStore;
 use crate::sys::ram::{GuestRam, Layout};
-use crate::sys::space::{PageBuf, TakePath};
+use crate::sys::space::PageBuf;
 use crate::sys::uffd;
 use crate::units::{Pages, SwapSlot};
+use crate::words::TakePath;
 
 /// A swap file that forgets: the test never reads back.
 #[derive(Debug)]
@@ -46,24 +48,28 @@ pub(super) fn with_mappings(size: Pages, mappings_max: u64, work: impl FnOnce(&P
         path: TakePath::Copy,
         swap: Box::new(Nowhere),
         seed: 5,
+        readers: 1,
         credit: CreditBook::unlimited(),
         mappings_max,
+        observer: None,
     };
     let pager = Arc::new(Pager::new(GuestRam::new(Layout::new(size)).unwrap(), settings).unwrap());
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let tick = Some(Duration::from_millis(10));
-            let ended = || end.load(Ordering::Relaxed);
-            pager.serve_faults(tick, ended, |error| panic!("{error}"));
-        });
+        for _ in 0..faults::threads(1) {
+            scope.spawn(|| {
+                let tick = Some(Duration::from_millis(10));
+                let ended = || end.load(Ordering::Relaxed);
+                pager.serve_faults(tick, ended, |error| panic!("{error}"));
+            });
+        }
         // Also where the test fails: the scope waits for the thread.
         let _guard = End(&end);
         work(&pager);
     });
 }
 
-/// Ends the fault thread.
+/// Ends the fault threads.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {

@@ -11,6 +11,7 @@
 //! ([`Memory::changes`]).
 
 use super::memory::{HOLD_PAGES, Memory};
+use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::pool_pages::Frozen;
 use super::runs::{Walk, runs};
@@ -71,7 +72,7 @@ impl Search {
     /// Whether there is nothing to find, and nothing has changed since that was found.
     pub fn is_barren(&self, pager: &Pager) -> bool {
         self.barren
-            .is_some_and(|changes| changes == pager.memory().changes())
+            .is_some_and(|changes| changes == pager.memory(Cause::Swap).changes())
     }
 
     /// Gets hold of up to `wanted` pages that take memory.
@@ -118,7 +119,7 @@ impl Search {
             let walking = self.walk.get_or_insert_with(|| Walking {
                 walk: Walk::from(layout.nth(rng.u64(0..layout.size().0))),
                 left: layout.size().0,
-                changes: pager.memory().changes(),
+                changes: pager.memory(Cause::Swap).changes(),
             });
             let (part, _) = walking.walk.advance(layout, HOLD_PAGES);
             walking.left = walking.left.saturating_sub(u64::from(part.count));
@@ -126,7 +127,7 @@ impl Search {
             take_from(pager, part, wanted, victims)?;
             if victims.count() > before {
                 walking.left = layout.size().0;
-                walking.changes = pager.memory().changes();
+                walking.changes = pager.memory(Cause::Swap).changes();
             } else if walking.left == 0 {
                 self.barren = (victims.count() == 0).then_some(walking.changes);
                 self.walk = None;
@@ -144,7 +145,7 @@ fn take_from(
     wanted: usize,
     victims: &mut Victims,
 ) -> Result<(), Error> {
-    let mut memory = pager.memory();
+    let mut memory = pager.memory(Cause::Swap);
     if !memory.any(range, Memory::is_own) {
         return Ok(());
     }

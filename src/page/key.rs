@@ -2,8 +2,8 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::link::message::Key;
 use crate::units::PAGE_SIZE;
+use crate::words::Key;
 
 /// The key of `page` under `seed`. Equal pages have equal keys; equal keys prove nothing, and an
 /// adversary can make them, so that every use compares the pages in full.

@@ -18,9 +18,10 @@ use std::time::Duration;
 use super::reclaim::{Ask, Take};
 use super::safeguard::Safeguard;
 use super::state::Thresholds;
-use super::types::{MemState, Snapshot, VmSnapshot};
+use super::types::{Snapshot, VmSnapshot};
 use super::{Manner, PolicyState, Target};
 use crate::units::Pages;
+use crate::words::MemState;
 
 /// There must be room for so long before memory is given back. Chosen: ten reports of a VM.
 pub const ROOM_FOR: Duration = Duration::from_secs(1);

@@ -22,8 +22,9 @@
 //! [`esx`](super::esx)), and taking from there ends the shortage.
 
 use super::state::Thresholds;
-use super::types::{Allocation, Mechanism, MemState, VmPlan};
+use super::types::{Allocation, Mechanism, VmPlan};
 use crate::units::Pages;
+use crate::words::MemState;
 
 /// One request, and what the books say about the VM that makes it.
 #[derive(Debug, Clone, Copy)]
@@ -81,9 +82,10 @@ pub fn grant(
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::{Conduct, Run, VmId};
+    use super::super::types::{Conduct, VmId};
     use super::super::why::{Rule, Why};
     use super::*;
+    use crate::words::Run;
     use proptest::prelude::*;
 
     /// Budget 10000 pages: low threshold 100, hard 200.

@@ -71,8 +71,9 @@ use self::balloon::BalloonRecord;
 use self::safeguard::Safeguard;
 use self::settings::PolicySettings;
 use self::state::Thresholds;
-use self::types::{Allocation, Conduct, MemState, Plan, Snapshot, VmId, VmSnapshot};
+use self::types::{Allocation, Conduct, Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
+use crate::words::MemState;
 
 pub use self::why::Why;
 

@@ -43,10 +43,11 @@ use super::balloon::{BalloonRecord, Memory};
 use super::deflate;
 use super::safeguard::{Safeguard, Safeguards};
 use super::state::Thresholds;
-use super::types::{Mechanism, MemState, Run, Snapshot, VmPlan, VmSnapshot};
+use super::types::{Mechanism, Snapshot, VmPlan, VmSnapshot};
 use super::why::Why;
 use super::{Manner, PolicyState, Target};
 use crate::units::Pages;
+use crate::words::{MemState, Run};
 
 /// Largest balloon, percent of the VM's size (ESX `Mem.CtlMaxPercent`).
 const BALLOON_MAX_PERCENT: u64 = 65;

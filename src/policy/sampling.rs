@@ -38,9 +38,8 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::units::{Gfn, Pages};
+use crate::words::Sampling;
 
 /// Pages of a sample (ESX).
 pub const SAMPLE_PAGES: u32 = 100;
@@ -57,15 +56,6 @@ const SLEEP_DIVISOR: u32 = 16;
 const ONE: u64 = 1_000_000;
 /// Standard deviations in the error bound: 95 %.
 const DEVIATIONS: u64 = 2;
-
-/// How a VM estimates its working set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sampling {
-    /// Pages of a sample; zero: no sampling.
-    pub pages: u32,
-    /// Length of a period in the VM's free time.
-    pub period: Duration,
-}
 
 impl Default for Sampling {
     fn default() -> Sampling {

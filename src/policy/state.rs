@@ -18,8 +18,8 @@
 //! Ballooning starts on the approach to soft because it is slow (white paper, same section).
 
 use super::settings::MinFree;
-use super::types::MemState;
 use crate::units::Pages;
+use crate::words::MemState;
 
 /// Free memory that state high wants, percent of the budget (ESX default).
 const HIGH_PERCENT: u64 = 6;

@@ -11,6 +11,7 @@ use super::reclaim::balloon_ceiling;
 use super::state::Thresholds;
 use super::types::*;
 use super::*;
+use crate::words::{GuestMemoryStats, Run};
 
 mod every_policy;
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Why;
 use crate::units::Pages;
+use crate::words::{GuestMemoryStats, MemState, Run};
 
 /// Names a VM for as long as the host manager runs; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,35 +133,6 @@ impl Conduct {
     }
 }
 
-/// The free-memory states of the host, as ESX names them.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum MemState {
-    /// Enough is free: nothing is reclaimed.
-    #[default]
-    High,
-    /// Ballooning.
-    Soft,
-    /// Ballooning and swapping.
-    Hard,
-    /// And VMs above their target are blocked.
-    Low,
-}
-
-impl MemState {
-    /// Lower-case name.
-    pub fn name(self) -> &'static str {
-        match self {
-            MemState::High => "high",
-            MemState::Soft => "soft",
-            MemState::Hard => "hard",
-            MemState::Low => "low",
-        }
-    }
-}
-
 /// What takes memory from a VM in state soft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mechanism {
@@ -168,34 +140,4 @@ pub enum Mechanism {
     Balloon,
     /// Swapping, because ballooning is not possible.
     Swap,
-}
-
-/// Whether a VM's vCPUs may run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Run {
-    /// They run.
-    Go,
-    /// They wait: the host is in state low and the VM is above its target.
-    Block,
-}
-
-/// The balloon statistics that policies read, in bytes or events, as the guest reports them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestMemoryStats {
-    /// Memory swapped in by the guest, bytes since its boot.
-    pub swap_in_bytes: Option<u64>,
-    /// Memory swapped out by the guest, bytes since its boot.
-    pub swap_out_bytes: Option<u64>,
-    /// Major faults since boot.
-    pub major_faults: Option<u64>,
-    /// Minor faults since boot.
-    pub minor_faults: Option<u64>,
-    /// Free memory in bytes.
-    pub free_bytes: Option<u64>,
-    /// Usable memory in bytes.
-    pub total_bytes: Option<u64>,
-    /// Memory that can be had without swapping, bytes.
-    pub available_bytes: Option<u64>,
-    /// Disk caches, bytes.
-    pub caches_bytes: Option<u64>,
 }

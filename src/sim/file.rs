@@ -13,10 +13,10 @@ use crate::config::{Place, Value, parse_toml};
 use super::scenario::{Change, End, Expectation, Fleet, GuestSpec, Model, Reports, Scenario};
 use crate::policy::PolicyKind;
 use crate::policy::safeguard::{Safeguard, Safeguards};
-use crate::policy::sampling::Sampling;
 use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
-use crate::policy::types::{Allocation, Conduct, MemState};
+use crate::policy::types::{Allocation, Conduct};
 use crate::units::Pages;
+use crate::words::{MemState, Sampling};
 
 /// Guests of one scenario, at most.
 const GUESTS_MAX: usize = 10_000;

@@ -17,12 +17,13 @@
 use std::time::Duration;
 
 use super::scenario::{GuestSpec, Model, Reports};
-use crate::link::message::{Orders, Report, ToHost, ToVm, Welcome};
+use crate::link::message::{Orders, ToHost, ToVm, Welcome};
 use crate::mem::credit::{CreditBook, CreditMove};
 use crate::mem::reclaim::BATCH_PAGES;
 use crate::policy::sampling::{Sampler, VmClock};
-use crate::policy::types::{GuestMemoryStats, MemState, Run, VmId};
+use crate::policy::types::VmId;
 use crate::units::{Gfn, Pages};
+use crate::words::{Counters, Gauges, GuestMemoryStats, Holding, Measured, MemState, Report, Run};
 
 /// Time of one step.
 pub(super) const STEP: Duration = Duration::from_millis(100);
@@ -196,16 +197,24 @@ impl Guest {
     /// What is measured, and what the guest says.
     pub(super) fn report(&self) -> Report {
         Report {
-            private: self.held(),
-            ballooned: Pages(self.ballooned),
-            balloon_actual: Pages(self.ballooned),
-            swapped: Pages(self.swapped),
-            swap_in_pages: self.swap_ins,
-            balloon_driver: true,
-            active: self.active(),
+            holding: Holding::private(self.held()),
             overhead: self.spec.overhead,
-            guest_memory: self.stats(),
-            ..Report::default()
+            measured: Measured {
+                gauges: Gauges {
+                    ballooned: Pages(self.ballooned),
+                    swapped: Pages(self.swapped),
+                    ..Gauges::default()
+                },
+                counters: Counters {
+                    swap_in_pages: self.swap_ins,
+                    ..Counters::default()
+                },
+                active: self.active(),
+                balloon_driver: true,
+                balloon_actual: Pages(self.ballooned),
+                guest_memory: self.stats(),
+                ..Measured::default()
+            },
         }
     }
 

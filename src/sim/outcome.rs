@@ -10,8 +10,9 @@ use super::scenario::{End, Expectation, Scenario};
 use crate::host::accounts::{Figures, VmFigures};
 use crate::policy::proportional::INACCURACY;
 use crate::policy::state::Thresholds;
-use crate::policy::types::{Conduct, MemState, Plan, Snapshot, VmId};
+use crate::policy::types::{Conduct, Plan, Snapshot, VmId};
 use crate::units::Pages;
+use crate::words::MemState;
 
 /// Decisions between two points of a curve.
 const TRACE_EVERY: u64 = 5;
@@ -201,13 +202,13 @@ fn vm(host: &Host<'_>, guest: usize, figures: &Figures) -> VmOutcome {
             let vm = figures.vms.iter().find(own);
             let vm = vm.expect("a running guest is a live VM of the host manager");
             VmOutcome {
-                target_bytes: vm.target_bytes,
-                held_bytes: vm.consumed_bytes,
-                swapped_bytes: vm.swapped_bytes,
-                swap_in_pages: vm.swap_in_pages,
-                ballooned_bytes: vm.ballooned_bytes,
+                target_bytes: vm.memory.target_bytes,
+                held_bytes: vm.memory.consumed_bytes,
+                swapped_bytes: vm.memory.gauges.taken_out().bytes(),
+                swap_in_pages: vm.counters.swap_in_pages,
+                ballooned_bytes: vm.memory.gauges.ballooned.bytes(),
                 conduct: host.trace.conduct.get(&guest).copied().unwrap_or_default(),
-                ..ended(End::Running, &vm.target_why)
+                ..ended(End::Running, &vm.memory.target_why)
             }
         }
     }

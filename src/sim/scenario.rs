@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::policy::PolicyKind;
-use crate::policy::sampling::Sampling;
 use crate::policy::settings::PolicySettings;
-use crate::policy::types::{Allocation, Conduct, MemState};
+use crate::policy::types::{Allocation, Conduct};
 use crate::units::Pages;
+use crate::words::{MemState, Sampling};
 
 /// One scenario: a host, its guests, what happens to them, and how it shall end.
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::proc;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Pages};
 
 const PRESENT: u64 = 1 << 63;
@@ -136,10 +137,7 @@ impl PageTables {
         let mut buffer = [0u8; PAGE_SIZE];
         let len = self.status.read_at(&mut buffer, 0)?;
         let text = std::str::from_utf8(&buffer[..len]).map_err(std::io::Error::other)?;
-        text.lines()
-            .find_map(|line| line.strip_prefix("VmPTE:")?.trim().strip_suffix(" kB"))
-            .and_then(|kib| kib.trim().parse::<u64>().ok())
-            .map(|kib| Pages::holding_bytes(kib * 1024))
+        proc::size(text, "VmPTE")
             .ok_or_else(|| std::io::Error::other("no VmPTE in /proc/self/status"))
     }
 }

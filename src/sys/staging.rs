@@ -11,9 +11,10 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-use super::space::{Error, PageBuf, TakePath, map_anonymous, read_page, unmap};
+use super::space::{Error, PageBuf, map_anonymous, read_page, unmap};
 use super::uffd::Uffd;
 use crate::units::PAGE_SIZE;
+use crate::words::TakePath;
 
 /// Slots of each area. Chosen: a batch of 512 pages, a sample of 128, and room for runs.
 pub const AREA_SLOTS: u16 = 1024;

@@ -9,9 +9,12 @@
 // UNSAFETY: ioctl(2) with structures that the kernel fills in.
 
 use std::fs::OpenOptions;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -139,9 +142,9 @@ pub enum OpenError {
         /// Answer to the system call.
         syscall: Errno,
     },
-    /// No descriptor for the backlog.
-    #[error("cannot create an eventfd")]
-    Backlog(#[source] std::io::Error),
+    /// No descriptor to wait with.
+    #[error("cannot create a descriptor to wait for page faults")]
+    Wait(#[source] std::io::Error),
     /// The kernel lacks a feature.
     #[error("userfaultfd refuses features {wanted:#x}: {source}")]
     Features {
@@ -201,8 +204,11 @@ pub enum Event {
 pub struct Uffd {
     fd: OwnedFd,
     backlog: Mutex<Vec<Event>>,
-    /// Readable while there is a backlog.
-    backlog_waits: EventFd,
+    /// Written for each addition to the backlog.
+    call: EventFd,
+    /// Waits for the two descriptors, edge-triggered: an event wakes one thread, which reads all
+    /// there are.
+    epoll: OwnedFd,
 }
 
 fn ioctl<T>(fd: BorrowedFd<'_>, request: u64, argument: &mut T) -> Result<(), Errno> {
@@ -252,6 +258,16 @@ fn open_raw() -> Result<OwnedFd, OpenError> {
     }
 }
 
+/// An epoll descriptor that tells once of each new readability of the two.
+fn epoll_of(fds: [BorrowedFd<'_>; 2]) -> Result<OwnedFd, Errno> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for (fd, data) in fds.into_iter().zip(0..) {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, fd, epoll::EventData::new_u64(data), flags)?;
+    }
+    Ok(epoll)
+}
+
 /// The feature bits that this kernel offers.
 ///
 /// # Errors
@@ -284,17 +300,39 @@ impl Uffd {
             wanted: features,
             source,
         })?;
-        let backlog_waits = EventFd::new(libc::EFD_NONBLOCK).map_err(OpenError::Backlog)?;
+        let call = EventFd::new(libc::EFD_NONBLOCK).map_err(OpenError::Wait)?;
+        let epoll = epoll_of([fd.as_fd(), super::event::borrow(&call)])
+            .map_err(|errno| OpenError::Wait(errno.into()))?;
         Ok(Uffd {
             fd,
             backlog: Mutex::default(),
-            backlog_waits,
+            call,
+            epoll,
         })
     }
 
-    /// The descriptors to poll: when one is readable, [`Uffd::read_events`] has something.
-    pub fn poll_fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.fd.as_fd(), super::event::borrow(&self.backlog_waits)]
+    /// Waits, for `limit` at most, until there may be something to read. Any number of threads may
+    /// wait: an event wakes one of them, which must read until nothing is left.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wait(&self, limit: Option<Duration>) -> Result<(), Errno> {
+        let limit = limit.map(|limit| Timespec::try_from(limit).map_err(|_| Errno::INVAL));
+        let mut ready = [MaybeUninit::uninit(); 2];
+        match epoll::wait(&self.epoll, &mut ready, limit.transpose()?.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Wakes one of the threads in [`Uffd::wait`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn call_one(&self) -> Result<(), Errno> {
+        self.call
+            .write(1)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -310,11 +348,8 @@ impl Uffd {
             std::thread::yield_now();
             return Ok(());
         }
-        let mut backlog = self.backlog();
-        backlog.extend(events);
-        self.backlog_waits
-            .write(1)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        self.backlog().extend(events);
+        self.call_one()
     }
 
     fn backlog(&self) -> MutexGuard<'_, Vec<Event>> {
@@ -464,33 +499,33 @@ impl Uffd {
         }
     }
 
-    /// Reads waiting events without blocking; appends them to `events`.
+    /// Reads all waiting events, without blocking; appends them to `events`. As many as there are
+    /// threads can wait, since each waits for its own.
     ///
     /// # Errors
     /// When the descriptor fails; an empty queue is no error.
     pub fn read_events(&self, events: &mut Vec<Event>) -> Result<(), Errno> {
-        let mut backlog = self.backlog();
-        // Reset under the lock: what is added afterwards sets it again.
-        if !backlog.is_empty() {
-            let _was_set = self.backlog_waits.read();
-            events.append(&mut backlog);
-        }
-        drop(backlog);
+        events.append(&mut self.backlog());
         self.read_descriptor(events)
     }
 
     fn read_descriptor(&self, events: &mut Vec<Event>) -> Result<(), Errno> {
         const AT_ONCE: usize = 16;
         let mut buffer = [0u8; AT_ONCE * size_of::<Message>()];
-        let bytes = match rustix::io::read(&self.fd, &mut buffer) {
-            Ok(bytes) => bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        for message in buffer[..bytes].chunks_exact(size_of::<Message>()) {
-            events.extend(decode(message));
+        loop {
+            let bytes = match rustix::io::read(&self.fd, &mut buffer) {
+                Ok(bytes) => bytes,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            for message in buffer[..bytes].chunks_exact(size_of::<Message>()) {
+                events.extend(decode(message));
+            }
+            if bytes < buffer.len() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }
 

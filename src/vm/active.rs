@@ -8,11 +8,14 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::mem::tasks::{Done, Task};
 use crate::mem::{self, Pager, sample};
-use crate::policy::sampling::{Estimate, Sampler, Sampling, VmClock};
+use crate::policy::sampling::{Estimate, Sampler, VmClock};
 use crate::units::Pages;
+use crate::words::Sampling;
 
 /// How long a thread of that name may take to appear.
 const APPEARS: Duration = Duration::from_millis(100);
@@ -44,11 +47,17 @@ fn account_of(name: &str) -> Option<File> {
     }
 }
 
+/// Time between two looks at the sample.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Estimates one VM's working set.
 #[derive(Debug)]
 pub(super) struct Active {
+    pager: Arc<Pager>,
     sampler: Option<Sampler>,
-    started: Instant,
+    /// When the guest was started.
+    started: Option<Instant>,
+    due: Instant,
     /// `/proc/self/task/N/schedstat` of each vCPU: time on a CPU, time waiting for one (ns).
     accounts: Vec<File>,
     held: Duration,
@@ -57,11 +66,13 @@ pub(super) struct Active {
 }
 
 impl Active {
-    pub fn new(sampling: Sampling, seed: u64) -> Active {
+    pub fn new(pager: Arc<Pager>, sampling: Sampling, seed: u64) -> Active {
         let pages = sampling.pages.min(u32::from(sample::SAMPLE_MAX));
         Active {
+            pager,
             sampler: (pages > 0).then(|| Sampler::new(pages, sampling.period, seed)),
-            started: Instant::now(),
+            started: None,
+            due: Instant::now(),
             accounts: Vec::new(),
             held: Duration::ZERO,
             held_since: None,
@@ -71,7 +82,9 @@ impl Active {
 
     /// The guest runs from now on; `accounts` are those of its vCPUs.
     pub fn start(&mut self, accounts: Vec<File>) {
-        self.started = Instant::now();
+        let now = Instant::now();
+        self.started = Some(now);
+        self.due = now + LOOK;
         self.accounts = accounts;
     }
 
@@ -91,7 +104,9 @@ impl Active {
         let held = self
             .held_since
             .map_or(Duration::ZERO, |since| since.elapsed());
-        let elapsed = self.started.elapsed();
+        let elapsed = self
+            .started
+            .map_or(Duration::ZERO, |started| started.elapsed());
         let accounts: Option<Vec<_>> = self.accounts.iter().map(account).collect();
         let accounts = accounts.unwrap_or_default();
         let waited = accounts
@@ -108,36 +123,43 @@ impl Active {
         VmClock { free, busy }
     }
 
+    /// What is known; `size` is the memory that can be sampled.
+    pub fn estimate(&self, size: Pages) -> Option<Estimate> {
+        self.sampler.as_ref()?.estimate(size)
+    }
+}
+
+impl Task for Active {
+    fn due(&self) -> Option<Instant> {
+        (self.started.is_some() && self.sampler.is_some()).then_some(self.due)
+    }
+
     /// Counts touches, and begins a new sample when the period is over.
-    ///
-    /// # Errors
-    /// The VM cannot go on.
-    pub fn turn(&mut self, pager: &Pager) -> Result<(), mem::Error> {
+    fn run(&mut self, _until: Instant) -> Result<Done, mem::Error> {
+        let start = Instant::now();
+        self.due = start + LOOK;
         let clock = self.clock();
+        let pager = &self.pager;
         let Some(sampler) = &mut self.sampler else {
-            return Ok(());
+            return Ok(Done::default());
         };
         let touched = pager.touched_in_sample()?;
         for _ in self.counted..touched {
             sampler.touch();
         }
         self.counted = self.counted.max(touched);
+        let mut sampled = 0;
         if sampler.is_due(clock) {
             let frames = Pages(u64::from(pager.ram().layout().end().0));
             let drawn = sampler.begin(clock, frames, |gfn| pager.can_sample(gfn));
-            let sampled = pager.begin_sample(&drawn)?;
+            sampled = pager.begin_sample(&drawn)?;
             // What could not be taken after all is as if it had not been drawn.
             for _ in usize::try_from(sampled).unwrap_or(usize::MAX)..drawn.len() {
                 sampler.withdraw();
             }
             self.counted = 0;
         }
-        Ok(())
-    }
-
-    /// What is known; `size` is the memory that can be sampled.
-    pub fn estimate(&self, size: Pages) -> Option<Estimate> {
-        self.sampler.as_ref()?.estimate(size)
+        Ok(Done::since(start, sampled))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::boot::image::Image;
 use crate::boot::{builtin, fit};
 use crate::config::{Boot, ConfigError, VmSpec};
 use crate::devices::virtio::block::{Access, Disk};
+use crate::out::with_causes;
 use crate::sys::ram::Layout;
 
 const KERNELS: &str =
@@ -57,11 +58,11 @@ impl Files {
                 };
                 let image = open("kernel", kernel, KERNELS)?;
                 let room = fit::kernel(&image, &layout)
-                    .map_err(|error| wrong("kernel", kernel, &Whole(&error), KERNELS))?;
+                    .map_err(|error| wrong("kernel", kernel, &with_causes(&error), KERNELS))?;
                 let initrd = initrd.as_ref().map(|path| {
                     let initrd = open("initrd", path, INITRDS)?;
                     fit::initrd(&initrd, room, &layout)
-                        .map_err(|error| wrong("initrd", path, &Whole(&error), INITRDS))?;
+                        .map_err(|error| wrong("initrd", path, &with_causes(&error), INITRDS))?;
                     Ok(initrd)
                 });
                 (image, initrd.transpose()?)
@@ -72,25 +73,13 @@ impl Files {
                 true => Access::ReadOnly,
                 false => Access::Writable,
             };
-            Disk::open(path, access).map_err(|error| wrong("disk", path, &Whole(&error), DISKS))
+            Disk::open(path, access)
+                .map_err(|error| wrong("disk", path, &with_causes(&error), DISKS))
         });
         Ok(Files {
             kernel,
             initrd,
             disk: disk.transpose()?,
         })
-    }
-}
-
-/// An error with its cause.
-struct Whole<'a>(&'a dyn std::error::Error);
-
-impl fmt::Display for Whole<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        match self.0.source() {
-            Some(cause) => write!(f, ": {cause}"),
-            None => Ok(()),
-        }
     }
 }

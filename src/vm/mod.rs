@@ -1,85 +1,45 @@
-//! One virtual machine: KVM, its vCPU threads and its devices.
+//! One VM process, from its first message to its last.
 //!
-//! [`machine::Machine`] builds it and ends it, [`gate::Gate`] holds its vCPUs, [`exit::ExitCell`]
-//! keeps how it ended. [`files::Files`] are what it boots from. Guest RAM and what happens to its pages belong to the caller.
+//! [`process::run`] joins the host manager, builds the machine around memory that the pager serves,
+//! and leaves the rest to the agent: orders, credit, sharing, swapping, reports. It connects what
+//! does not know each other: the machine and the pager. Its threads are in [`crate::threads`].
+//!
+//! | file | job |
+//! |---|---|
+//! | `files` | what the VM boots from, opened and checked before anything is started |
+//! | `process` | the order of things, from the hello to the end |
+//! | `join` | the first messages of a link, and its last |
+//! | `building` | the machine under construction |
+//! | `agent` | the main thread's loop while the guest runs: orders and credit |
+//! | `host_link` | the link to the host manager, and joining again |
+//! | `tasks`, `schedule` | what is done for the guest's memory now and then; what runs when |
+//! | `references`, `contents`, `report` | what the host manager is told: frames, pages it wants, figures |
+//! | `active` | the task that finds out how much of its memory the VM uses |
+//! | `pager_sink` | what the balloon says, to the pager |
+//! | `statistics` | asks the guest for its statistics |
+//! | `console`, `terminal` | where the guest's text goes; a person at its serial port |
+//! | `failure`, `panic`, `error` | what went wrong: in a thread, by a panic, before the guest ran |
+//! | `wait` | waiting for descriptors |
 
 mod active;
 mod agent;
-pub mod exit;
+mod building;
+mod console;
+mod contents;
+mod error;
+mod failure;
 pub mod files;
-pub mod gate;
-pub mod machine;
-pub mod platform;
+mod host_link;
+mod join;
+mod pager_sink;
+mod panic;
 pub mod process;
-pub mod sandbox;
+mod references;
+mod report;
+mod schedule;
+mod statistics;
+mod tasks;
 pub mod terminal;
-mod vcpu;
+mod wait;
 
-use crate::devices::bus::WindowError;
-
-/// What went wrong while a machine was built or started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No /dev/kvm, or not ours to open.
-    #[error("cannot open /dev/kvm")]
-    OpenKvm {
-        /// The reason.
-        source: kvm_ioctls::Error,
-    },
-    /// A KVM call failed.
-    #[error("KVM cannot {what}")]
-    Kvm {
-        /// What was asked of it.
-        what: &'static str,
-        /// Its answer.
-        source: kvm_ioctls::Error,
-    },
-    /// More vCPUs than this KVM or the entry allows.
-    #[error("{cpus} vCPUs were asked for, {allowed} are possible")]
-    Cpus {
-        /// Asked for.
-        cpus: u8,
-        /// Most that are possible.
-        allowed: usize,
-    },
-    /// More disks than there are windows.
-    #[error("{count} disks were asked for, {allowed} are possible")]
-    Disks {
-        /// Asked for.
-        count: usize,
-        /// Most that are possible.
-        allowed: u32,
-    },
-    /// Memslots or the kick signal.
-    #[error(transparent)]
-    Sys(#[from] crate::sys::kvm::Error),
-    /// The guest's program.
-    #[error(transparent)]
-    Boot(#[from] crate::boot::Error),
-    /// Two devices in one place.
-    #[error(transparent)]
-    Window(#[from] WindowError),
-    /// An eventfd for an interrupt or the exit.
-    #[error("cannot create an eventfd")]
-    EventFd {
-        /// The reason.
-        source: std::io::Error,
-    },
-    /// The system call filter.
-    #[error(transparent)]
-    Sandbox(#[from] sandbox::Error),
-    /// The console's terminal.
-    #[error("cannot use the terminal as a console")]
-    Terminal {
-        /// The reason.
-        source: std::io::Error,
-    },
-    /// A vCPU's thread.
-    #[error("cannot start the thread of vCPU {vcpu}")]
-    Thread {
-        /// Which.
-        vcpu: u8,
-        /// The reason.
-        source: std::io::Error,
-    },
-}
+pub use self::error::Error;

@@ -18,6 +18,7 @@ use vmm_sys_util::signal::block_signal;
 
 use crate::devices::serial::Serial;
 use crate::out::Out;
+use crate::threads;
 
 /// Ctrl-], as in telnet: a key that nobody needs in a shell or an editor.
 const LEAVE: u8 = 0x1d;
@@ -25,8 +26,6 @@ const LEAVE: u8 = 0x1d;
 const KEYS: usize = 256;
 /// Pause when the guest does not read what it was sent.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
-/// Stack of the thread, bytes: shallow code only.
-const STACK_BYTES: usize = 64 << 10;
 
 /// The modes that standard input's terminal had. One for the process, as the terminal is, so that
 /// a panic in any thread can put them back.
@@ -68,7 +67,7 @@ impl Terminal {
             }
         }
         // A terminal that is gone needs to hear nothing.
-        Out::start("console", io::stdout(), |_| {})
+        Out::start(&threads::CONSOLE, io::stdout(), |_| {})
     }
 
     /// Connects it to the guest's `serial` port; a byte is written to `leave` for Ctrl-]. `out` is
@@ -83,9 +82,7 @@ impl Terminal {
         // A line feed is still shown as a new line: guests without a terminal driver send no more.
         modes.output_modes |= OutputModes::OPOST;
         tcsetattr(io::stdin(), OptionalActions::Now, &modes)?;
-        thread::Builder::new()
-            .name("keys".into())
-            .stack_size(STACK_BYTES)
+        threads::KEYS
             .spawn(move || carry_keys(&serial, &leave, &out))
             .map(|_detached| ())
     }

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
-use tidemark::link::message::Exit;
+use tidemark::machine::{Machine, MachineSpec};
 use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::units::{Gfn, GfnRange, Pages};
-use tidemark::vm::machine::{Machine, MachineSpec};
+use tidemark::words::Exit;
 
 /// Longest time any guest of these tests may take; far above what it needs, because the machine
 /// may be busy.

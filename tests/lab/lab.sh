@@ -62,7 +62,7 @@ done
 pack_tree "$lab/tree" >"$lab/initramfs"
 
 # One emulated CPU: where several patch and run the same code, as kernels do when a VM starts, QEMU
-# 7.2 runs stale translations now and then, and host or guest dies (ARCHITECTURE.md, Traps). -cx16:
+# 7.2 runs stale translations now and then, and host or guest dies (tests/README.md, Traps). -cx16:
 # it mishandles cmpxchg16b with several CPUs too. The limit is far above what a slow machine needs.
 # Two nodes, so that pages can move from one to the other, and a disk to swap to.
 rm -f "$lab/swap.img"

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
 use tidemark::sys::pool_view::PoolView;
-use tidemark::sys::space::{PageBuf, TakePath};
+use tidemark::sys::space::PageBuf;
 use tidemark::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 
 use super::pool::{KEY_SEED, Pool};
 use super::rig::{Rig, merge};
@@ -71,9 +72,10 @@ struct Shared {
 /// When a page is corrupt, the books disagree with the page tables or the pool, batches cannot be
 /// taken any more, or something hangs.
 pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) -> Outcome {
+    let (rig, replay) = Rig::replayed(plan.path, PAGES);
     let shared = Arc::new(Shared {
         plan,
-        rig: Rig::unlimited(plan.path, PAGES),
+        rig,
         operations: AtomicU64::new(0),
         accesses: Default::default(),
         checked: AtomicU64::new(0),
@@ -94,11 +96,14 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     rig.pager.census().unwrap();
     pool.release(&rig.pager.take_released());
     let report = rig.pager.report().unwrap();
-    assert!(report.swap_in_pages > 0 && report.swap_out_pages > 0 && report.cow_breaks > 0);
+    let counters = report.measured.counters;
+    assert!(counters.swap_in_pages > 0 && counters.swap_out_pages > 0 && counters.cow_breaks > 0);
     // A reference for each page that maps a frame, and no other.
-    assert_eq!(Pages(pool.lent()), report.shared, "seed {seed}");
+    assert_eq!(Pages(pool.lent()), report.measured.shared, "seed {seed}");
+    replay.check(&rig.pager);
     assert_eq!(rig.six_batches(seed), [32; 6], "seed {seed}: {plan:?}");
     rig.pager.audit().unwrap();
+    replay.check(&rig.pager);
     assert!(rig.failure().is_none(), "{:?}", rig.failure());
     Outcome { merged, checked }
 }

@@ -1,5 +1,6 @@
 //! What the tests and benches of the pager share: the pager with its fault thread ([`rig`]), the two
-//! ends that it works with ([`store`], [`pool`]), and the random interleaving ([`interleave`]).
+//! ends that it works with ([`store`], [`pool`]), an observer ([`replay`]), and the random
+//! interleaving ([`interleave`]).
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(
     clippy::allow_attributes,
@@ -11,11 +12,13 @@ pub mod faults;
 pub mod interleave;
 pub mod os;
 pub mod pool;
+pub mod replay;
 pub mod rig;
 pub mod store;
 
-use tidemark::sys::space::{PageBuf, TakePath};
+use tidemark::sys::space::PageBuf;
 use tidemark::units::PAGE_SIZE;
+use tidemark::words::TakePath;
 
 use crate::common;
 

@@ -8,10 +8,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::FallocateFlags;
-use tidemark::link::message::Key;
 use tidemark::page::key::key_of;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::units::{FrameId, PAGE_SIZE};
+use tidemark::words::Key;
 
 /// Seed of the keys.
 pub const KEY_SEED: u64 = 99;

@@ -1,22 +1,23 @@
-//! The pager with a thread that serves its faults until the end, and no VM around it.
+//! The pager with threads that serve its faults until the end, and no VM around it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
+use tidemark::mem::observe::Observer;
 use tidemark::mem::pager::Settings;
 use tidemark::mem::share::{self, Merged};
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::TakePath;
 use tidemark::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::faults::{FaultThreads, READERS};
+use super::replay::Replay;
 use super::store::MemoryStore;
-use super::{faults, unique};
+use super::unique;
 use crate::common;
 
 /// Mappings that the kernel allows a process unless told otherwise.
@@ -27,59 +28,73 @@ const MAPPINGS_MAX: u64 = MAPPINGS_DEFAULT - 2000;
 /// How often what a moment's business of the kernel may prevent is tried.
 const TRIES: usize = 5;
 
-/// The first error of the fault thread.
+/// The first error of a fault thread.
 #[derive(Debug, Clone)]
 pub struct Failure {
     pub reason: String,
     pub at: Instant,
 }
 
-/// A pager and its fault thread.
+/// A pager and its fault threads.
 #[derive(Debug)]
 pub struct Rig {
     pub pager: Arc<Pager>,
     pub store: MemoryStore,
     failure: Arc<Mutex<Option<Failure>>>,
-    end: Arc<AtomicBool>,
-    server: Option<JoinHandle<Result<(), String>>>,
+    faults: FaultThreads,
 }
 
 impl Rig {
     /// Arms `ram`.
     pub fn over(ram: Arc<GuestRam>, path: TakePath, credit: CreditBook) -> Rig {
+        Rig::observed(ram, path, credit, None)
+    }
+
+    /// The same with somebody who hears of every step of every page.
+    pub fn observed(
+        ram: Arc<GuestRam>,
+        path: TakePath,
+        credit: CreditBook,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Rig {
         let store = MemoryStore::default();
         let settings = Settings {
             path,
             swap: Box::new(store.clone()),
             seed: 5,
+            readers: READERS,
             credit,
             mappings_max: MAPPINGS_MAX,
+            observer,
         };
         let pager = Arc::new(Pager::new(ram, settings).expect("userfaultfd was asked for"));
-        let end = Arc::new(AtomicBool::new(false));
-        let failure = Arc::new(Mutex::new(None));
-        let (served, ended, failed) = (pager.clone(), end.clone(), failure.clone());
-        let server = std::thread::spawn(move || {
-            faults::run(&served, &ended, |error| {
-                *failed.lock().unwrap() = Some(Failure {
-                    reason: error.to_string(),
-                    at: Instant::now(),
-                });
-            })
+        let failure: Arc<Mutex<Option<Failure>>> = Arc::default();
+        let failed = failure.clone();
+        let faults = FaultThreads::start(&pager, move |error| {
+            failed.lock().unwrap().get_or_insert_with(|| Failure {
+                reason: error.to_string(),
+                at: Instant::now(),
+            });
         });
         Rig {
             pager,
             store,
             failure,
-            end,
-            server: Some(server),
+            faults,
         }
     }
 
     /// A guest of `pages` with this credit.
     pub fn new(path: TakePath, pages: u32, credit: CreditBook) -> Rig {
-        let ram = GuestRam::new(Layout::new(Pages(u64::from(pages)))).expect("guest memory");
-        Rig::over(ram, path, credit)
+        Rig::over(ram(pages), path, credit)
+    }
+
+    /// A guest of `pages` without a limit, and what an observer makes of it.
+    pub fn replayed(path: TakePath, pages: u32) -> (Rig, Arc<Replay>) {
+        let replay = Arc::new(Replay::new(pages));
+        let observer: Arc<dyn Observer> = replay.clone();
+        let rig = Rig::observed(ram(pages), path, CreditBook::unlimited(), Some(observer));
+        (rig, replay)
     }
 
     /// A guest of `pages` without a limit.
@@ -101,23 +116,22 @@ impl Rig {
         page
     }
 
-    /// The reason why the fault thread gave up, if it did.
+    /// The reason why a fault thread gave up, if one did.
     pub fn failure(&self) -> Option<Failure> {
         self.failure.lock().unwrap().clone()
     }
 
-    /// Waits until the fault thread has given up.
+    /// Waits until a fault thread has given up.
     pub fn wait_failure(&self, limit: Duration) -> Failure {
-        common::wait_for("the fault thread to give up", limit, || {
+        common::wait_for("a fault thread to give up", limit, || {
             self.failure().is_some()
         });
         self.failure().expect("waited for")
     }
 
-    /// Ends the fault thread; its result.
+    /// Ends the fault threads; their result.
     pub fn finish(mut self) -> Result<(), String> {
-        self.end.store(true, Ordering::Relaxed);
-        self.server.take().expect("finished once").join().unwrap()
+        self.faults.finish()
     }
 
     /// The pager, served until the process ends.
@@ -149,6 +163,10 @@ impl Rig {
     }
 }
 
+fn ram(pages: u32) -> Arc<GuestRam> {
+    GuestRam::new(Layout::new(Pages(u64::from(pages)))).expect("guest memory")
+}
+
 /// Merges as the VM process does, in one place.
 pub fn merge(pager: &Pager, pool: &PoolView, candidates: &mut [(Gfn, FrameId)]) -> Merged {
     share::merge(pager, pool, candidates).unwrap()
@@ -169,14 +187,4 @@ pub fn merge_all(pager: &Pager, pool: &PoolView, candidates: &[(Gfn, FrameId)]) 
         }
     }
     panic!("{} pages cannot be merged: {:?} ..", left.len(), left[0]);
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(server) = self.server.take() {
-            // A thread that panicked has said so.
-            let _ = server.join();
-        }
-    }
 }

@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use tidemark::mem::swapfile::SwapStore;
 use tidemark::sys::space::PageBuf;
 use tidemark::units::{PAGE_SIZE, SwapSlot};
+
+/// A read that is held longer is the test's mistake.
+const HELD_MAX: Duration = Duration::from_secs(60);
 
 /// A handle of the store; clones are of the same store.
 #[derive(Debug, Default, Clone)]
@@ -39,9 +41,10 @@ struct Inner {
     writes: Calls,
     reads: Calls,
     flip_bit: AtomicBool,
-    /// A read that fails waits for a word here first.
-    held_until: Mutex<Option<Receiver<()>>>,
-    holds_read: AtomicBool,
+    /// Whether reads wait.
+    held: Mutex<bool>,
+    released: Condvar,
+    held_reads: AtomicUsize,
     failed_at: Mutex<Option<Instant>>,
 }
 
@@ -66,14 +69,27 @@ impl MemoryStore {
         self.0.reads.nth_fails.store(nth, Ordering::Relaxed);
     }
 
-    /// The next read that fails answers only when `word` has something.
-    pub fn hold_failing_read(&self, word: Receiver<()>) {
-        *self.0.held_until.lock().unwrap() = Some(word);
+    /// Whether reads wait from now on.
+    pub fn hold_reads(&self, hold: bool) {
+        *self.0.held.lock().unwrap() = hold;
+        self.0.released.notify_all();
     }
 
-    /// Whether a read waits as [`MemoryStore::hold_failing_read`] says.
-    pub fn holds_read(&self) -> bool {
-        self.0.holds_read.load(Ordering::Relaxed)
+    /// Reads that have waited, or wait.
+    pub fn held_reads(&self) -> usize {
+        self.0.held_reads.load(Ordering::Relaxed)
+    }
+
+    fn wait_until_released(&self) {
+        let held = self.0.held.lock().unwrap();
+        if *held {
+            self.0.held_reads.fetch_add(1, Ordering::Relaxed);
+            let waited = self
+                .0
+                .released
+                .wait_timeout_while(held, HELD_MAX, |held| *held);
+            assert!(!*waited.unwrap().0, "nobody lets a read go on");
+        }
     }
 
     /// Whether reads return another page than was written.
@@ -109,12 +125,8 @@ impl SwapStore for MemoryStore {
     }
 
     fn read(&self, slot: SwapSlot, page: &mut PageBuf) -> io::Result<()> {
+        self.wait_until_released();
         if self.0.reads.fails() {
-            let held_until = self.0.held_until.lock().unwrap().take();
-            if let Some(word) = held_until {
-                self.0.holds_read.store(true, Ordering::Relaxed);
-                word.recv().expect("the test says when");
-            }
             self.failed();
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }

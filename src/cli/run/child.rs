@@ -12,12 +12,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::screen::Screen;
 use crate::cli::{Error, io};
 use crate::config::VmSpec;
-use crate::host::accounts::{Peaks, VmFigures, VmState};
+use crate::host::accounts::{VmFigures, VmState};
 use crate::host::process::Process;
 use crate::host::server::Server;
-use crate::link::message::{Exit, ExitReason};
 use crate::link::socket;
-use crate::policy::types::Conduct;
+use crate::words::{Exit, ExitReason};
 
 /// Longest line of a VM that is shown whole, bytes.
 const LINE_BYTES_MAX: usize = 4096;
@@ -225,34 +224,8 @@ impl Child {
     pub fn blank(&self) -> VmFigures {
         VmFigures {
             name: self.name.clone(),
-            state: VmState::Ended,
-            exit: None,
             memory_bytes: self.memory_bytes,
-            admission: String::new(),
-            target_bytes: 0,
-            target_why: String::new(),
-            consumed_bytes: 0,
-            private_bytes: 0,
-            shared_bytes: 0,
-            saved_bytes: 0,
-            zero_bytes: 0,
-            ballooned_bytes: 0,
-            compressed_bytes: 0,
-            swapped_bytes: 0,
-            active_bytes: 0,
-            active_error_bytes: 0,
-            take_path: None,
-            balloon: Conduct::default(),
-            overhead_bytes: 0,
-            credit_bytes: 0,
-            swap_in_pages: 0,
-            swap_out_pages: 0,
-            cow_breaks: 0,
-            swap_errors: 0,
-            peak: Peaks::default(),
-            start_ms: None,
-            boot_ms: None,
-            guest: None,
+            ..VmFigures::default()
         }
     }
 

@@ -6,7 +6,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use super::super::guest_range::{NotRam, frames_touched};
+use crate::sys::guest_range::{NotRam, frames_touched};
 use crate::sys::ram::{GuestRam, Layout};
 
 /// Why a device stopped: what the driver did that no correct driver does.

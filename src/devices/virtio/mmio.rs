@@ -11,14 +11,15 @@ use std::time::Instant;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
+use super::super::LOG_INTERVAL;
 use super::super::bus::BusDevice;
-use super::super::guest_range::frames_touched;
 use super::super::idle::IdlePort;
 use super::super::interrupt::Interrupt;
-use super::super::rate_limit::RateLimit;
 use super::chain::Malformed;
 use super::signals::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET, Signals};
 use super::{FEATURE_VERSION_1, Used, VirtioDevice};
+use crate::out::rate_limit::RateLimit;
+use crate::sys::guest_range::frames_touched;
 use crate::sys::ram::{GuestRam, Layout};
 
 /// Bytes of a transport's window.
@@ -120,7 +121,7 @@ impl<D: VirtioDevice> Transport<D> {
                 driver_features_select: 0,
                 driver_features: 0,
                 malformed_count: 0,
-                log_limit: RateLimit::default(),
+                log_limit: RateLimit::new(1, LOG_INTERVAL),
             }),
             signals: Signals::new(interrupt, idle),
             ram,

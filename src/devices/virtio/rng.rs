@@ -10,9 +10,9 @@ use super::chain::{self, Buffer, Chain, Direction, Malformed};
 use super::mmio::Transport;
 use super::{FEATURE_VERSION_1, Used, VirtioDevice};
 use crate::devices::bus::BusDevice;
-use crate::devices::guest_range::NotRam;
 use crate::devices::idle::IdlePort;
 use crate::devices::interrupt::Interrupt;
+use crate::sys::guest_range::NotRam;
 use crate::sys::ram::GuestRam;
 
 /// Virtio device type of an entropy source (virtio 1.2, section 5).

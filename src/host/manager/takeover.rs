@@ -9,6 +9,18 @@
 //!
 //! What a VM was promised (its allocation, a lease that it redeemed, whatever `set` changed) comes from
 //! the host manager's own books and record, never from a second `Hello`.
+//!
+//! A new host manager reads the record of the old one ([`crate::host::record`]): a journal,
+//! written before anybody is answered. VM processes in it that still live are *expected*: promised
+//! to, and their pools remembered. A VM that joins again hands its pool's descriptor back; the
+//! pool is known by device and inode from the record alone, and opened for writing by its owner.
+//! Then the VM *claims* the frames that it maps (in the pager's `claims`), a part at a time. A
+//! frame that is claimed has a reference and a key again; what nobody claims is punched when the
+//! last process of the group that the record names has claimed or died. The record names every VM
+//! before it is welcomed: a VM that cannot be recorded is refused, and with a damaged record
+//! promises count and pools are left alone. The same claims replace a VM's references when its
+//! link is replaced. A VM whose pool is not known gets a new one; the frames it still maps are
+//! *orphaned*: charged to it in full, and shared and swapped like its own pages.
 
 use std::os::fd::OwnedFd;
 
@@ -20,10 +32,11 @@ use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
 use crate::host::share::Reach;
-use crate::link::message::{Hello, Report, ToVm, Welcome};
+use crate::link::message::{Hello, ToVm, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::types::{Allocation, VmId};
 use crate::units::{PAGES_MAX, Pages};
+use crate::words::Measured;
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +117,7 @@ impl Vm {
             reach: Reach::Open,
             allocation,
             admission,
-            report: None,
+            measured: None,
             plan: None,
             orders: None,
             asked: Pages::ZERO,
@@ -241,13 +254,8 @@ impl Manager {
             "admitted by an earlier host manager".to_owned(),
         );
         vm.reach = Reach::Detached;
-        // Until it reports itself.
-        vm.report = Some(Report {
-            private,
-            overhead,
-            ..Report::default()
-        });
-        self.own += vm.own();
+        // An earlier host manager has heard of it: it does not start.
+        vm.measured = Some(Measured::default());
         self.vms.insert(id, vm);
         self.note(id);
         self.urgent = true;

@@ -6,6 +6,7 @@ use super::*;
 use crate::link::message::Hello;
 use crate::page::key::key_of;
 use crate::units::FrameId;
+use crate::words::Holding;
 
 const BUDGET: Pages = Pages::mib(64);
 
@@ -77,7 +78,7 @@ fn granted(manager: &mut Manager, id: VmId) -> Pages {
 
 fn report(private: u64) -> ToHost {
     ToHost::Report(Box::new(Report {
-        private: Pages(private),
+        holding: Holding::private(Pages(private)),
         overhead: Pages(100),
         ..Report::default()
     }))
@@ -193,7 +194,11 @@ fn sharing_goes_through_the_books() {
         other => panic!("{other:?}"),
     };
     let figures = manager.figures();
-    let parts: Vec<u64> = figures.vms.iter().map(|vm| vm.consumed_bytes).collect();
+    let parts: Vec<u64> = figures
+        .vms
+        .iter()
+        .map(|vm| vm.memory.consumed_bytes)
+        .collect();
     assert_eq!(parts, [2048, 2048]);
     let overhead = figures.host.overhead_bytes;
     assert_eq!(figures.host.consumed_bytes, 4096 + overhead);
@@ -237,11 +242,11 @@ fn violations_are_errors_and_leave_the_books_whole() {
         manager.message(a, ask, at(0)).unwrap();
     }
     let mut absurd = Report {
-        private: Pages(u64::MAX),
+        holding: Holding::private(Pages(u64::MAX)),
         overhead: Pages(u64::MAX),
         ..Report::default()
     };
-    absurd.swapped = Pages(u64::MAX);
+    absurd.measured.gauges.swapped = Pages(u64::MAX);
     manager
         .message(a, ToHost::Report(Box::new(absurd)), at(0))
         .unwrap();
@@ -272,7 +277,7 @@ fn an_ended_vm_keeps_its_counters_and_how_it_ended() {
     let figures = manager.figures();
     assert_eq!(figures.vms[0].exit, Some(exit));
     assert_eq!(figures.vms[0].peak.consumed_bytes, Pages(500).bytes());
-    assert_eq!(figures.vms[0].consumed_bytes, 0);
+    assert_eq!(figures.vms[0].memory.consumed_bytes, 0);
     assert_eq!(
         figures.vms[1].exit.as_ref().unwrap().reason,
         ExitReason::Killed

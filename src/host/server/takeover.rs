@@ -74,7 +74,7 @@ impl Server {
         match self.manager.restore(vm, process.anonymous()) {
             Ok(id) => {
                 log::info!("{name} is expected to join again");
-                self.hold(id, process);
+                self.mind_process(id, process);
                 true
             }
             Err(reason) => {

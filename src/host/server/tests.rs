@@ -3,21 +3,24 @@
 mod links;
 mod restart;
 
+use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::{Child, Command, Stdio};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_bytes::ByteBuf;
 
 use super::*;
+use crate::host::control;
 use crate::link::message::*;
-use crate::link::socket::{Link, Received};
+use crate::link::socket::{self, Link, Received};
 use crate::page::key::key_of;
 use crate::policy::PolicyKind;
-use crate::policy::sampling::Sampling;
+use crate::policy::lease::OwnerId;
 use crate::policy::settings::PolicySettings;
-use crate::units::{FrameId, Gfn, PAGE_SIZE};
+use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::{Exit, ExitReason, Sampling};
 
 const BUDGET: Pages = Pages::mib(256);
 

@@ -6,7 +6,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{Connection, Event, Expected, MESSAGES_PER_TURN, PROCESS, Server};
+use super::connection::{Connection, Expected};
+use super::{Event, MESSAGES_PER_TURN, PROCESS, Server};
 use crate::host::manager::Known;
 use crate::host::process::Process;
 use crate::link::message::{Hello, TEXT_BYTES_MAX, ToVm};
@@ -18,7 +19,7 @@ const LAST_WORDS_MAX: usize = 4096;
 
 impl Server {
     /// Watches the process of a VM from now on.
-    pub(super) fn hold(&mut self, id: VmId, process: Process) {
+    pub(super) fn mind_process(&mut self, id: VmId, process: Process) {
         if let Err(error) = self.add(&process, PROCESS | u64::from(id.0)) {
             // Without it nobody would notice its end.
             self.complain(|| format!("{error}: a VM is killed"));
@@ -79,7 +80,7 @@ impl Server {
                     self.manager.gone(id);
                     return Err("cannot be recorded".to_owned());
                 }
-                self.hold(id, process);
+                self.mind_process(id, process);
                 Ok(id)
             }
             Known::Again(id) => {
@@ -167,6 +168,7 @@ impl Server {
         self.manager.gone(id);
         self.events.push(Event::Ended(name));
     }
+
     /// Reads what a VM has said before its process ended: how it ended is among it.
     fn hear_last_words(&mut self, id: VmId) {
         let Some(token) = self.token_of.get(&id) else {

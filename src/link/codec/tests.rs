@@ -4,9 +4,8 @@ use serde_bytes::ByteBuf;
 
 use super::*;
 use crate::link::message::*;
-use crate::policy::sampling::Sampling;
-use crate::policy::types::{GuestMemoryStats, MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::*;
 
 fn hello() -> impl Strategy<Value = ToHost> {
     (
@@ -33,33 +32,41 @@ fn hello() -> impl Strategy<Value = ToHost> {
 fn report() -> impl Strategy<Value = ToHost> {
     (any::<[u64; 14]>(), any::<bool>(), any::<Option<u64>>()).prop_map(|(n, driver, stat)| {
         ToHost::Report(Box::new(Report {
-            private: Pages(n[0]),
-            shared: Pages(n[1]),
-            orphaned: Pages(n[2]),
-            zero: Pages(n[3]),
-            ballooned: Pages(n[4]),
-            compressed: Pages(n[5]),
-            compressed_store: Pages(n[6]),
-            swapped: Pages(n[7]),
-            overhead: Pages(n[8]),
-            take_path: stat.map(|_| TakePath::Copy),
-            active: stat.map(Pages),
-            active_error: Pages(n[9]),
-            swap_in_pages: n[9],
-            swap_out_pages: n[10],
-            cow_breaks: n[11],
-            swap_errors: n[12],
-            balloon_driver: driver,
-            balloon_actual: Pages(n[13]),
-            guest_memory: GuestMemoryStats {
-                free_bytes: stat,
-                ..GuestMemoryStats::default()
+            holding: Holding {
+                private: Pages(n[0]),
+                compressed_store: Pages(n[1]),
+                orphaned: Pages(n[2]),
             },
-            start_us: stat.and_then(|n| u32::try_from(n).ok()),
-            guest: stat.map(|n| GuestReport {
-                pages_verified: n,
-                pages_corrupt: 0,
-            }),
+            overhead: Pages(n[3]),
+            measured: Measured {
+                shared: Pages(n[4]),
+                gauges: Gauges {
+                    zero: Pages::in_bytes(n[5]),
+                    ballooned: Pages::in_bytes(n[6]),
+                    compressed: Pages::in_bytes(n[7]),
+                    swapped: Pages::in_bytes(n[8]),
+                },
+                counters: Counters {
+                    swap_in_pages: n[9],
+                    swap_errors: n[10],
+                    take_refusals: n[11],
+                    ..Counters::default()
+                },
+                take_path: stat.map(|_| TakePath::Copy),
+                active: stat.map(Pages),
+                active_error: Pages(n[12]),
+                balloon_driver: driver,
+                balloon_actual: Pages(n[13]),
+                guest_memory: GuestMemoryStats {
+                    free_bytes: stat,
+                    ..GuestMemoryStats::default()
+                },
+                start_us: stat.and_then(|n| u32::try_from(n).ok()),
+                guest: stat.map(|n| GuestReport {
+                    pages_verified: n,
+                    pages_corrupt: 0,
+                }),
+            },
         }))
     })
 }

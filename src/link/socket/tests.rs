@@ -4,13 +4,10 @@
 use serde_bytes::ByteBuf;
 
 use super::*;
-use crate::link::message::{
-    CONTENT_PAGES_MAX, Exit, ExitReason, Key, LIST_MAX, OFFER_PAGES_MAX, Orders, Report,
-    TEXT_BYTES_MAX,
-};
+use crate::link::message::{CONTENT_PAGES_MAX, LIST_MAX, OFFER_PAGES_MAX, Orders, TEXT_BYTES_MAX};
 use crate::link::outbox::QUEUE_MESSAGES_MAX;
-use crate::policy::types::{MemState, Run};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
+use crate::words::{Exit, ExitReason, Holding, Key, MemState, Report, Run};
 
 fn ends() -> (HostLink, Link) {
     let (host, vm) = pair().unwrap();
@@ -121,7 +118,7 @@ fn release(frame: u32) -> ToHost {
 
 fn report(private: u64) -> ToHost {
     ToHost::Report(Box::new(Report {
-        private: Pages(private),
+        holding: Holding::private(Pages(private)),
         ..Report::default()
     }))
 }

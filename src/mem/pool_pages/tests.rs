@@ -54,7 +54,7 @@ fn frames(numbers: impl IntoIterator<Item = u32>) -> Vec<FrameId> {
 #[test]
 fn a_frame_is_released_after_its_mapping_is_gone() {
     with_shared_pages(|pager| {
-        let dropping = pager.memory().begin_drop(Gfn(3)).unwrap();
+        let dropping = pager.memory(Cause::Swap).begin_drop(Gfn(3)).unwrap();
         let mut page = [0; PAGE_SIZE];
         let at = GuestAddress(Gfn(3).gpa());
         pager.ram().memory().read_slice(&mut page, at).unwrap();
@@ -69,15 +69,15 @@ fn a_frame_is_released_after_its_mapping_is_gone() {
 #[test]
 fn a_frozen_page_keeps_its_frame_until_it_is_rearmed() {
     with_shared_pages(|pager| {
-        let frozen = pager.memory().freeze(Gfn(5)).unwrap().unwrap();
+        let frozen = pager.memory(Cause::Swap).freeze(Gfn(5)).unwrap().unwrap();
         assert_eq!(pager.take_released(), []);
         let taken = pager.rearm(vec![frozen]).unwrap();
         assert_eq!(pager.take_released(), frames([5]));
         let mut page = PageBuf::ZERO;
-        assert!(pager.memory().read_staged(&taken[0], &mut page));
+        assert!(pager.memory(Cause::Swap).read_staged(&taken[0], &mut page));
         assert!(page.0 == content(5));
         drop(taken);
-        assert_eq!(pager.memory().settle_stage().unwrap(), 1);
+        assert_eq!(pager.memory(Cause::Swap).settle_stage().unwrap(), 1);
         pager.audit().unwrap();
     });
 }
@@ -87,7 +87,7 @@ fn a_frozen_page_keeps_its_frame_until_it_is_rearmed() {
 #[test]
 fn a_busy_page_is_claimed_and_released_after() {
     with_shared_pages(|pager| {
-        let dropping = pager.memory().begin_drop(Gfn(2)).unwrap();
+        let dropping = pager.memory(Cause::Swap).begin_drop(Gfn(2)).unwrap();
         pager.begin_claims();
         assert_eq!(pager.next_claims(1).unwrap(), frames(0..SHARED));
         let _ = pager.drop_from_pool(&[dropping]).unwrap();
@@ -121,9 +121,9 @@ fn a_page_is_not_dropped_where_that_takes_too_many_mappings() {
     with_shared(64, FEW, |pager| {
         for gfn in (1..64).step_by(2).map(Gfn) {
             pager.inflate(&[gfn]).unwrap();
-            assert!(pager.memory().books.pmap.mappings() <= FEW);
+            assert!(pager.memory(Cause::Swap).books.pmap.mappings() <= FEW);
         }
-        let counts = pager.memory().counts();
+        let counts = pager.memory(Cause::Swap).counts();
         assert_eq!(counts.ballooned, 32);
         let dropped = pager.take_released().len() as u64;
         assert!(dropped > 0 && dropped < 32, "{dropped}");
@@ -139,13 +139,13 @@ fn the_way_out_of_a_run_takes_no_mapping() {
     with_shared(64, FEW, |pager| {
         // Pages 10, 20 and 30 use up the mappings.
         for gfn in [10, 20, 30].map(Gfn) {
-            let way = pager.memory().way_out(gfn, 32).unwrap();
+            let way = pager.memory(Cause::Swap).way_out(gfn, 32).unwrap();
             assert!(way.contains(gfn));
             take(pager, way);
         }
-        let way = pager.memory().way_out(Gfn(34), 32).unwrap();
+        let way = pager.memory(Cause::Swap).way_out(Gfn(34), 32).unwrap();
         assert_eq!(way, GfnRange::new(Gfn(31), 4));
-        let most = pager.memory().way_out(Gfn(61), 2).unwrap();
+        let most = pager.memory(Cause::Swap).way_out(Gfn(61), 2).unwrap();
         assert_eq!(
             most,
             GfnRange::new(Gfn(62), 2),
@@ -161,11 +161,14 @@ fn the_way_out_of_a_run_takes_no_mapping() {
 fn take(pager: &Pager, way: GfnRange) {
     let frozen = way
         .iter()
-        .map(|gfn| pager.memory().freeze(gfn).unwrap().unwrap())
+        .map(|gfn| pager.memory(Cause::Swap).freeze(gfn).unwrap().unwrap())
         .collect();
     let taken = pager.rearm(frozen).unwrap();
     assert_eq!(taken.len(), way.count as usize);
-    assert!(pager.memory().books.pmap.mappings() <= FEW, "{way:?}");
+    assert!(
+        pager.memory(Cause::Swap).books.pmap.mappings() <= FEW,
+        "{way:?}"
+    );
     drop(taken);
-    pager.memory().settle_stage().unwrap();
+    pager.memory(Cause::Swap).settle_stage().unwrap();
 }

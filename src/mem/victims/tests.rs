@@ -29,7 +29,7 @@ fn the_search_is_bounded_and_ends() {
             let noise: Vec<u8> = (0..4096u32).map(|at| (at * at % 251) as u8).collect();
             memory.write_slice(&noise, gpa).unwrap();
         }
-        pager.memory().books.hold = crate::mem::memory::Hold::default();
+        pager.memory(Cause::Swap).books.hold = crate::mem::memory::Hold::default();
         let mut reclaimer = Reclaimer::new(1);
         let mut found = 0;
         let mut steps = 0;
@@ -49,14 +49,14 @@ fn the_search_is_bounded_and_ends() {
                 "no end is seen"
             );
         }
-        let most = pager.memory().books.hold;
+        let most = pager.memory(Cause::Swap).books.hold;
         assert!(most.pages_most <= HOLD_PAGES, "{most:?}");
         assert!(most.reads_most == 1, "{most:?}");
 
         // Nothing has changed: nothing is looked at.
-        pager.memory().books.hold = crate::mem::memory::Hold::default();
+        pager.memory(Cause::Swap).books.hold = crate::mem::memory::Hold::default();
         assert!(reclaimer.step(pager, 32).unwrap().barren);
-        assert_eq!(pager.memory().books.hold.pages_most, 0);
+        assert_eq!(pager.memory(Cause::Swap).books.hold.pages_most, 0);
         // One page more is found again.
         memory
             .write_slice(&[7; 3000], GuestAddress(layout.nth(size / 2).gpa()))

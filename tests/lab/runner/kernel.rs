@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidemark::mem::Pager;
@@ -19,12 +18,12 @@ use tidemark::mem::swapfile::SwapFile;
 use tidemark::sys::pagemap::Backing;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::TakePath;
 use tidemark::sys::uffd;
 use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
+use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::faults;
+use super::faults::{FaultThreads, READERS};
 use super::rig::Failure;
 
 /// Pages that share a frame, from the first one; frame n is for page n.
@@ -48,8 +47,7 @@ fn content(gfn: u32) -> [u8; PAGE_SIZE] {
 /// A pager whose guest holds [`SHARED`] and [`PRIVATE`] pages.
 struct Space {
     pager: Arc<Pager>,
-    end: Arc<AtomicBool>,
-    server: Option<JoinHandle<()>>,
+    _faults: FaultThreads,
 }
 
 impl Space {
@@ -60,21 +58,15 @@ impl Space {
             swap: Box::new(SwapFile::create(Path::new("."))?),
             seed: 7,
             credit: CreditBook::unlimited(),
+            readers: READERS,
             mappings_max: mappings_max(),
+            observer: None,
         };
         let pager = Arc::new(Pager::new(ram, settings)?);
-        let end = Arc::new(AtomicBool::new(false));
-        let (served, ended) = (pager.clone(), end.clone());
-        let server = std::thread::spawn(move || {
-            faults::run(&served, &ended, |error| {
-                panic!("cannot serve faults: {error}")
-            })
-            .expect("an error panics");
-        });
+        let faults = FaultThreads::start(&pager, |error| panic!("cannot serve faults: {error}"));
         let space = Space {
             pager,
-            end,
-            server: Some(server),
+            _faults: faults,
         };
         space.fill()?;
         Ok(space)
@@ -154,23 +146,13 @@ impl Space {
             self.compare(n)?;
         }
         self.pager.audit()?;
-        if report.cow_breaks > 0 || !released.is_empty() {
-            let (breaks, frames) = (report.cow_breaks, released.len());
+        if report.measured.counters.cow_breaks > 0 || !released.is_empty() {
+            let (breaks, frames) = (report.measured.counters.cow_breaks, released.len());
             return Err(
                 format!("{breaks} writes seen, {frames} frames released; nobody wrote").into(),
             );
         }
         Ok(())
-    }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(server) = self.server.take() {
-            // The fault thread's panic is the test's failure already.
-            let _ = server.join();
-        }
     }
 }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidemark::devices::virtio::block::Access;
-use tidemark::link::message::ExitReason;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::sys::pagemap::Backing;
 use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
+use tidemark::words::ExitReason;
 
 use super::fleet;
 use super::kernel;
@@ -249,14 +249,19 @@ fn host_swapping(guest: &Path) -> Result<(), Failure> {
         taken += Pages(u64::from(done.pages));
     }
     let swapped = rig.pager.report()?;
-    println!("  {taken} of {used} taken, {} swapped", swapped.swapped);
-    check(swapped.swapped >= Pages::mib(16), || {
+    println!(
+        "  {taken} of {used} taken, {} swapped",
+        swapped.measured.gauges.swapped
+    );
+    check(swapped.measured.gauges.swapped >= Pages::mib(16), || {
         "too little was swapped".into()
     })?;
     let after = rig.run("sha1sum </tmp/data")?;
     check(before == after, || format!("{before} became {after}"))?;
     let report = rig.pager.report()?;
-    check(report.swap_in_pages > 1000, || format!("{report:?}"))?;
+    check(report.measured.counters.swap_in_pages > 1000, || {
+        format!("{report:?}")
+    })?;
     rig.pager.audit()?;
     Ok(())
 }

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,17 +10,16 @@ use tidemark::boot::image::Image;
 use tidemark::devices::console::Console;
 use tidemark::devices::sink::BalloonSink;
 use tidemark::devices::virtio::block::{Access, Disk};
-use tidemark::link::message::Exit;
+use tidemark::machine::{Machine, MachineSpec};
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::pager::{Settings, mappings_max};
 use tidemark::mem::swapfile::SwapFile;
 use tidemark::sys::ram::{GuestRam, Layout};
-use tidemark::sys::space::TakePath;
 use tidemark::units::{Gfn, GfnRange, Pages};
-use tidemark::vm::machine::{Machine, MachineSpec};
+use tidemark::words::{Exit, TakePath};
 
-use super::faults;
+use super::faults::{FaultThreads, READERS};
 
 /// Why a test failed.
 pub type Failure = Box<dyn std::error::Error>;
@@ -102,8 +100,8 @@ pub struct Rig {
     pub machine: Machine,
     pub pager: Arc<Pager>,
     transcript: Arc<Transcript>,
-    end: Arc<AtomicBool>,
-    server: Option<std::thread::JoinHandle<()>>,
+    /// Ends behind the machine.
+    _faults: FaultThreads,
     read_to: usize,
 }
 
@@ -116,17 +114,12 @@ impl Rig {
             swap: Box::new(SwapFile::create(Path::new("."))?),
             seed: 7,
             credit: plan.credit.clone(),
+            readers: READERS,
             mappings_max: mappings_max(),
+            observer: None,
         };
         let pager = Arc::new(Pager::new(ram.clone(), settings)?);
-        let end = Arc::new(AtomicBool::new(false));
-        let (served, ended) = (pager.clone(), end.clone());
-        let server = std::thread::spawn(move || {
-            faults::run(&served, &ended, |error| {
-                panic!("cannot serve faults: {error}")
-            })
-            .expect("an error panics");
-        });
+        let faults = FaultThreads::start(&pager, |error| panic!("cannot serve faults: {error}"));
         let transcript = Arc::new(Transcript::default());
         let recorder = Recorder {
             transcript: transcript.clone(),
@@ -149,8 +142,7 @@ impl Rig {
             machine,
             pager,
             transcript,
-            end,
-            server: Some(server),
+            _faults: faults,
             read_to: 0,
         })
     }
@@ -266,10 +258,6 @@ impl Drop for Rig {
         self.machine.stop();
         // Faults are served until no vCPU can be in one.
         self.machine.join(Duration::from_secs(5));
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(server) = self.server.take() {
-            server.join().expect("the fault thread does not panic");
-        }
     }
 }
 

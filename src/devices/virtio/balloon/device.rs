@@ -13,11 +13,11 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::chain::{self, Buffer, Chain, Direction, Malformed};
 use super::super::{FEATURE_VERSION_1, Used, VirtioDevice};
 use super::{Shared, pfn, stats};
-use crate::devices::guest_range::frames_inside;
 use crate::devices::sink::BalloonSink;
-use crate::policy::types::GuestMemoryStats;
+use crate::sys::guest_range::frames_inside;
 use crate::sys::ram::GuestRam;
 use crate::units::Gfn;
+use crate::words::GuestMemoryStats;
 
 /// Virtio device type of the traditional memory balloon (virtio 1.2, section 5).
 const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
@@ -220,7 +220,7 @@ fn read(ram: &GuestRam, gpa: u64, bytes: &mut [u8]) -> Result<(), Malformed> {
     let length = bytes.len() as u64;
     ram.memory()
         .read_slice(bytes, GuestAddress(gpa))
-        .map_err(|_| crate::devices::guest_range::NotRam { gpa, length }.into())
+        .map_err(|_| crate::sys::guest_range::NotRam { gpa, length }.into())
 }
 
 impl VirtioDevice for BalloonDevice {

@@ -22,9 +22,9 @@ use crate::devices::bus::BusDevice;
 use crate::devices::idle::IdlePort;
 use crate::devices::interrupt::Interrupt;
 use crate::devices::sink::BalloonSink;
-use crate::policy::types::GuestMemoryStats;
 use crate::sys::ram::GuestRam;
 use crate::units::Pages;
+use crate::words::GuestMemoryStats;
 
 use device::{BalloonDevice, STATS_QUEUE};
 

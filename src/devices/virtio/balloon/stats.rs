@@ -1,6 +1,6 @@
 //! The guest's memory statistics (virtio 1.2, section 5.5.6.4).
 
-use crate::policy::types::GuestMemoryStats;
+use crate::words::GuestMemoryStats;
 
 /// Bytes of one packed entry: a 16-bit tag and a 64-bit value.
 pub(super) const ENTRY_BYTES: usize = 10;

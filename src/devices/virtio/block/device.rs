@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::chain::{self, Buffer, Chain, Direction, Malformed};
 use super::super::{FEATURE_VERSION_1, Used, VirtioDevice};
 use super::{Access, Disk, SECTOR_BYTES};
-use crate::devices::guest_range::NotRam;
+use crate::sys::guest_range::NotRam;
 use crate::sys::ram::GuestRam;
 
 /// Virtio device type of a block device (virtio 1.2, section 5).

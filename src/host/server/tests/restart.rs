@@ -70,9 +70,9 @@ fn frames_are_adopted_counted_once_and_punched_at_their_last_release() {
     let figures = second.manager().figures();
     assert_eq!(figures.host.pages_sharing, 7);
     let a_part = vm_figures(&mut second, "a");
-    assert_eq!(a_part.shared_bytes, 4 << 12);
+    assert_eq!(a_part.memory.shared_bytes, 4 << 12);
     assert_eq!(
-        a_part.saved_bytes,
+        a_part.memory.saved_bytes,
         1 << 12,
         "two of them are half another's"
     );

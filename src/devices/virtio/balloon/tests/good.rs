@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use super::driver::{ALL, Bench, Call, Driver, LIST, REPORTING, STATS, Sink, VERSION_1, WRITE};
 use crate::devices::sink::BalloonSink;
-use crate::policy::types::GuestMemoryStats;
 use crate::units::{Gfn, GfnRange, Pages};
+use crate::words::GuestMemoryStats;
 
 #[test]
 fn the_registers_describe_a_balloon() {

@@ -1,17 +1,16 @@
-//! Building, starting and ending one machine.
+//! Building one machine: the guest's files into its memory, its devices at their places, its vCPUs.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use tidemark_guest_protocol::{PORT_EXIT, PORT_IDLE};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::exit::{self, ExitCell};
+use super::exit::ExitCell;
 use super::gate::Gate;
 use super::vcpu::{self, Ending, Shared, TripleFault};
-use super::{Error, platform};
+use super::{Error, Machine, platform};
 use crate::boot::cpuid::{self, DeadlineTimer};
 use crate::boot::image::Image;
 use crate::boot::{Entry, StartState, acpi, bzimage, direct, elf, pvh};
@@ -26,19 +25,12 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{self, Disk};
 use crate::devices::virtio::mmio::WINDOW_BYTES;
 use crate::devices::virtio::rng;
-use crate::link::message::{Exit, ExitReason};
 use crate::sys::kvm::{GuestVm, install_kick_handler};
 use crate::sys::ram::GuestRam;
-use tidemark_guest_protocol::{PORT_EXIT, PORT_IDLE};
 
-/// Stack of a vCPU's thread. Its deepest path, a balloon notification into the pager with a
-/// 4 KiB list on the stack, needs a fraction of it; only touched pages cost memory.
-const VCPU_STACK_BYTES: usize = 128 * 1024;
 /// Guest-physical address of the three pages that some Intel CPUs need for real mode, below the
 /// area of the interrupt controllers.
 const TSS_GPA: usize = 0xfffb_d000;
-/// How long dropping a machine waits for its vCPU threads.
-const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the guest is made of, beside its memory.
 #[derive(Debug)]
@@ -53,16 +45,6 @@ pub struct MachineSpec {
     pub disks: Vec<Disk>,
     /// Number of vCPUs. In a ring-3 guest only the first one runs.
     pub cpus: u8,
-}
-
-/// One machine. Dropping it ends it.
-pub struct Machine {
-    shared: Arc<Shared>,
-    balloon: Balloon,
-    serial: Arc<Serial>,
-    console: Arc<Console>,
-    /// Created vCPUs that wait for [`Machine::start`].
-    vcpus: Vec<VcpuFd>,
 }
 
 impl Machine {
@@ -137,123 +119,6 @@ impl Machine {
             console,
             vcpus,
         })
-    }
-
-    /// Starts the vCPU threads. A second call does nothing.
-    ///
-    /// # Errors
-    /// When a thread is refused; the machine has then ended.
-    pub fn start(&mut self) -> Result<(), Error> {
-        for (vcpu, fd) in (0u8..).zip(std::mem::take(&mut self.vcpus)) {
-            let shared = Arc::clone(&self.shared);
-            self.shared.ending.gate.thread_starts();
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{vcpu}"))
-                .stack_size(VCPU_STACK_BYTES)
-                .spawn(move || {
-                    let _alive = Alive(&shared);
-                    vcpu::run(fd, &shared);
-                });
-            match thread {
-                Ok(thread) => self.shared.ending.gate.attach(thread),
-                Err(source) => {
-                    self.shared.ending.gate.thread_ends();
-                    self.stop();
-                    return Err(Error::Thread { vcpu, source });
-                }
-            }
-        }
-        // A hold or an end between spawn and attach kicked nobody; the thread saw it at the gate
-        // unless it was already inside. One more kick covers that.
-        self.shared.ending.gate.kick_all();
-        Ok(())
-    }
-
-    /// The balloon.
-    pub fn balloon(&self) -> &Balloon {
-        &self.balloon
-    }
-
-    /// The gate that holds the vCPUs.
-    pub fn gate(&self) -> &Gate {
-        &self.shared.ending.gate
-    }
-
-    /// The console.
-    pub fn console(&self) -> &Arc<Console> {
-        &self.console
-    }
-
-    /// The serial port.
-    pub fn serial(&self) -> &Arc<Serial> {
-        &self.serial
-    }
-
-    /// Types on the guest's serial console; returns how many bytes were taken.
-    pub fn input(&self, bytes: &[u8]) -> usize {
-        self.serial.input(bytes)
-    }
-
-    /// When a vCPU first entered the guest.
-    pub fn first_run(&self) -> Option<Instant> {
-        self.shared.first_run.get().copied()
-    }
-
-    /// Ends the guest now, as [`ExitReason::Stopped`] unless it has ended already. Does not wait.
-    pub fn stop(&self) {
-        self.end(exit::plain(ExitReason::Stopped));
-    }
-
-    /// Ends the guest for a reason that its owner names. Does not wait.
-    pub fn end(&self, exit: Exit) {
-        self.shared.ending.finish(exit);
-    }
-
-    /// How the guest ended; `None` while it runs.
-    pub fn exit(&self) -> Option<Exit> {
-        self.shared.ending.exit.get()
-    }
-
-    /// Waits at most `limit` for the guest to end.
-    pub fn wait(&self, limit: Duration) -> Option<Exit> {
-        self.shared.ending.exit.wait(limit)
-    }
-
-    /// Waits at most `limit` for the vCPU threads of a guest that has ended. False when one sits
-    /// in a page fault that nobody serves.
-    pub fn join(&self, limit: Duration) -> bool {
-        self.shared.ending.gate.join(limit)
-    }
-}
-
-impl AsFd for Machine {
-    /// Becomes readable, and stays so, once the guest has ended.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.ending.exit.as_fd()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.stop();
-        self.console.flush();
-        if !self.join(END_LIMIT) {
-            // The thread keeps VM and memory alive by itself.
-            log::error!("a vCPU thread does not end: an unserved page fault?");
-        }
-    }
-}
-
-/// Tells the gate that the thread is gone, also when it panics.
-struct Alive<'a>(&'a Shared);
-
-impl Drop for Alive<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let exit = exit::error("a vCPU thread panicked".into());
-            self.0.ending.finish(exit);
-        }
-        self.0.ending.gate.thread_ends();
     }
 }
 

@@ -7,14 +7,14 @@ use std::time::Instant;
 use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_mp_state, kvm_msr_entry};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::exit::{self, ExitCell};
+use super::exit::ExitCell;
 use super::gate::{Gate, Pass};
 use crate::boot::StartState;
 use crate::devices::bus::Bus;
 use crate::devices::idle::IdlePort;
 use crate::devices::ports::{EndRequest, EndSink};
-use crate::link::message::{Exit, ExitReason};
 use crate::sys::kvm::{GuestVm, KickableVcpu};
+use crate::words::{Exit, ExitReason};
 
 /// How a triple fault of the guest is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +45,11 @@ impl EndSink for Arc<Ending> {
     fn end(&self, request: EndRequest) {
         self.finish(match request {
             EndRequest::Exit(code) => Exit {
-                reason: ExitReason::GuestExit,
                 code,
-                message: None,
+                ..Exit::plain(ExitReason::GuestExit)
             },
-            EndRequest::Reset => exit::plain(ExitReason::Reset),
-            EndRequest::Shutdown => exit::plain(ExitReason::Shutdown),
+            EndRequest::Reset => Exit::plain(ExitReason::Reset),
+            EndRequest::Shutdown => Exit::plain(ExitReason::Shutdown),
         });
     }
 }
@@ -180,22 +179,22 @@ const SYSTEM_EVENT_RESET: u32 = 2;
 
 fn explain(stop: Stop, vcpu: &mut KickableVcpu, triple_fault: TripleFault) -> Exit {
     match stop {
-        Stop::TripleFault if triple_fault == TripleFault::Reset => exit::plain(ExitReason::Reset),
-        Stop::System(SYSTEM_EVENT_SHUTDOWN) => exit::plain(ExitReason::Shutdown),
-        Stop::System(SYSTEM_EVENT_RESET) => exit::plain(ExitReason::Reset),
-        Stop::TripleFault => exit::error(format!("the guest faulted at {}", place(vcpu))),
-        Stop::Halted => exit::error(format!("the guest halted for good at {}", place(vcpu))),
+        Stop::TripleFault if triple_fault == TripleFault::Reset => Exit::plain(ExitReason::Reset),
+        Stop::System(SYSTEM_EVENT_SHUTDOWN) => Exit::plain(ExitReason::Shutdown),
+        Stop::System(SYSTEM_EVENT_RESET) => Exit::plain(ExitReason::Reset),
+        Stop::TripleFault => Exit::error(format!("the guest faulted at {}", place(vcpu))),
+        Stop::Halted => Exit::error(format!("the guest halted for good at {}", place(vcpu))),
         Stop::Internal => {
             let suberror = vcpu
                 .internal_suberror()
                 .map_or("unknown".into(), |suberror| suberror.to_string());
             let place = place(vcpu);
-            exit::error(format!("KVM internal error {suberror} at {place}"))
+            Exit::error(format!("KVM internal error {suberror} at {place}"))
         }
-        Stop::System(kind) => exit::error(format!("KVM system event {kind}")),
-        Stop::Entry(reason) => exit::error(format!("the CPU refused the guest: {reason:#x}")),
-        Stop::Other(what) => exit::error(format!("unexpected KVM exit {what}")),
-        Stop::Run(error) => exit::error(format!("KVM_RUN failed at {}: {error}", place(vcpu))),
+        Stop::System(kind) => Exit::error(format!("KVM system event {kind}")),
+        Stop::Entry(reason) => Exit::error(format!("the CPU refused the guest: {reason:#x}")),
+        Stop::Other(what) => Exit::error(format!("unexpected KVM exit {what}")),
+        Stop::Run(error) => Exit::error(format!("KVM_RUN failed at {}: {error}", place(vcpu))),
     }
 }
 

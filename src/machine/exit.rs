@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::link::message::{Exit, ExitReason};
 use crate::sys::event;
+use crate::words::Exit;
 
 /// Keeps the first exit and announces it.
 #[derive(Debug)]
-pub struct ExitCell {
+pub(super) struct ExitCell {
     first: Mutex<Option<Exit>>,
     changed: Condvar,
     event: EventFd,
 }
 
 impl ExitCell {
-    pub(super) fn new() -> std::io::Result<ExitCell> {
+    pub fn new() -> std::io::Result<ExitCell> {
         Ok(ExitCell {
             first: Mutex::new(None),
             changed: Condvar::new(),
@@ -68,35 +68,21 @@ impl AsFd for ExitCell {
     }
 }
 
-/// An exit without code or message.
-pub(super) fn plain(reason: ExitReason) -> Exit {
-    Exit {
-        reason,
-        code: 0,
-        message: None,
-    }
-}
-
-/// An exit that needs words.
-pub(super) fn error(message: String) -> Exit {
-    Exit {
-        reason: ExitReason::Error,
-        code: 0,
-        message: Some(message),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::words::ExitReason;
 
     #[test]
     fn the_first_reason_counts() {
         let cell = ExitCell::new().unwrap();
         assert_eq!(cell.wait(Duration::ZERO), None);
-        cell.set(plain(ExitReason::Reset));
-        cell.set(plain(ExitReason::Stopped));
-        assert_eq!(cell.wait(Duration::ZERO), Some(plain(ExitReason::Reset)));
+        cell.set(Exit::plain(ExitReason::Reset));
+        cell.set(Exit::plain(ExitReason::Stopped));
+        assert_eq!(
+            cell.wait(Duration::ZERO),
+            Some(Exit::plain(ExitReason::Reset))
+        );
         assert_eq!(cell.event.read().unwrap(), 1);
     }
 }

@@ -14,24 +14,24 @@ use crate::devices::virtio::mmio::WINDOW_BYTES;
 use crate::devices::{ports, serial};
 
 /// Guest-physical start of the virtio-mmio windows.
-pub const VIRTIO_START: u64 = 0xd000_0000;
+pub(super) const VIRTIO_START: u64 = 0xd000_0000;
 /// Interrupt line of the first window.
-pub const VIRTIO_IRQ: u32 = 5;
+pub(super) const VIRTIO_IRQ: u32 = 5;
 /// Windows that fit the free interrupt lines 5 to 12.
-pub const VIRTIO_WINDOWS: u32 = 8;
+pub(super) const VIRTIO_WINDOWS: u32 = 8;
 
 /// Guest-physical start of window `n`.
-pub fn virtio_window(n: u32) -> u64 {
+pub(super) fn virtio_window(n: u32) -> u64 {
     VIRTIO_START + u64::from(n) * WINDOW_BYTES
 }
 
 /// Interrupt line of window `n`.
-pub fn virtio_irq(n: u32) -> u32 {
+pub(super) fn virtio_irq(n: u32) -> u32 {
     VIRTIO_IRQ + n
 }
 
 /// What the ACPI tables of a machine with the first `windows` windows in use say.
-pub fn hardware(cpus: u8, windows: u32) -> Hardware {
+pub(super) fn hardware(cpus: u8, windows: u32) -> Hardware {
     let low = |address: u64| u32::try_from(address).expect("windows lie below 4 GiB");
     let window = |n| VirtioWindow {
         gpa: low(virtio_window(n)),
@@ -48,7 +48,7 @@ pub fn hardware(cpus: u8, windows: u32) -> Hardware {
 }
 
 /// The command line of a test guest with the `windows` first windows named as Linux wants it.
-pub fn cmdline_with_devices(cmdline: &str, windows: u32) -> String {
+pub(super) fn cmdline_with_devices(cmdline: &str, windows: u32) -> String {
     let mut words: Vec<String> = Vec::new();
     if !cmdline.is_empty() {
         words.push(cmdline.to_string());

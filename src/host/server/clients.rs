@@ -1,0 +1,185 @@
+//! Connections that are no VM's: who has not spoken yet, control clients, owners of leases.
+//!
+//! None of them is waited for: there are at most [`IDLE_MAX`] of those who have not spoken or do not
+//! read their reply, and each is closed after [`SILENCE_MAX`].
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{self, SocketFlags};
+
+use super::connection::{Connection, Expected};
+use super::{Event, Server, vms};
+use crate::host::control;
+use crate::host::manager::LeaseEnd;
+use crate::link::codec;
+use crate::link::message::ToHost;
+use crate::link::socket::{self, TakeFd};
+use crate::policy::lease::OwnerId;
+
+/// How long a connection may stay without a first message, or with an unread reply.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Connections that have not said yet what they are, or whose reply is unread, at most.
+const IDLE_MAX: usize = 64;
+
+impl Server {
+    /// Somebody has connected.
+    pub(super) fn accept(&mut self) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        let fd = match net::accept_with(&listener.fd, SocketFlags::CLOEXEC) {
+            Ok(fd) => fd,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+            Err(errno) => {
+                // Out of descriptors: the connection stays in the backlog. Do not spin on it.
+                self.complain(|| format!("cannot accept a connection: {errno}"));
+                std::thread::sleep(Duration::from_millis(10));
+                return;
+            }
+        };
+        let us = rustix::process::geteuid();
+        let known = socket::peer(&fd).is_ok_and(|peer| peer.uid == us || peer.uid.is_root());
+        if !known {
+            self.complain(|| "refused a connection of another user".to_owned());
+            return;
+        }
+        let idle = self.connections.values().filter_map(Connection::idle_since);
+        if idle.count() >= IDLE_MAX {
+            self.complain(|| "refused a connection: too many are silent".to_owned());
+            return;
+        }
+        if let Err(error) = self.add_stranger(fd, None) {
+            self.complain(|| error.to_string());
+        }
+    }
+
+    /// The first datagram says what a connection is.
+    pub(super) fn first_message(&mut self, token: u64) {
+        let Some(Connection::Stranger { fd, .. }) = self.connections.get(&token) else {
+            return;
+        };
+        // A VM that joins again hands its frame pool back.
+        let (bytes, handed) = match socket::recv_datagram(fd, &mut self.buffer, TakeFd::One) {
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Ok(datagram) => (datagram.bytes, datagram.fd),
+            Err(_) => (0, None),
+        };
+        let Some(Connection::Stranger { fd, expected, .. }) = self.connections.remove(&token)
+        else {
+            return;
+        };
+        let datagram = &self.buffer[..bytes];
+        match datagram.first() {
+            // As `ps` does when it looks for the host manager that is meant.
+            None if expected.is_none() => log::debug!("a connection closed without a word"),
+            None => self.unlinked(expected, "it hung up before it said anything"),
+            Some(b'{') if expected.is_none() && bytes <= control::REQUEST_BYTES_MAX => {
+                self.answer(token, fd, bytes);
+            }
+            Some(_) => match codec::decode::<ToHost>(datagram) {
+                Ok(ToHost::Hello(hello)) => self.join(token, fd, expected, hello, handed),
+                Ok(_) => self.unlinked(expected, "its first message is no Hello"),
+                Err(error) => {
+                    // A VM process of another version deserves to be told so.
+                    if matches!(error, codec::Error::Version { .. }) {
+                        vms::refuse(fd, &error.to_string());
+                    }
+                    self.unlinked(expected, &error.to_string());
+                }
+            },
+        }
+    }
+
+    /// A connection ended before it became a VM's.
+    fn unlinked(&mut self, expected: Option<Expected>, why: &str) {
+        match expected {
+            Some(expected) => self.events.push(Event::Ended(expected.name)),
+            None => self.complain(|| format!("closed a connection: {why}")),
+        }
+    }
+
+    /// Answers the request in the first `bytes` of the buffer.
+    fn answer(&mut self, token: u64, fd: OwnedFd, bytes: usize) {
+        let now = self.start.elapsed();
+        let request = &self.buffer[..bytes];
+        let reply = control::answer(&mut self.manager, request, OwnerId(token), now);
+        self.keep_record();
+        let reply = Connection::reply(fd, control::datagrams(&reply));
+        self.connections.insert(token, reply);
+        self.send_reply(token);
+    }
+
+    /// Sends as much of a reply as there is room for. Behind the last part the connection closes,
+    /// unless it has taken a lease.
+    pub(super) fn send_reply(&mut self, token: u64) {
+        let Some(Connection::Reply { fd, parts, .. }) = self.connections.get_mut(&token) else {
+            return;
+        };
+        while let Some(part) = parts.front() {
+            match socket::send_datagram(&*fd, part, None) {
+                Ok(()) => drop(parts.pop_front()),
+                Err(Errno::AGAIN | Errno::INTR) => return self.rewatch(token),
+                Err(_) => return self.hang_up(token),
+            }
+        }
+        if !self.manager.has_lease(OwnerId(token)) {
+            return self.hang_up(token);
+        }
+        if let Some(Connection::Reply { fd, .. }) = self.connections.remove(&token) {
+            self.connections
+                .insert(token, Connection::LeaseOwner { fd });
+            self.rewatch(token);
+        }
+    }
+
+    /// The owner of a lease has nothing more to say but that it goes.
+    pub(super) fn hear_lease_owner(&mut self, token: u64) {
+        let Some(Connection::LeaseOwner { fd }) = self.connections.get(&token) else {
+            return;
+        };
+        let heard = socket::recv_datagram(fd, &mut self.buffer, TakeFd::Never);
+        if !matches!(heard, Err(Errno::AGAIN | Errno::INTR)) {
+            self.hang_up(token);
+        }
+    }
+
+    /// Says how a lease ended: behind what its owner has not read yet, if there is any of that.
+    pub(super) fn end_lease(&mut self, owner: OwnerId, end: &LeaseEnd) {
+        let OwnerId(token) = owner;
+        let last = control::datagrams(&control::lease_ended(end));
+        match self.connections.remove(&token) {
+            Some(Connection::LeaseOwner { fd }) => {
+                self.connections.insert(token, Connection::reply(fd, last));
+            }
+            Some(Connection::Reply { fd, mut parts, .. }) => {
+                parts.extend(last);
+                self.connections.insert(token, Connection::reply(fd, parts));
+            }
+            // The tokens of owners are those of control clients.
+            Some(Connection::Stranger { .. } | Connection::Vm { .. }) | None => return,
+        }
+        self.send_reply(token);
+    }
+
+    /// Closes a connection that is no VM's; its lease ends with it.
+    fn hang_up(&mut self, token: u64) {
+        self.connections.remove(&token);
+        self.manager.owner_gone(OwnerId(token));
+    }
+
+    /// Closes connections that never said what they are, or do not read their reply.
+    pub(super) fn drop_idle(&mut self) {
+        let now = Instant::now();
+        let is_over = |connection: &Connection| {
+            let since = connection.idle_since();
+            since.is_some_and(|since| now.duration_since(since) > SILENCE_MAX)
+        };
+        let over = self.connections.iter().filter(|(_, each)| is_over(each));
+        let over: Vec<u64> = over.map(|(&token, _)| token).collect();
+        for token in over {
+            self.hang_up(token);
+        }
+    }
+}

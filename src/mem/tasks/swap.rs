@@ -1,0 +1,97 @@
+//! The task that takes pages out of memory until the VM uses no more than it was ordered to.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::measure::BUSY;
+use super::{Done, Task};
+use crate::mem::Pager;
+use crate::mem::pager::Error;
+use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
+use crate::units::Pages;
+
+/// Pause after the swap file failed.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Swap {
+    pager: Arc<Pager>,
+    reclaimer: Reclaimer,
+    /// What the VM may use.
+    most: Option<Pages>,
+    /// Not before: there was nothing to take, or the swap file failed.
+    due: Instant,
+    failure: Option<io::Error>,
+}
+
+impl Swap {
+    /// Nothing is to be taken yet. The choice of victims follows from `seed`.
+    pub fn new(pager: Arc<Pager>, seed: u64) -> Swap {
+        Swap {
+            pager,
+            reclaimer: Reclaimer::new(seed),
+            most: None,
+            due: Instant::now(),
+            failure: None,
+        }
+    }
+
+    /// The VM may use at most `most` from now on; `None`: as much as its credit.
+    pub fn bound(&mut self, most: Option<Pages>) {
+        self.most = most;
+        self.pager.bound_store(most);
+    }
+
+    /// Why pages stayed in memory, since this was asked last: the swap file failed or is full.
+    pub fn take_failure(&mut self) -> Option<io::Error> {
+        self.failure.take()
+    }
+
+    /// Pages that are to go. A guest that waits at the most it may use gets its page for others of
+    /// its own: nobody owes it credit, so it would wait for ever.
+    fn excess(&self) -> Pages {
+        let Some(most) = self.most else {
+            return Pages::ZERO;
+        };
+        let waits = self.pager.held_faults() > 0;
+        let room = if waits { BATCH_PAGES as u64 } else { 0 };
+        self.pager
+            .with_credit(|credit| credit.excess(most, Pages(room)))
+    }
+}
+
+impl Task for Swap {
+    fn due(&self) -> Option<Instant> {
+        (self.excess() > Pages::ZERO).then_some(self.due)
+    }
+
+    fn run(&mut self, until: Instant) -> Result<Done, Error> {
+        let start = Instant::now();
+        let mut pages = 0;
+        loop {
+            let wanted = usize::try_from(self.excess().0).unwrap_or(usize::MAX);
+            if wanted == 0 {
+                break;
+            }
+            let batch = self.reclaimer.step(&self.pager, wanted.min(BATCH_PAGES))?;
+            pages += batch.pages;
+            self.pager.measure()?;
+            self.pager.retry_held()?;
+            if let Some(failure) = batch.failure {
+                self.failure = Some(failure);
+                self.due = Instant::now() + FAILURE_PAUSE;
+                break;
+            }
+            if batch.pages == 0 {
+                self.due = Instant::now() + BUSY;
+                break;
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        Ok(Done::since(start, pages))
+    }
+}

@@ -1,0 +1,147 @@
+//! The threads of a VM process: which there are, what each may wait for, what each may ask of the
+//! kernel.
+//!
+//! [`table`] is that list as data. Nobody starts a thread but [`Thread::spawn`], which reads the
+//! thread's row: its name, its stack, and the system calls that [`sandbox`] leaves it. The thread
+//! confines itself before it does anything else, so that no moment exists at which a thread of the
+//! table runs without its filter. The main thread, which nobody spawns, does so by
+//! [`sandbox::enter`] before the guest's first instruction.
+//!
+//! A thread inherits the filter of the thread that starts it, and adds its own: it may do what both
+//! rows allow.
+
+pub mod sandbox;
+pub mod table;
+
+use std::io;
+use std::sync::mpsc;
+use std::thread::{Builder, JoinHandle};
+
+pub use self::table::{BUILDER, CONSOLE, FAULTS, KEYS, LOG, MAIN, STATISTICS, VCPU};
+
+/// A row of the table: one thread, or several alike.
+#[derive(Debug)]
+pub struct Thread {
+    /// Its name, as `ps -L` shows it. Where there are several alike a number follows.
+    pub name: &'static str,
+    /// Its stack. Only touched pages cost memory.
+    pub stack: Stack,
+    /// All that it may wait for, but for a lock that nobody holds while waiting.
+    pub waits_for: &'static [Wait],
+    /// What it may ask of the kernel of all that the sandbox guards.
+    pub needs: &'static [Guarded],
+}
+
+/// The memory of a thread's stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stack {
+    /// The one that the kernel gave the process.
+    Process,
+    /// One of so many bytes.
+    Bytes(usize),
+}
+
+/// What a thread may have to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// A guest page that is not there, and the credit for it.
+    Page,
+    /// A device's transport. A vCPU may sit in it for as long as a page takes.
+    Transport,
+    /// The gate that holds the vCPUs.
+    Gate,
+    /// The idle port: an interrupt, or the time that the guest set.
+    Idle,
+    /// The reading of userfaultfd events, while a mapping moves.
+    Events,
+    /// The swap file, or the guest's disk.
+    Disk,
+    /// The terminal, pipe or file behind an [`Out`](crate::out::Out), or a person's keys.
+    Terminal,
+    /// The time of its next work.
+    Clock,
+}
+
+impl Wait {
+    /// The threads without which the wait does not end. None: the kernel, a person or the time
+    /// ends it.
+    pub fn ended_by(self) -> &'static [&'static Thread] {
+        match self {
+            Wait::Page => const { &[&FAULTS, &MAIN] },
+            Wait::Transport => const { &[&VCPU, &STATISTICS] },
+            Wait::Gate => const { &[&MAIN] },
+            Wait::Events => const { &[&FAULTS] },
+            Wait::Idle | Wait::Disk | Wait::Terminal | Wait::Clock => &[],
+        }
+    }
+}
+
+/// System calls that fail with EPERM in every thread whose row does not name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarded {
+    /// Opening a file by its name.
+    Open,
+    /// Making a socket and connecting it.
+    Connect,
+    /// Starting a thread or a process.
+    Spawn,
+}
+
+impl Thread {
+    /// Starts the one thread of this row, which does `work`. It is confined when this returns.
+    ///
+    /// # Errors
+    /// When the kernel refuses the thread or its filter. Nothing of `work` was done then.
+    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        self.spawn_named(self.name.to_owned(), work)
+    }
+
+    /// Starts thread `number` of this row.
+    ///
+    /// # Errors
+    /// As [`Thread::spawn`].
+    pub fn spawn_nth(
+        &self,
+        number: usize,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        self.spawn_named(format!("{}{number}", self.name), work)
+    }
+
+    #[cfg_attr(
+        not(test),
+        expect(
+            clippy::disallowed_methods,
+            reason = "the one place where threads are started"
+        )
+    )]
+    fn spawn_named(
+        &self,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        let filter = sandbox::Filter::of(self).map_err(io::Error::other)?;
+        let mut builder = Builder::new().name(name);
+        if let Stack::Bytes(bytes) = self.stack {
+            builder = builder.stack_size(bytes);
+        }
+        let (tell, told) = mpsc::sync_channel(1);
+        let thread = builder.spawn(move || {
+            let entered = filter.enter();
+            let confined = entered.is_ok();
+            // Whoever spawns waits for this word.
+            let _ = tell.send(entered);
+            if confined {
+                work();
+            }
+        })?;
+        match told.recv() {
+            Ok(Ok(())) => Ok(thread),
+            Ok(Err(error)) => Err(io::Error::other(error)),
+            Err(_) => Err(io::Error::other("the thread ended at once")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! The tasks of a VM process, with their priorities.
+
+use std::sync::Arc;
+
+use super::active::Active;
+use super::schedule::Ranked;
+use crate::link::message::{Orders, Welcome};
+use crate::mem::Pager;
+use crate::mem::tasks::census::CensusTask;
+use crate::mem::tasks::measure::Measure;
+use crate::mem::tasks::merge::Merge;
+use crate::mem::tasks::scan::Scan;
+use crate::mem::tasks::swap::Swap;
+use crate::sys::pool_view::PoolView;
+use crate::words::MemState;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Tasks {
+    pub measure: Measure,
+    pub swap: Swap,
+    pub merge: Merge,
+    pub census: CensusTask,
+    pub sample: Active,
+    pub scan: Scan,
+}
+
+impl Tasks {
+    /// The tasks of a VM that was welcomed with these terms. Choices follow from `seed`.
+    pub fn new(pager: &Arc<Pager>, welcome: &Welcome, pool: PoolView, seed: u64) -> Tasks {
+        Tasks {
+            measure: Measure::new(Arc::clone(pager)),
+            swap: Swap::new(Arc::clone(pager), seed),
+            merge: Merge::new(Arc::clone(pager), pool),
+            census: CensusTask::new(Arc::clone(pager)),
+            sample: Active::new(Arc::clone(pager), welcome.sampling, seed),
+            scan: Scan::new(Arc::clone(pager), welcome.key_seed),
+        }
+    }
+
+    /// What the host manager ordered.
+    pub fn obey(&mut self, orders: &Orders) {
+        self.measure.set_short(orders.state > MemState::High);
+        self.swap.bound(orders.private_max);
+        self.scan.set_rate(orders.scan_pages_per_second);
+    }
+
+    /// All of them, the most important first; each with the memory state from which on it does not
+    /// wait for the time budget. What is ordered never waits; and where memory is short, neither does
+    /// what gives some back or finds what can be taken.
+    pub fn ranked(&mut self) -> [Ranked<'_>; 6] {
+        [
+            (&mut self.measure, Some(MemState::High)),
+            (&mut self.swap, Some(MemState::High)),
+            (&mut self.merge, Some(MemState::Hard)),
+            (&mut self.census, Some(MemState::Hard)),
+            (&mut self.sample, None),
+            (&mut self.scan, None),
+        ]
+    }
+}

@@ -1,0 +1,84 @@
+//! The threads of a VM process while its guest runs, seen from outside: those of the table, each
+//! behind its filter. What the filters do is tested beside the table, thread by thread.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: a panic is their way to fail"
+)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::Capability::{Kvm, Uffd};
+use common::fleet::{Fleet, SOON, alone, find_vm};
+use common::require;
+use rustix::process::Signal;
+use tidemark::threads::table::TABLE;
+use tidemark::threads::{BUILDER, KEYS, MAIN};
+
+const FLEET: &str = r#"
+    [host]
+    memory = "96M"
+    swap_dir = "."
+    [[vm]]
+    name = "a"
+    memory = "32M"
+    cpus = 1
+    guest = "verify"
+"#;
+
+/// The value of a line in /proc/*/status.
+fn field(task: &Path, key: &str) -> String {
+    let status = fs::read_to_string(task.join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    line.unwrap_or_else(|| panic!("no {key} in {status}"))
+        .trim()
+        .to_owned()
+}
+
+/// Names without their numbers, and whether the thread is behind a filter for good.
+fn threads(pid: u32) -> Vec<(String, bool)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tasks = tasks.map(|task| {
+        let task = task.unwrap();
+        let name = match task.file_name().to_str().unwrap() == pid.to_string() {
+            true => MAIN.name.to_owned(),
+            false => field(&task.path(), "Name:"),
+        };
+        let confined =
+            field(&task.path(), "Seccomp:") == "2" && field(&task.path(), "NoNewPrivs:") == "1";
+        let name = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        (name.to_owned(), confined)
+    });
+    // KVM has workers of its own in the process, which never leave the kernel.
+    tasks
+        .filter(|(name, _)| !name.starts_with("kvm-"))
+        .collect()
+}
+
+#[test]
+fn a_vm_process_has_the_threads_of_the_table_and_each_is_confined() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let mut fleet = Fleet::start(FLEET, &[]);
+    fleet.until("the guest at work", |figures| {
+        find_vm(figures, "a").is_some_and(|vm| vm["guest"]["pages_verified"].as_u64() > Some(0))
+    });
+    let pid = fleet.process.vm_pid("a");
+    let found = threads(pid);
+    for (name, confined) in &found {
+        assert!(confined, "{name}: {found:?}");
+        assert!(TABLE.iter().any(|row| row.name == name), "{found:?}");
+    }
+    for row in TABLE {
+        let runs = found.iter().any(|(name, _)| name == row.name);
+        // The machine is built, and nobody sits at a terminal.
+        let absent = [BUILDER.name, KEYS.name].contains(&row.name);
+        assert_eq!(runs, !absent, "{}: {found:?}", row.name);
+    }
+    fleet.process.signal(Signal::INT);
+    fleet.end(SOON).check();
+}
