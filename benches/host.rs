@@ -21,7 +21,7 @@ use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
-use tidemark::words::{Holding, Measured, Report, Sampling};
+use tidemark::words::{Allocation, Holding, Measured, Report, Sampling};
 
 type Holders = Vec<(VmId, u32)>;
 
@@ -86,12 +86,11 @@ fn host(vms: u32) -> (Manager, Vec<VmId>) {
     let join = |number: u32, manager: &mut Manager| {
         let hello = Hello {
             name: format!("vm-{number}"),
-            size,
-            reservation: Pages::ZERO,
-            limit: size,
-            shares: 640,
-            dynamic_min: Pages::ZERO,
-            dynamic_max: size,
+            allocation: Allocation {
+                shares: 640,
+                dynamic_min: Pages::ZERO,
+                ..Allocation::of(size)
+            },
             share_group: Some("all".to_owned()),
             held: Pages::ZERO,
             lease: None,

@@ -8,10 +8,10 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tidemark::policy::types::{Allocation, Snapshot, VmId, VmSnapshot};
+use tidemark::policy::types::{Snapshot, VmId, VmSnapshot};
 use tidemark::policy::{PolicyKind, PolicyState, decide};
 use tidemark::units::Pages;
-use tidemark::words::GuestMemoryStats;
+use tidemark::words::{Allocation, GuestMemoryStats};
 
 fn host(vms: u32) -> Snapshot {
     let mut random = fastrand::Rng::with_seed(1);

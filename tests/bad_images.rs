@@ -135,7 +135,7 @@ fn disks_that_are_missing_or_taken() {
             &format!("[host]\nmemory = \"512M\"\n[[vm]]\nname = \"second\"\n{guest}disk.img\"\n{third}{name}\"\n"),
         );
         let line = folder.fails(&["run", "twice.toml"], 2);
-        assert!(line.contains("vm \"third\": disk = "), "{line}");
+        assert!(line.contains("vm \"third\": `disk = "), "{line}");
         assert!(line.contains(name) && line.contains(words), "{line}");
     }
     // What nobody writes may be shared, also with a reader of another fleet: the mistake is the next VM's.
@@ -171,7 +171,7 @@ fn flags_are_checked_as_files_are() {
     for verb in ["run", "vm"] {
         let line = folder.fails(&[verb, "--kernel", "image"], 2);
         assert!(
-            line.contains("command line: vm \"vm\": kernel = \"image\""),
+            line.contains("command line: vm \"vm\": `kernel = \"image\""),
             "{line}"
         );
         assert!(line.contains("AArch64"), "{line}");
@@ -179,7 +179,7 @@ fn flags_are_checked_as_files_are() {
         assert!(line.contains("in use by another VM"), "{line}");
         // Opening it would wait for a writer.
         let line = folder.fails(&[verb, "--kernel", "/dev/null"], 2);
-        assert!(line.contains("is no regular file"), "{line}");
+        assert!(line.contains("must be a regular file"), "{line}");
     }
 }
 
@@ -199,6 +199,6 @@ fn the_linux_example_names_what_its_recipe_makes() {
     fs::write(made.join("vmlinuz"), patched(0x206, &[0x0b, 2])).unwrap();
     fs::write(made.join("initrd.gz"), "initrd").unwrap();
     let line = folder.fails(&["run", "examples/linux.toml"], 2);
-    assert!(line.contains("vm \"debian-0\": kernel"), "{line}");
+    assert!(line.contains("vm \"debian-0\": `kernel"), "{line}");
     assert!(line.contains("too old"), "{line}");
 }

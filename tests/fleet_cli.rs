@@ -109,7 +109,7 @@ fn set_changes_a_running_vm_and_says_what_is_allowed() {
         let a = find_vm(figures, "a");
         a.is_some_and(|vm| number(vm, "consumed_bytes") > 8 * MIB) && compares(figures, "a")
     });
-    let bad: [(&[&str], &[&str]); 8] = [
+    let bad: [(&[&str], &[&str]); 9] = [
         (&["a", "limit=lots"], &["limit", "lots", "512M"]),
         (&["a", "limit=64M"], &["limit", "64", "32"]),
         (
@@ -126,7 +126,11 @@ fn set_changes_a_running_vm_and_says_what_is_allowed() {
         ),
         (&["a", "colour=red"], &["colour", "shares", "dynamic_max"]),
         (&["nobody", "shares=low"], &["nobody", "there are"]),
-        (&["host", "memory=1M"], &["memory", "1.0 MiB", "promised"]),
+        (&["host", "memory=1M"], &["memory", "1M", "16M to 64T"]),
+        (
+            &["host", "memory=300M", "policy=magic"],
+            &["policy", "magic", "esx, "],
+        ),
     ];
     let folder = &fleet.folder;
     for (args, words) in bad {

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tidemark::host::manager::{Change, Manager, Outgoing, Settings};
+use tidemark::host::manager::{Manager, Outgoing, Settings};
 use tidemark::host::process::ProcessId;
 use tidemark::link::message::{Hello, ToHost, ToVm};
 use tidemark::mem::credit::{CreditBook, CreditMove};
@@ -15,7 +15,7 @@ use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
-use tidemark::words::{Gauges, Holding, Measured, Report, Sampling};
+use tidemark::words::{Allocation, AllocationKeys, Gauges, Holding, Measured, Report, Sampling};
 
 /// Pages that a VM process takes out in one go.
 const BATCH: u64 = 32;
@@ -117,12 +117,10 @@ fn start(private: u64, compressed: u64) -> (Manager, Vm) {
     };
     let hello = Hello {
         name: "vm".to_owned(),
-        size: SIZE,
-        reservation: Pages::ZERO,
-        limit: SIZE,
-        shares: 640,
-        dynamic_min: Pages::ZERO,
-        dynamic_max: SIZE,
+        allocation: Allocation {
+            dynamic_min: Pages::ZERO,
+            ..Allocation::of(SIZE)
+        },
         share_group: None,
         held: Pages(private) + vm.store(),
         lease: None,
@@ -167,11 +165,11 @@ fn second(manager: &mut Manager, vm: &mut Vm, second: u64, mut guest: impl FnMut
 }
 
 fn limit(manager: &mut Manager, vm: &Vm, pages: u64) {
-    let change = Change {
-        limit: Some(Pages(pages)),
-        ..Change::default()
+    let keys = AllocationKeys {
+        limit: Some(Pages(pages).into()),
+        ..AllocationKeys::default()
     };
-    manager.set(vm.id, change).unwrap();
+    manager.set(vm.id, &keys).unwrap();
 }
 
 /// A limit a little below what the VM holds costs it a little, not its store's worth more.

@@ -81,33 +81,33 @@ fn mistakes_name_the_file_the_key_and_the_reason() {
     let table = [
         (
             format!("{head}{vm}guest = 'lazy'"),
-            "x.toml: vm \"a\": guest = \"lazy\" is no model guest (allowed: prompt, slow, stuck, \
-             sometimes-stuck, trickle, refuses, greedy, liar, dies, sleeper, sudden-need, idle)",
+            "x.toml: vm \"a\": `guest = \"lazy\"`: must be one of prompt, slow, stuck, \
+             sometimes-stuck, trickle, refuses, greedy, liar, dies, sleeper, sudden-need, idle",
         ),
         (
             format!("{head}{vm}guest = 'refuses'"),
-            "x.toml: vm \"a\": below is missing for this guest",
+            "x.toml: vm \"a\": `below` is missing: this guest needs it",
         ),
         (
             format!("{head}{vm}limit = '65M'"),
-            "x.toml: vm \"a\": limit = 65.0 MiB is too large (allowed: up to 64.0 MiB, the memory)",
+            "x.toml: vm \"a\": `limit = \"65M\"`: must be at most `memory = \"64M\"`",
         ),
         (
             format!("{head}{vm}[[expect]]\nvm = 'b'"),
-            "x.toml: expect 1: vm = \"b\" is no VM of this file (allowed: a VM's name)",
+            "x.toml: expect 1: `vm = \"b\"`: no VM of this file has this name",
         ),
         (
             head.to_owned(),
-            "x.toml: no VM (allowed: [[vm]] tables, or [fleet])",
+            "x.toml: no VM: must have [[vm]] tables, or [fleet]",
         ),
         (
             format!("without = ['luck']\n{head}{vm}"),
-            "x.toml: without = \"luck\" is not known (allowed: two-phase, inaccuracy, \
-             stuck-detection, trickle-rule, hysteresis, guest-minimum, measured, floors, admission, sleep-decay)",
+            "x.toml: `without = \"luck\"`: must be one of two-phase, inaccuracy, \
+             stuck-detection, trickle-rule, hysteresis, guest-minimum, measured, floors, admission, sleep-decay",
         ),
         (
             format!("fails = ['esx']\n{head}{vm}"),
-            "x.toml: fails_with (words of the reason) is missing beside fails",
+            "x.toml: `fails` without `fails_with`, words of the reason",
         ),
     ];
     for (text, line) in table {

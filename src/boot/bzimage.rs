@@ -14,6 +14,8 @@ use kvm_bindings::{kvm_regs, kvm_segment};
 
 use super::image::Image;
 use super::memory_map::{self, Kind};
+use super::page_tables::PageTables;
+use super::segments::{flat_code, flat_data, no_task, put_gdt};
 use super::{Error, StartState, initrd, put, put_cmdline};
 use crate::sys::guest_range::frames_touched;
 use crate::sys::ram::{GuestRam, Layout};
@@ -200,8 +202,9 @@ pub fn prepare(
     }
     debug_assert!(map.iter().any(|entry| entry.kind == Kind::Ram));
     put(ram, ZERO_PAGE, &page.0)?;
-    write_tables(ram)?;
-    Ok(start_state(header.load_gpa + ENTRY_64BIT))
+    TABLES.write(ram, |_| true)?;
+    let gdt = put_gdt(ram, GDT, &DESCRIPTORS)?;
+    Ok(start_state(header.load_gpa + ENTRY_64BIT, gdt))
 }
 
 struct ZeroPage(Vec<u8>);
@@ -217,48 +220,22 @@ fn low(gpa: u64) -> u32 {
     u32::try_from(gpa).expect("placed below 4 GiB")
 }
 
-/// Maps the first 4 GiB at their own addresses, for the kernel's first instructions.
-fn write_tables(ram: &GuestRam) -> Result<(), Error> {
-    const TABLE: u64 = 0x03;
-    const LARGE: u64 = 0x83;
-    put(ram, PML4, &(PDPT | TABLE).to_le_bytes())?;
-    for gib in 0..4u64 {
-        let directory = PAGE_DIRECTORIES + gib * 0x1000;
-        put(ram, PDPT + gib * 8, &(directory | TABLE).to_le_bytes())?;
-        let entries: Vec<u8> = (0..512u64)
-            .flat_map(|n| (gib << 30 | n << 21 | LARGE).to_le_bytes())
-            .collect();
-        put(ram, directory, &entries)?;
-    }
-    // The protocol wants code at selector 0x10 and data at 0x18.
-    let gdt: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
-    let gdt: Vec<u8> = gdt.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-    put(ram, GDT, &gdt)
-}
+/// For the kernel's first instructions.
+const TABLES: PageTables = PageTables {
+    pml4: PML4,
+    pdpt: PDPT,
+    directories: PAGE_DIRECTORIES,
+    table: 0x03,
+    large: 0x83,
+};
 
-fn start_state(entry: u64) -> StartState {
+/// The protocol wants code at selector 0x10 and data at 0x18.
+const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+fn start_state(entry: u64, gdt: (u64, u16)) -> StartState {
     let code = kvm_segment {
-        limit: u32::MAX,
-        selector: 0x10,
-        type_: 11,
-        present: 1,
-        s: 1,
         l: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment {
-        selector: 0x18,
-        type_: 3,
-        l: 0,
-        db: 1,
-        ..code
-    };
-    let tss = kvm_segment {
-        limit: 0x67,
-        type_: 11,
-        present: 1,
-        ..Default::default()
+        ..flat_code(0x10)
     };
     StartState {
         regs: kvm_regs {
@@ -267,8 +244,8 @@ fn start_state(entry: u64) -> StartState {
             rflags: 2,
             ..Default::default()
         },
-        segments: [code, data, tss],
-        gdt: (GDT, 4 * 8 - 1),
+        segments: [code, flat_data(0x18), no_task()],
+        gdt,
         // PG, ET, PE.
         cr0: 0x8000_0011,
         cr3: PML4,

@@ -13,8 +13,10 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 
-use super::{Error, elf::Loaded};
-use super::{StartState, low_ram_end, put, put_cmdline};
+use super::elf::Loaded;
+use super::page_tables::{LARGE_PAGE, PageTables};
+use super::segments::{flat_code, flat_data, no_task, put_gdt};
+use super::{Error, StartState, low_ram_end, put, put_cmdline};
 use crate::sys::ram::GuestRam;
 
 const PML4: u64 = 0x1000;
@@ -24,12 +26,15 @@ const TSS: u64 = 0x7000;
 const GDT: u64 = 0xa000;
 const STACK_TOP: u64 = 0x2_0000;
 
-const LARGE_PAGE: u64 = 2 << 20;
-const GIB: u64 = 1 << 30;
-/// Page table flags: present, writable, user; and for a large page also its size bit, accessed and
-/// dirty, so that the walker never writes the tables.
-const TABLE: u64 = 0x07;
-const LARGE: u64 = 0xe7;
+const TABLES: PageTables = PageTables {
+    pml4: PML4,
+    pdpt: PDPT,
+    directories: PAGE_DIRECTORIES,
+    // Present, writable, user; and for a large page also its size bit, accessed and dirty, so that
+    // the walker never writes the tables.
+    table: 0x07,
+    large: 0xe7,
+};
 
 /// Bytes of the TSS before its I/O bitmap.
 const TSS_BYTES: u16 = 104;
@@ -57,40 +62,32 @@ pub fn prepare(
     if loaded.end == 0 {
         return Err(Error::Broken("no segment to load"));
     }
-    write_page_tables(ram, devices)?;
-    let tr = write_descriptors(ram)?;
+    let (ram_end, devices_page) = (low_ram_end(ram.layout()), devices - devices % LARGE_PAGE);
+    TABLES.write(ram, |page| page < ram_end || page == devices_page)?;
+    let (gdt, tr) = write_descriptors(ram)?;
     let cmdline = put_cmdline(ram, cmdline)?;
     let regs = kvm_regs {
         rip: entry,
         rsp: STACK_TOP,
         rdi: cmdline,
-        rsi: low_ram_end(ram.layout()),
+        rsi: ram_end,
         // Bit 1 is always set; IOPL 3. Interrupts stay off: there is no IDT.
         rflags: 0x3002,
         ..Default::default()
     };
     let code = kvm_segment {
-        limit: u32::MAX,
-        selector: SELECTOR_CODE,
-        type_: 11,
-        present: 1,
         dpl: 3,
-        s: 1,
         l: 1,
-        g: 1,
-        ..Default::default()
+        ..flat_code(SELECTOR_CODE)
     };
     let data = kvm_segment {
-        selector: SELECTOR_DATA,
-        type_: 3,
-        l: 0,
-        db: 1,
-        ..code
+        dpl: 3,
+        ..flat_data(SELECTOR_DATA)
     };
     Ok(StartState {
         regs,
         segments: [code, data, tr],
-        gdt: (GDT, 7 * 8 - 1),
+        gdt,
         // PG, AM, WP, NE, ET, MP, PE.
         cr0: 0x8005_0033,
         cr3: PML4,
@@ -101,36 +98,12 @@ pub fn prepare(
     })
 }
 
-fn write_page_tables(ram: &GuestRam, devices: u64) -> Result<(), Error> {
-    put(ram, PML4, &(PDPT | TABLE).to_le_bytes())?;
-    let mut directories = Vec::new();
-    let ram_end = low_ram_end(ram.layout());
-    let devices_page = devices - devices % LARGE_PAGE;
-    for gib in 0..4u64 {
-        let start = gib * GIB;
-        let has_devices = (start..start + GIB).contains(&devices_page);
-        if start >= ram_end && !has_devices {
-            continue;
-        }
-        let directory = PAGE_DIRECTORIES + gib * 0x1000;
-        put(ram, PDPT + gib * 8, &(directory | TABLE).to_le_bytes())?;
-        directories.clear();
-        for page in (start..start + GIB).step_by(2 << 20) {
-            let mapped = page < ram_end || page == devices_page;
-            let entry = if mapped { page | LARGE } else { 0 };
-            directories.extend_from_slice(&entry.to_le_bytes());
-        }
-        put(ram, directory, &directories)?;
-    }
-    Ok(())
-}
-
-/// GDT and TSS. Returns the task register.
-fn write_descriptors(ram: &GuestRam) -> Result<kvm_segment, Error> {
+/// GDT and TSS. Returns where the GDT is, and the task register.
+fn write_descriptors(ram: &GuestRam) -> Result<((u64, u16), kvm_segment), Error> {
     let limit = u64::from(TSS_BYTES + BITMAP_BYTES - 1);
     // A busy 64-bit TSS; bits 24.. of its base are zero.
     let tss = limit | TSS << 16 | 0x8b << 40;
-    let gdt: [u64; 7] = [
+    let gdt = [
         0,
         0x00af_9b00_0000_ffff,
         0x00cf_9300_0000_ffff,
@@ -139,19 +112,17 @@ fn write_descriptors(ram: &GuestRam) -> Result<kvm_segment, Error> {
         tss,
         0,
     ];
-    let gdt: Vec<u8> = gdt.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-    put(ram, GDT, &gdt)?;
+    let gdt = put_gdt(ram, GDT, &gdt)?;
     // Fresh RAM is zero: no ring-0 stack, and an I/O bitmap that allows every port.
     put(ram, TSS + 102, &TSS_BYTES.to_le_bytes())?;
     put(ram, TSS + limit, &[0xff])?;
-    Ok(kvm_segment {
+    let task = kvm_segment {
         base: TSS,
         limit: u32::from(TSS_BYTES + BITMAP_BYTES - 1),
         selector: SELECTOR_TSS,
-        type_: 11,
-        present: 1,
-        ..Default::default()
-    })
+        ..no_task()
+    };
+    Ok((gdt, task))
 }
 
 #[cfg(test)]
@@ -160,6 +131,7 @@ mod tests {
 
     use super::*;
     use crate::boot::Entry;
+    use crate::boot::page_tables::GIB;
     use crate::sys::ram::Layout;
     use crate::units::Pages;
 
@@ -168,7 +140,8 @@ mod tests {
     fn mapped(ram: &GuestRam, gpa: u64) -> bool {
         let table = |at: u64| -> u64 { ram.memory().read_obj(GuestAddress(at)).unwrap() };
         let directory = table(PDPT + gpa / GIB * 8);
-        directory != 0 && table((directory & !0xfff) + gpa % GIB / LARGE_PAGE * 8) == gpa | LARGE
+        directory != 0
+            && table((directory & !0xfff) + gpa % GIB / LARGE_PAGE * 8) == gpa | TABLES.large
     }
 
     #[test]

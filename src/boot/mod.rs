@@ -17,7 +17,9 @@ mod foreign;
 pub mod image;
 mod initrd;
 mod memory_map;
+mod page_tables;
 pub mod pvh;
+mod segments;
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 

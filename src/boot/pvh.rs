@@ -5,6 +5,7 @@
 use kvm_bindings::{kvm_regs, kvm_segment};
 
 use super::image::Image;
+use super::segments::{flat_code, flat_data, no_task, put_gdt};
 use super::{Error, StartState, initrd, memory_map, put, put_cmdline};
 use crate::sys::ram::GuestRam;
 
@@ -57,8 +58,9 @@ pub fn prepare(
         info.extend_from_slice(&word.to_le_bytes());
     }
     put(ram, START_INFO, &info)?;
-    write_gdt(ram)?;
-    Ok(start_state(entry))
+    // Kernels load their own GDT; this one only backs the selectors below.
+    let gdt = put_gdt(ram, GDT, &[0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff])?;
+    Ok(start_state(entry, gdt))
 }
 
 /// Start, length, type and 32 unused bits.
@@ -67,34 +69,10 @@ fn map_entry(range: &memory_map::Range) -> Vec<u8> {
     words.map(u64::to_le_bytes).concat()
 }
 
-/// Kernels load their own GDT; this one only backs the selectors below.
-fn write_gdt(ram: &GuestRam) -> Result<(), Error> {
-    let gdt: [u64; 3] = [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
-    let gdt: Vec<u8> = gdt.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-    put(ram, GDT, &gdt)
-}
-
-fn start_state(entry: u64) -> StartState {
+fn start_state(entry: u64, gdt: (u64, u16)) -> StartState {
     let code = kvm_segment {
-        limit: u32::MAX,
-        selector: 1 << 3,
-        type_: 11,
-        present: 1,
         db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment {
-        selector: 2 << 3,
-        type_: 3,
-        ..code
-    };
-    let tss = kvm_segment {
-        limit: 0x67,
-        type_: 11,
-        present: 1,
-        ..Default::default()
+        ..flat_code(1 << 3)
     };
     StartState {
         regs: kvm_regs {
@@ -103,8 +81,8 @@ fn start_state(entry: u64) -> StartState {
             rflags: 2,
             ..Default::default()
         },
-        segments: [code, data, tss],
-        gdt: (GDT, 3 * 8 - 1),
+        segments: [code, flat_data(2 << 3), no_task()],
+        gdt,
         // PE and ET.
         cr0: 0x11,
         cr3: 0,

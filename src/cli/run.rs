@@ -24,7 +24,6 @@ use self::child::{Child, Stdout};
 use self::screen::Screen;
 use super::host::signal_pipe;
 use super::{Error, check, folder, machine, table};
-use crate::config::size::parse_duration;
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
@@ -33,6 +32,7 @@ use crate::out::Out;
 use crate::sys::signals;
 use crate::vm::files::Files;
 use crate::vm::terminal::Terminal;
+use crate::words::size::parse_duration;
 use crate::words::{Exit, ExitReason};
 
 /// How long VMs may take to stop before they are killed.

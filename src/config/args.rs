@@ -1,25 +1,31 @@
-//! The flags that describe one VM, shared by `tidemark vm` and `tidemark run`.
+//! What describes one VM: the flags that `tidemark vm` and `tidemark run` share, and the keys of a
+//! `[[vm]]` table.
 
 use std::path::{Path, PathBuf};
 
-use super::check::{Draft, Value};
+use serde::Deserialize;
+
 use super::error::{COMMAND_LINE, ConfigError};
 use super::fleet::Machine;
 use super::spec::VmSpec;
+use crate::words::{AllocationKeys, Written};
 
-/// One VM, as flags. Sizes and shares are checked with the rest, not by clap, so that a mistake
+/// One VM as somebody wrote it. Numbers are checked with the rest, not by clap, so that a mistake
 /// reads the same as in a fleet file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VmArgs {
     /// Name of the VM [default: the guest's name, or "vm"]
     #[arg(long)]
     pub name: Option<String>,
-    /// Configured memory [default: 256M]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub memory: Option<String>,
+    // In a file they stand in the same table: see `beside`.
+    #[command(flatten)]
+    #[serde(skip)]
+    /// What it is entitled to.
+    pub allocation: AllocationKeys,
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub cpus: Option<String>,
+    pub cpus: Option<Written>,
     /// A built-in test guest to boot
     #[arg(long, value_name = "NAME")]
     pub guest: Option<String>,
@@ -37,22 +43,8 @@ pub struct VmArgs {
     pub disk: Option<PathBuf>,
     /// The guest may not write its disk; several VMs may then have the same
     #[arg(long)]
+    #[serde(default)]
     pub disk_read_only: bool,
-    /// Weight: high, normal, low or a number [default: normal]
-    #[arg(long, allow_hyphen_values = true)]
-    pub shares: Option<String>,
-    /// Memory that is never taken from it [default: 0]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub reservation: Option<String>,
-    /// Memory that it never gets more than [default: all]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub limit: Option<String>,
-    /// Lower end of the dynamic range
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub dynamic_min: Option<String>,
-    /// Upper end of the dynamic range
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub dynamic_max: Option<String>,
     /// VMs of one group share equal pages
     #[arg(long, value_name = "NAME")]
     pub share_group: Option<String>,
@@ -61,7 +53,11 @@ pub struct VmArgs {
     pub console: Option<PathBuf>,
     /// Folder of the swap file [default: /var/tmp]
     #[arg(long, value_name = "DIR")]
+    #[serde(skip)]
     pub swap_dir: Option<PathBuf>,
+    /// How many such VMs; `tidemark vm` is always one.
+    #[arg(skip)]
+    pub count: Option<Written>,
 }
 
 impl VmArgs {
@@ -75,30 +71,16 @@ impl VmArgs {
     /// # Errors
     /// The first mistake.
     pub fn to_spec(&self, machine: &Machine<'_>) -> Result<VmSpec, ConfigError> {
-        self.draft().check(COMMAND_LINE, Path::new(""), machine)
+        let vm = VmArgs {
+            name: Some(self.own_name()),
+            ..self.clone()
+        };
+        vm.check(COMMAND_LINE, Path::new(""), machine)
     }
 
-    pub(super) fn draft(&self) -> Draft {
-        let text = |text: &Option<String>| text.clone().map(Value::Text);
-        let guest_name = self.guest.clone();
-        Draft {
-            name: self.name.clone().or(guest_name).unwrap_or("vm".into()),
-            memory: text(&self.memory),
-            cpus: text(&self.cpus),
-            guest: self.guest.clone(),
-            kernel: self.kernel.clone(),
-            initrd: self.initrd.clone(),
-            cmdline: self.cmdline.clone(),
-            disk: self.disk.clone(),
-            disk_read_only: self.disk_read_only,
-            shares: text(&self.shares),
-            reservation: text(&self.reservation),
-            limit: text(&self.limit),
-            dynamic_min: text(&self.dynamic_min),
-            dynamic_max: text(&self.dynamic_max),
-            share_group: self.share_group.clone(),
-            console: self.console.clone(),
-            swap_dir: self.swap_dir.clone(),
-        }
+    /// The name, or what stands for it on the command line.
+    pub(super) fn own_name(&self) -> String {
+        let name = self.name.as_ref().or(self.guest.as_ref());
+        name.map_or("vm", String::as_str).to_owned()
     }
 }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use crate::words::allocation::AllocationError;
+
 /// Where flags are written, in messages.
 pub const COMMAND_LINE: &str = "command line";
 
-/// A configuration mistake. Displays as one line: where, key, value, what is allowed.
+/// A configuration mistake. Displays as one line: where, key, value, what it must be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The fleet file cannot be read.
@@ -27,7 +29,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// A value is not allowed.
-    #[error("{place}: {key} = {value} {problem} (allowed: {allowed})")]
+    #[error("{place}: `{key} = {value}`: {problem}")]
     Value {
         /// The file or "command line", and the table.
         place: String,
@@ -35,10 +37,16 @@ pub enum ConfigError {
         key: String,
         /// As the user wrote it.
         value: String,
-        /// What is wrong with it.
+        /// What is wrong with it, and what would be right.
         problem: String,
-        /// What would be right.
-        allowed: String,
+    },
+    /// The allocation keys of a VM do not fit together.
+    #[error("{place}: {source}")]
+    Allocation {
+        /// The file or "command line", and the table.
+        place: String,
+        /// Why.
+        source: AllocationError,
     },
     /// A key that must be there is not.
     #[error("{place}: {problem}")]

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::VmArgs;
-use super::check::{Draft, Place, SWAP_DIR, Value};
+use super::check::{Place, SWAP_DIR};
 use super::error::{COMMAND_LINE, ConfigError};
 use super::file::{self, FleetFile, HostTable};
-use super::size::parse_duration;
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
 use crate::policy::PolicyKind;
 use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
 use crate::units::Pages;
-use crate::words::Sampling;
+use crate::words::budget::{BUDGET_FORMS, BUDGETS};
+use crate::words::size::parse_duration;
+use crate::words::{Sampling, Written};
 
 /// VMs of one fleet, at most.
 const VMS_MAX: usize = 10_000;
@@ -22,8 +23,6 @@ const VMS_MAX: usize = 10_000;
 const SAMPLE_PAGES_MAX: u32 = 128;
 const SAMPLE_PERIODS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
-const BUDGET_MIN: Pages = Pages::mib(16);
-const BUDGET_MAX: Pages = Pages::mib(64 << 20);
 /// Memory that `memory = "auto"` leaves the rest of the machine, at least. Chosen.
 const AUTO_SPARE_MIN: Pages = Pages::mib(256);
 /// And at least available memory / this. Chosen.
@@ -61,7 +60,7 @@ impl HostArgs {
         machine: &Machine<'_>,
     ) -> Result<HostSpec, ConfigError> {
         let table = HostTable {
-            memory: self.memory.clone().map(Value::Text),
+            memory: self.memory.as_deref().map(Written::from),
             policy: self.policy.clone(),
             idle_tax: None,
             min_free: None,
@@ -100,15 +99,24 @@ impl FleetSpec {
             host,
             vms: Vec::new(),
         };
-        for table in file.vm {
-            let count = table.count.clone();
-            let draft = table.into_draft(file.host.swap_dir.clone());
-            fleet.add(&draft, count.as_ref(), &origin, folder, machine)?;
+        for (number, vm) in file.vm.into_iter().enumerate() {
+            let vm = VmArgs {
+                allocation: vm.allocation,
+                swap_dir: file.host.swap_dir.clone(),
+                ..vm.table
+            };
+            if vm.name.is_none() {
+                return Err(ConfigError::Missing {
+                    place: origin,
+                    problem: format!("[[vm]] number {} has no `name`", number + 1),
+                });
+            }
+            fleet.add(&vm, &origin, folder, machine)?;
         }
         if fleet.vms.is_empty() {
             return Err(ConfigError::Missing {
                 place: origin,
-                problem: "no VM (allowed: one [[vm]] table or more)".into(),
+                problem: "no VM: must have a [[vm]] table or more".into(),
             });
         }
         fleet.check_together(&origin)?;
@@ -130,44 +138,47 @@ impl FleetSpec {
             host,
             vms: Vec::new(),
         };
-        let count = count.map(|count| Value::Text(count.to_owned()));
-        let (origin, folder) = (COMMAND_LINE, Path::new(""));
-        fleet.add(&vm.draft(), count.as_ref(), origin, folder, machine)?;
-        fleet.check_together(origin)?;
+        let vm = VmArgs {
+            name: Some(vm.own_name()),
+            count: count.map(Written::from),
+            ..vm.clone()
+        };
+        fleet.add(&vm, COMMAND_LINE, Path::new(""), machine)?;
+        fleet.check_together(COMMAND_LINE)?;
         Ok(fleet)
     }
 
     /// Adds the VMs of one description: `name`, or `name-0` to `name-(count - 1)`.
     fn add(
         &mut self,
-        draft: &Draft,
-        count: Option<&Value>,
+        vm: &VmArgs,
         origin: &str,
         folder: &Path,
         machine: &Machine<'_>,
     ) -> Result<(), ConfigError> {
+        let name = vm.name.as_deref().unwrap_or_default();
         let place = Place {
-            text: format!("{origin}: vm {:?}", draft.name),
+            text: format!("{origin}: vm {name:?}"),
         };
-        let instances = match count {
+        let instances = match &vm.count {
             None => vec![None],
             Some(value) => match value.text().parse::<usize>() {
                 Ok(count) if (1..=VMS_MAX - self.vms.len()).contains(&count) => {
                     (0..count).map(Some).collect()
                 }
                 _ => {
-                    let allowed = format!("1 to {VMS_MAX} VMs in all");
-                    return Err(place.wrong("count", value, "is no number of VMs", allowed));
+                    let problem = format!("must be 1 to {VMS_MAX} VMs in all");
+                    return Err(place.wrong("count", value, problem));
                 }
             },
         };
         for instance in instances {
-            let mut draft = draft.clone();
+            let mut vm = vm.clone();
             if let Some(index) = instance {
-                draft.name = format!("{}-{index}", draft.name);
-                draft.console = draft.console.map(|path| numbered(&path, index));
+                vm.name = Some(format!("{name}-{index}"));
+                vm.console = vm.console.map(|path| numbered(&path, index));
             }
-            let mut vm = draft.check(origin, folder, machine)?;
+            let mut vm = vm.check(origin, folder, machine)?;
             let position = u64::try_from(self.vms.len()).unwrap_or(u64::MAX);
             seed(&mut vm, self.host.seed.wrapping_add(position));
             self.vms.push(vm);
@@ -184,7 +195,8 @@ impl FleetSpec {
             };
             if !names.insert(&vm.name) {
                 let name = format!("{:?}", vm.name);
-                return Err(place.wrong("name", name, "is used twice", "a name for each VM"));
+                let problem = "is used twice, must be one VM's alone";
+                return Err(place.wrong("name", name, problem));
             }
             for (key, path, is_read) in [
                 ("disk", &vm.disk, vm.disk_read_only),
@@ -195,7 +207,8 @@ impl FleetSpec {
                     && !(was_read && is_read)
                 {
                     let path = format!("{path:?}");
-                    return Err(place.wrong(key, path, "is used twice", "a file for each VM"));
+                    let problem = "is used twice, must be one VM's alone";
+                    return Err(place.wrong(key, path, problem));
                 }
             }
         }
@@ -236,7 +249,7 @@ fn check_host(
     let place = Place {
         text: format!("{origin}: host"),
     };
-    let auto = Value::Text("auto".into());
+    let auto = Written::from("auto");
     let value = table.memory.as_ref().unwrap_or(&auto);
     let memory = if *value == auto {
         let available = machine.available;
@@ -245,26 +258,21 @@ fn check_host(
     } else {
         place.size("memory", value)?
     };
-    if !(BUDGET_MIN..=BUDGET_MAX).contains(&memory) {
-        let problem = format!("({memory}) is out of range");
-        return Err(place.wrong("memory", value, problem, "16M to 64T"));
+    if !BUDGETS.contains(&memory) {
+        let problem = format!("{memory}, must be {BUDGET_FORMS}");
+        return Err(place.wrong("memory", value, problem));
     }
     let policy = match &table.policy {
         None => PolicyKind::default(),
         Some(name) => name.parse().map_err(|_| {
-            let names: Vec<_> = PolicyKind::ALL.iter().map(|kind| kind.name()).collect();
-            place.wrong(
-                "policy",
-                format!("{name:?}"),
-                "is no policy",
-                names.join(", "),
-            )
+            let problem = format!("must be one of {}", PolicyKind::names());
+            place.wrong("policy", format!("{name:?}"), problem)
         })?,
     };
     let swap_dir = folder.join(table.swap_dir.as_deref().unwrap_or(Path::new(SWAP_DIR)));
     if !swap_dir.is_dir() {
         let value = format!("{:?}", swap_dir.display().to_string());
-        return Err(place.wrong("swap_dir", value, "is no folder", "a folder that exists"));
+        return Err(place.wrong("swap_dir", value, "must be a folder that exists"));
     }
     Ok(HostSpec {
         memory,
@@ -282,8 +290,8 @@ fn sampling(place: &Place, table: &HostTable) -> Result<Sampling, ConfigError> {
         let pages = value.text().parse().ok();
         let pages = pages.filter(|pages| *pages <= SAMPLE_PAGES_MAX);
         sampling.pages = pages.ok_or_else(|| {
-            let allowed = format!("0 to {SAMPLE_PAGES_MAX}; 0 is no sampling");
-            place.wrong("sample_pages", value, "is no sample", allowed)
+            let problem = format!("must be 0 (no sampling) to {SAMPLE_PAGES_MAX}");
+            place.wrong("sample_pages", value, problem)
         })?;
     }
     if let Some(text) = &table.sample_period {
@@ -291,7 +299,7 @@ fn sampling(place: &Place, table: &HostTable) -> Result<Sampling, ConfigError> {
         let period = period.filter(|period| SAMPLE_PERIODS.contains(period));
         sampling.period = period.ok_or_else(|| {
             let text = format!("{text:?}");
-            place.wrong("sample_period", text, "is no period", "100ms to 1h")
+            place.wrong("sample_period", text, "must be 100ms to 1h")
         })?;
     }
     Ok(sampling)
@@ -302,15 +310,15 @@ fn policy_settings(place: &Place, table: &HostTable) -> Result<PolicySettings, C
     if let Some(value) = &table.idle_tax {
         let tax = value.text().parse().ok().and_then(IdleTax::new);
         settings.idle_tax = tax.ok_or_else(|| {
-            let allowed = format!("0 to {} percent", IdleTax::PERCENT_MAX);
-            place.wrong("idle_tax", value, "is no tax", allowed)
+            let problem = format!("must be 0 to {} percent", IdleTax::PERCENT_MAX);
+            place.wrong("idle_tax", value, problem)
         })?;
     }
     if let Some(name) = &table.min_free {
         settings.min_free = MinFree::named(name).ok_or_else(|| {
             let names: Vec<_> = MinFree::ALL.iter().map(|scale| scale.name()).collect();
-            let name = format!("{name:?}");
-            place.wrong("min_free", name, "is no scale", names.join(", "))
+            let problem = format!("must be one of {}", names.join(", "));
+            place.wrong("min_free", format!("{name:?}"), problem)
         })?;
     }
     Ok(settings)

@@ -1,13 +1,13 @@
 //! Configuration: a fleet file or command-line flags in, checked specs out.
 //!
 //! Whatever a VM is described by, it goes through one checker: a `[[vm]]` table and the flags of
-//! `tidemark vm` and `tidemark run --kernel ...` both become a draft (texts as the user
-//! wrote them), and only the checker turns a draft into a [`VmSpec`]. A spec is therefore always
-//! valid: `reservation <= limit <= memory`, `dynamic_min <= dynamic_max <= memory`, a name that can
-//! stand in a path, files that exist (what is in them is checked by `vm::files`). The manager starts a VM process with
-//! [`VmSpec::to_args`], which that process parses with the same [`VmArgs`].
+//! `tidemark vm` and `tidemark run --kernel ...` both become [`VmArgs`] (texts as the user
+//! wrote them), and only the checker turns those into a [`VmSpec`]. A spec is therefore always
+//! valid: an [`Allocation`](crate::words::Allocation) that keeps its rules, a name that can stand in
+//! a path, files that exist (what is in them is checked by `vm::files`). The manager starts a VM
+//! process with [`VmSpec::to_args`], which that process parses with the same [`VmArgs`].
 //!
-//! Every mistake is one line that says where, which key, which value and what is allowed; only the
+//! Every mistake is one line that says where, which key, which value and what it must be; only the
 //! first is reported. Paths in a file are relative to the file's folder. What the machine has (free
 //! memory, built-in guests) is an argument ([`Machine`]), so all of this is testable anywhere.
 //!
@@ -17,26 +17,27 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `size` | sizes and durations as texts |
 //! | `file` | the TOML shape of a fleet file |
-//! | `args` | the flags of one VM |
-//! | `check` | drafts to specs: every rule about a single VM |
+//! | `beside` | tables in which allocation keys stand beside others |
+//! | `args` | one VM as a user writes it: a table, or flags |
+//! | `check` | from there to a spec: every rule about a single VM but its allocation's |
 //! | `fleet` | `[host]`, `count`, seeds: rules about VMs together |
 //! | `spec` | what comes out |
 //! | `error` | the one line |
 
 pub mod args;
+mod beside;
 mod check;
 mod error;
 mod file;
 mod fleet;
-pub mod size;
 mod spec;
 #[cfg(test)]
 mod tests;
 
 pub use args::VmArgs;
-pub(crate) use check::{Place, Value};
+pub(crate) use beside::Beside;
+pub(crate) use check::Place;
 pub use error::{COMMAND_LINE, ConfigError};
 pub(crate) use file::parse as parse_toml;
 pub use fleet::{HostArgs, Machine};

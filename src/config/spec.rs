@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use crate::policy::PolicyKind;
 use crate::policy::settings::PolicySettings;
-use crate::policy::types::Allocation;
 use crate::units::Pages;
-use crate::words::Sampling;
+use crate::words::{Allocation, Sampling};
 
 /// A host and its VMs. Names are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +53,8 @@ pub enum Boot {
 pub struct VmSpec {
     /// 1 to 64 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// Configured memory (static maximum): 1 MiB to 512 GiB.
-    pub memory: Pages,
+    /// What it is entitled to.
+    pub allocation: Allocation,
     /// Number of virtual CPUs, 1 to 64.
     pub cpus: u8,
     /// What it boots.
@@ -66,16 +65,6 @@ pub struct VmSpec {
     pub disk: Option<PathBuf>,
     /// Whether the guest may not write it, and other VMs may have it too.
     pub disk_read_only: bool,
-    /// Weight; presets are 20 (high), 10 (normal), 5 (low) a MiB of memory.
-    pub shares: u64,
-    /// Guaranteed minimum, at most `limit`.
-    pub reservation: Pages,
-    /// Maximum, at most `memory`.
-    pub limit: Pages,
-    /// Lower end of the dynamic range, at most `dynamic_max`.
-    pub dynamic_min: Pages,
-    /// Upper end of the dynamic range, at most `memory`.
-    pub dynamic_max: Pages,
     /// VMs of one group may share pages; `None`: only with itself.
     pub share_group: Option<String>,
     /// Console log; `None`: prefixed lines on standard error.
@@ -85,18 +74,6 @@ pub struct VmSpec {
 }
 
 impl VmSpec {
-    /// What policies know of it.
-    pub fn allocation(&self) -> Allocation {
-        Allocation {
-            size: self.memory,
-            reservation: self.reservation,
-            limit: self.limit,
-            shares: self.shares,
-            dynamic_min: self.dynamic_min,
-            dynamic_max: self.dynamic_max,
-        }
-    }
-
     /// The flags of `tidemark vm` that describe this VM; [`VmArgs`](super::VmArgs) parses them back
     /// to an equal spec. Every flag is one argument (`--key=value`), so no value can be taken for a
     /// flag.
@@ -109,7 +86,8 @@ impl VmSpec {
         };
         let bytes = |pages: Pages| OsString::from(pages.bytes().to_string());
         flag("name", self.name.clone().into());
-        flag("memory", bytes(self.memory));
+        let allocation = &self.allocation;
+        flag("memory", bytes(allocation.size));
         flag("cpus", self.cpus.to_string().into());
         match &self.boot {
             Boot::Guest(name) => flag("guest", name.into()),
@@ -121,11 +99,11 @@ impl VmSpec {
             }
         }
         flag("cmdline", self.cmdline.clone().into());
-        flag("shares", self.shares.to_string().into());
-        flag("reservation", bytes(self.reservation));
-        flag("limit", bytes(self.limit));
-        flag("dynamic-min", bytes(self.dynamic_min));
-        flag("dynamic-max", bytes(self.dynamic_max));
+        flag("shares", allocation.shares.to_string().into());
+        flag("reservation", bytes(allocation.reservation));
+        flag("limit", bytes(allocation.limit));
+        flag("dynamic-min", bytes(allocation.dynamic_min));
+        flag("dynamic-max", bytes(allocation.dynamic_max));
         if let Some(disk) = &self.disk {
             flag("disk", disk.into());
         }

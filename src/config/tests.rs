@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::PolicyKind;
 use crate::policy::settings::MinFree;
 use crate::units::Pages;
+use crate::words::Allocation;
 
 const GUESTS: &[&str] = &["hello", "verify"];
 const MACHINE: Machine<'_> = Machine {
@@ -84,21 +85,22 @@ fn the_contract_file_is_understood() {
     assert_eq!(names, ["web-0", "web-1", "web-2", "web-3", "db"]);
     let web = &fleet.vms[1];
     assert_eq!(web.cmdline, "fill=85 seed=2");
-    assert_eq!((web.shares, web.reservation), (2560, Pages::mib(32)));
+    let allocation = &web.allocation;
+    assert_eq!(
+        (allocation.shares, allocation.reservation),
+        (2560, Pages::mib(32))
+    );
     assert!(
         web.console
             .as_ref()
             .is_some_and(|path| path.ends_with("web-1.log"))
     );
     let db = &fleet.vms[4];
-    assert_eq!(
-        (db.memory, db.limit, db.shares),
-        (Pages::mib(128), Pages::mib(128), 7)
-    );
-    assert_eq!(
-        (db.dynamic_min, db.dynamic_max),
-        (Pages::mib(32), Pages::mib(128))
-    );
+    let expected = Allocation {
+        shares: 7,
+        ..Allocation::of(Pages::mib(128))
+    };
+    assert_eq!(db.allocation, expected);
     assert_eq!(db.cmdline, "console=ttyS0");
     assert_eq!(db.share_group, None);
     assert!(matches!(&db.boot, Boot::Kernel { kernel, initrd: Some(_) } if kernel.is_absolute()));
@@ -122,7 +124,7 @@ fn auto_leaves_the_machine_a_tenth_and_256_mib_at_least() {
         .to_string();
     assert_eq!(
         error,
-        "command line: host: memory = \"auto\" (0.0 MiB) is out of range (allowed: 16M to 64T)"
+        "command line: host: `memory = \"auto\"`: 0.0 MiB, must be 16M to 64T"
     );
 }
 
@@ -143,103 +145,99 @@ fn mistakes_in_a_vm() {
     let table = [
         (
             "guest = \"verify\"\nreservation = \"512M\"\nlimit = \"128M\"",
-            "reservation = \"512M\" is above limit = \"128M\" (allowed: at most limit, 128.0 MiB)",
+            "`reservation = \"512M\"`: must be at most `limit = \"128M\"`",
         ),
         (
             "guest = \"verify\"\nlimit = \"1G\"",
-            "limit = \"1G\" is above memory = 256.0 MiB, its default (allowed: at most memory, 256.0 MiB)",
+            "`limit = \"1G\"`: must be at most `memory` (256.0 MiB by default)",
         ),
         (
             "guest = \"verify\"\ndynamic_min = \"128M\"\ndynamic_max = \"64M\"",
-            "dynamic_min = \"128M\" is above dynamic_max = \"64M\" (allowed: at most dynamic_max, 64.0 MiB)",
+            "`dynamic_min = \"128M\"`: must be at most `dynamic_max = \"64M\"`",
         ),
         (
             "guest = \"verify\"\nmemory = \"64M\"\ndynamic_max = \"65M\"",
-            "dynamic_max = \"65M\" is above memory = \"64M\" (allowed: at most memory, 64.0 MiB)",
+            "`dynamic_max = \"65M\"`: must be at most `memory = \"64M\"`",
         ),
         (
             "guest = \"verify\"\nmemory = \"lots\"",
-            "memory = \"lots\" is no size (allowed: 512M, 512MiB, 2G or a number of bytes)",
+            "`memory = \"lots\"`: not a valid size, e.g. 512M, 512MiB, 2G or a number of bytes",
         ),
         (
             "guest = \"verify\"\nmemory = -1",
-            "memory = -1 is no size (allowed: 512M, 512MiB, 2G or a number of bytes)",
+            "`memory = -1`: not a valid size, e.g. 512M, 512MiB, 2G or a number of bytes",
         ),
         (
             "guest = \"verify\"\nmemory = 5000000",
-            "memory = 5000000 is no whole number of 4 KiB pages (allowed: multiples of 4096 bytes)",
+            "`memory = 5000000`: must be whole 4 KiB pages, a multiple of 4096 bytes",
         ),
         (
             "guest = \"verify\"\nmemory = \"4K\"",
-            "memory = \"4K\" is out of range (allowed: 1M to 512G)",
+            "`memory = \"4K\"`: must be 1M to 512G",
         ),
         (
             "guest = \"verify\"\nmemory = \"2T\"",
-            "memory = \"2T\" is out of range (allowed: 1M to 512G)",
+            "`memory = \"2T\"`: must be 1M to 512G",
         ),
         (
             "guest = \"verify\"\ncpus = 0",
-            "cpus = 0 is no number of CPUs (allowed: 1 to 64)",
+            "`cpus = 0`: must be 1 to 64",
         ),
         (
             "guest = \"verify\"\ncpus = 65",
-            "cpus = 65 is no number of CPUs (allowed: 1 to 64)",
+            "`cpus = 65`: must be 1 to 64",
         ),
         (
             "guest = \"verify\"\nshares = \"huge\"",
-            "shares = \"huge\" is no weight (allowed: high, normal, low or 0 to 1000000000)",
+            "`shares = \"huge\"`: must be high, normal, low or 0 to 1000000000",
         ),
         (
             "guest = \"nosuch\"",
-            "guest = \"nosuch\" is no built-in guest (allowed: hello, verify)",
+            "`guest = \"nosuch\"`: must be one of hello, verify",
         ),
         (
             "",
-            "guest or kernel is missing (allowed: guest = one of hello, verify; or kernel = a file)",
+            "nothing to boot: must have `guest`, one of hello, verify, or `kernel`, a file",
         ),
         (
             "guest = \"verify\"\nkernel = \"vmlinux\"",
-            "guest = \"verify\" stands beside a kernel (allowed: guest or kernel, not both)",
+            "`guest = \"verify\"`: there is a `kernel` too; a VM boots one of them",
         ),
         (
             "guest = \"verify\"\ninitrd = \"initrd.gz\"",
-            "initrd = \"initrd.gz\" stands beside a built-in guest (allowed: initrd only with kernel)",
+            "`initrd = \"initrd.gz\"`: a built-in guest takes none; only a `kernel` does",
         ),
         (
             "kernel = \"nosuch\"",
-            "kernel = \"nosuch\" cannot be opened (nosuch: No such file or directory (os error 2)) \
-             (allowed: a readable file)",
+            "`kernel = \"nosuch\"`: nosuch: No such file or directory (os error 2)",
         ),
         (
             "kernel = \".\"",
-            "kernel = \".\" is a folder (allowed: a readable file)",
+            "`kernel = \".\"`: is a folder, must be a file",
         ),
         (
             "kernel = \"vmlinux\"\ninitrd = \"nosuch\"",
-            "initrd = \"nosuch\" cannot be opened (nosuch: No such file or directory (os error 2)) \
-             (allowed: a readable file)",
+            "`initrd = \"nosuch\"`: nosuch: No such file or directory (os error 2)",
         ),
         (
             "kernel = \"vmlinux\"\ndisk = \"nosuch\"",
-            "disk = \"nosuch\" cannot be opened (nosuch: No such file or directory (os error 2)) \
-             (allowed: a readable file)",
+            "`disk = \"nosuch\"`: nosuch: No such file or directory (os error 2)",
         ),
         (
             "guest = \"verify\"\ndisk_read_only = true",
-            "disk_read_only = true stands without a disk (allowed: only with disk)",
+            "`disk_read_only = true`: there is no `disk` to which it could apply",
         ),
         (
             "guest = \"verify\"\nshare_group = \"a b\"",
-            "share_group = \"a b\" is no name (allowed: 1 to 64 of A-Z a-z 0-9 . _ -)",
+            "`share_group = \"a b\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -",
         ),
         (
             "guest = \"verify\"\ncmdline = \"a\\nb\"",
-            "cmdline = \"a\\nb\" is too long or has a line break or NUL in it (allowed: one line of \
-             at most 2047 bytes)",
+            "`cmdline = \"a\\nb\"`: must be one line of at most 2047 bytes, without NUL",
         ),
         (
             "guest = \"verify\"\ncount = 0",
-            "count = 0 is no number of VMs (allowed: 1 to 10000 VMs in all)",
+            "`count = 0`: must be 1 to 10000 VMs in all",
         ),
     ];
     for (lines, expected) in table {
@@ -259,21 +257,21 @@ fn mistakes_in_names_and_files_together() {
     let table = [
         (
             vm("name = \"a/b\""),
-            "vm \"a/b\": name = \"a/b\" is no name (allowed: 1 to 64 of A-Z a-z 0-9 . _ -)",
+            "vm \"a/b\": `name = \"a/b\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -",
         ),
         (
             vm("name = \"\""),
-            "vm \"\": name = \"\" is no name (allowed: 1 to 64 of A-Z a-z 0-9 . _ -)",
+            "vm \"\": `name = \"\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -",
         ),
         (
             vm("name = \"w\"\ncount = 2") + &vm("name = \"w-1\""),
-            "vm \"w-1\": name = \"w-1\" is used twice (allowed: a name for each VM)",
+            "vm \"w-1\": `name = \"w-1\"`: is used twice, must be one VM's alone",
         ),
         (
             vm("name = \"a\"\ndisk = \"notes.txt\"\ncount = 2"),
-            "vm \"a-1\": disk = \"notes.txt\" is used twice (allowed: a file for each VM)",
+            "vm \"a-1\": `disk = \"notes.txt\"`: is used twice, must be one VM's alone",
         ),
-        (String::new(), "no VM (allowed: one [[vm]] table or more)"),
+        (String::new(), "no VM: must have a [[vm]] table or more"),
     ];
     for (text, expected) in table {
         assert_eq!(
@@ -288,27 +286,27 @@ fn mistakes_in_the_host() {
     let table = [
         (
             "memory = \"x\"",
-            "memory = \"x\" is no size (allowed: 512M, 512MiB, 2G or a number of bytes)",
+            "`memory = \"x\"`: not a valid size, e.g. 512M, 512MiB, 2G or a number of bytes",
         ),
         (
             "memory = \"1M\"",
-            "memory = \"1M\" (1.0 MiB) is out of range (allowed: 16M to 64T)",
+            "`memory = \"1M\"`: 1.0 MiB, must be 16M to 64T",
         ),
         (
             "policy = \"best\"",
-            "policy = \"best\" is no policy (allowed: esx, proportional, self, pref, pressure)",
+            "`policy = \"best\"`: must be one of esx, proportional, self, pref, pressure",
         ),
         (
             "idle_tax = 100",
-            "idle_tax = 100 is no tax (allowed: 0 to 99 percent)",
+            "`idle_tax = 100`: must be 0 to 99 percent",
         ),
         (
             "min_free = \"some\"",
-            "min_free = \"some\" is no scale (allowed: percent, sliding)",
+            "`min_free = \"some\"`: must be one of percent, sliding",
         ),
         (
             "swap_dir = \"/nosuch\"",
-            "swap_dir = \"/nosuch\" is no folder (allowed: a folder that exists)",
+            "`swap_dir = \"/nosuch\"`: must be a folder that exists",
         ),
     ];
     for (line, expected) in table {
@@ -336,7 +334,21 @@ fn mistakes_in_the_syntax_name_line_and_key() {
         ),
         (
             "[host]\n[[vm]]\nguest = \"hello\"\n",
-            "fleet.toml:2: missing field `name`",
+            "fleet.toml: [[vm]] number 1 has no `name`",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nlimt = \"1G\"\n",
+            "fleet.toml:3: limt: unknown field `limt`, expected one of `name`, `cpus`, `guest`, \
+             `kernel`, `initrd`, `cmdline`, `disk`, `disk_read_only`, `share_group`, `console`, `count`, \
+             `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nlimit = true\n",
+            "fleet.toml:3: limit: invalid type: boolean `true`, expected a text or a whole number",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\ncpus = true\n",
+            "fleet.toml:3: cpus: invalid type: boolean `true`, expected a text or a whole number",
         ),
         (
             "[host]\n[vms]\n",
@@ -395,7 +407,7 @@ fn flags_make_a_fleet() {
         .expect_err("a negative size")
         .to_string();
     assert!(
-        error.starts_with("command line: vm \"verify\": memory = \"-5\" is no size"),
+        error.starts_with("command line: vm \"verify\": `memory = \"-5\"`: not a valid size"),
         "{error}"
     );
 }
@@ -410,7 +422,15 @@ prop_compose! {
         let limit = memory * parts[0] / 100;
         let dynamic_max = memory * parts[1] / 100;
         VmSpec {
-            name, memory: Pages(memory), cpus, cmdline, shares, share_group,
+            name, cpus, cmdline, share_group,
+            allocation: Allocation {
+                size: Pages(memory),
+                reservation: Pages(limit * parts[2] / 100),
+                limit: Pages(limit),
+                shares,
+                dynamic_min: Pages(dynamic_max * parts[3] / 100),
+                dynamic_max: Pages(dynamic_max),
+            },
             boot: match kernel {
                 None => Boot::Guest("verify".into()),
                 Some(initrd) => Boot::Kernel {
@@ -420,10 +440,6 @@ prop_compose! {
             },
             disk: disk.map(|_| folder.join("notes.txt")),
             disk_read_only: disk == Some(true),
-            reservation: Pages(limit * parts[2] / 100),
-            limit: Pages(limit),
-            dynamic_min: Pages(dynamic_max * parts[3] / 100),
-            dynamic_max: Pages(dynamic_max),
             console: console.then(|| PathBuf::from("-odd name.log")),
             swap_dir: "/var/tmp".into(),
         }

@@ -16,12 +16,15 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::manager::{Change, LeaseEnd, Manager};
-use crate::config::size::{DURATION_FORMS, SIZE_FORMS, parse_duration, parse_size};
+use super::manager::{Kind, LeaseEnd, Manager, Refused};
 use crate::link::socket::{self, TakeFd};
 use crate::policy::PolicyKind;
 use crate::policy::lease::OwnerId;
+use crate::policy::types::VmId;
 use crate::units::Pages;
+use crate::words::budget::{BUDGET_FORMS, BUDGETS};
+use crate::words::size::{SizeError, parse_duration, parse_size};
+use crate::words::{AllocationKey, AllocationKeys, Written};
 
 /// First byte of a reply datagram after which more follow.
 pub const MORE: u8 = b'+';
@@ -35,8 +38,8 @@ pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The name that stands for the host in `set`.
 pub const HOST: &str = "host";
-/// Keys of a VM that `set` takes.
-const VM_KEYS: &str = "shares, reservation, limit, dynamic_min, dynamic_max";
+/// Names of live VMs in a message, at most.
+const NAMES_SAID: usize = 20;
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,6 +80,80 @@ pub enum Reply {
     Ok(Value),
     /// Not done, and why in one line.
     Error(String),
+}
+
+/// A request that was not carried out, and changed nothing. Displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The datagram is no request.
+    #[error("not a request: {0}")]
+    Malformed(serde_json::Error),
+    /// A value has no meaning at its key.
+    #[error("`{key} = {value:?}`: {problem}")]
+    Value {
+        /// Which key.
+        key: &'static str,
+        /// As the user wrote it.
+        value: String,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// A key that no host has.
+    #[error("`{0}` is not a setting of the host: memory and policy are")]
+    HostKey(String),
+    /// A key that no VM has.
+    #[error(
+        "`{0}` is not a setting of a VM: shares, reservation, limit, dynamic_min, dynamic_max are"
+    )]
+    VmKey(String),
+    /// No live VM has this name.
+    #[error("no VM {vm:?}: {}", or_none(.live))]
+    NoVm {
+        /// The name.
+        vm: String,
+        /// Names of those that live, not always all.
+        live: Vec<String>,
+    },
+    /// A lease for a request that keeps no connection.
+    #[error("a lease needs a connection")]
+    NoConnection,
+    /// The host manager refuses.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The answer is no JSON.
+    #[error("cannot answer: {0}")]
+    Answer(#[from] serde_json::Error),
+}
+
+impl RequestError {
+    fn value(key: &'static str, value: &str, problem: impl ToString) -> RequestError {
+        RequestError::Value {
+            key,
+            value: value.to_owned(),
+            problem: problem.to_string(),
+        }
+    }
+
+    /// What it means to whoever asked.
+    pub fn kind(&self) -> Kind {
+        match self {
+            RequestError::Malformed(_)
+            | RequestError::Value { .. }
+            | RequestError::HostKey(_)
+            | RequestError::VmKey(_)
+            | RequestError::NoConnection => Kind::Invalid,
+            RequestError::NoVm { .. } => Kind::NotFound,
+            RequestError::Refused(refused) => refused.kind(),
+            RequestError::Answer(_) => Kind::Failed,
+        }
+    }
+}
+
+fn or_none(live: &[String]) -> String {
+    match live {
+        [] => "none runs".to_owned(),
+        names => format!("there are {}", names.join(", ")),
+    }
 }
 
 /// A request could not be put to a host manager.
@@ -129,11 +206,11 @@ pub fn answer(manager: &mut Manager, datagram: &[u8], owner: OwnerId, now: Durat
     let result = match serde_json::from_slice(datagram) {
         Ok(Request::Reserve { size, max, time }) => reserve(manager, &size, max, time, owner, now),
         Ok(request) => carry_out(manager, request),
-        Err(error) => Err(format!("not a request: {error}")),
+        Err(error) => Err(RequestError::Malformed(error)),
     };
     match result {
         Ok(value) => Reply::Ok(value),
-        Err(reason) => Reply::Error(reason),
+        Err(error) => Reply::Error(error.to_string()),
     }
 }
 
@@ -237,11 +314,11 @@ fn reserve(
     time: Option<String>,
     owner: OwnerId,
     now: Duration,
-) -> Result<Value, String> {
+) -> Result<Value, RequestError> {
     let least = size("size", least)?;
     let most = most.map(|most| size("max", &most)).transpose()?;
     let time = time.map(|time| {
-        let wrong = |_| format!("time = {time:?}: allowed is {DURATION_FORMS}");
+        let wrong = |source: SizeError| RequestError::value("time", &time, source);
         parse_duration(&time).map_err(wrong)
     });
     let expires_at = time
@@ -255,100 +332,92 @@ fn reserve(
     }))
 }
 
-fn carry_out(manager: &mut Manager, request: Request) -> Result<Value, String> {
+fn carry_out(manager: &mut Manager, request: Request) -> Result<Value, RequestError> {
     match request {
-        Request::Ps => serde_json::to_value(manager.figures()).map_err(|error| error.to_string()),
-        Request::Reserve { .. } => Err("a lease needs a connection".to_owned()),
+        Request::Ps => Ok(serde_json::to_value(manager.figures())?),
+        Request::Reserve { .. } => Err(RequestError::NoConnection),
         Request::Version => Ok(Value::from(env!("CARGO_PKG_VERSION"))),
         Request::Stop { vm } => {
-            let id = manager.find(&vm).ok_or_else(|| unknown(manager, &vm))?;
+            let id = find(manager, vm)?;
             manager.stop(id);
             Ok(Value::Null)
         }
         Request::Set { vm, changes } if vm == HOST => set_host(manager, &changes),
         Request::Set { vm, changes } => {
-            let id = manager.find(&vm).ok_or_else(|| unknown(manager, &vm))?;
-            let size = manager.size(id).expect("found above");
-            manager.set(id, change(&changes, size)?)?;
+            let id = find(manager, vm)?;
+            manager.set(id, &allocation_keys(&changes)?)?;
             Ok(Value::Null)
         }
     }
 }
 
-fn unknown(manager: &Manager, vm: &str) -> String {
-    let names: Vec<&str> = manager.names().take(20).collect();
-    match names.is_empty() {
-        true => format!("no VM {vm:?}: none runs"),
-        false => format!("no VM {vm:?}: there are {}", names.join(", ")),
-    }
+fn find(manager: &Manager, vm: String) -> Result<VmId, RequestError> {
+    manager.find(&vm).ok_or_else(|| {
+        let live = manager.names().take(NAMES_SAID).map(str::to_owned);
+        let live = live.collect();
+        RequestError::NoVm { vm, live }
+    })
 }
 
-fn set_host(manager: &mut Manager, changes: &BTreeMap<String, String>) -> Result<Value, String> {
-    // All are parsed before the first is carried out: a mistake changes nothing.
+/// All changes are read, and judged together, before the first is carried out: a mistake changes nothing.
+fn set_host(
+    manager: &mut Manager,
+    changes: &BTreeMap<String, String>,
+) -> Result<Value, RequestError> {
     let mut budget = None;
     let mut policy = None;
     for (key, value) in changes {
         match key.as_str() {
-            "memory" => budget = Some(size(key, value)?),
+            "memory" => budget = Some(budget_of(value)?),
             "policy" => policy = Some(policy_named(value)?),
-            _ => {
-                return Err(format!(
-                    "{key}: not a setting of the host; memory and policy are"
-                ));
-            }
+            _ => return Err(RequestError::HostKey(key.clone())),
         }
     }
-    if let Some(budget) = budget {
-        manager.set_budget(budget)?;
-    }
-    if let Some(policy) = policy {
-        manager.set_policy(policy)?;
-    }
+    manager.set_host(budget, policy)?;
     Ok(Value::Null)
 }
 
-fn policy_named(name: &str) -> Result<PolicyKind, String> {
+fn budget_of(value: &str) -> Result<Pages, RequestError> {
+    let budget = size("memory", value)?;
+    match BUDGETS.contains(&budget) {
+        true => Ok(budget),
+        false => {
+            let problem = format!("must be {BUDGET_FORMS}");
+            Err(RequestError::value("memory", value, problem))
+        }
+    }
+}
+
+fn policy_named(name: &str) -> Result<PolicyKind, RequestError> {
     name.parse().map_err(|_| {
-        let names: Vec<&str> = PolicyKind::ALL.iter().map(|kind| kind.name()).collect();
-        format!("policy = {name:?}: allowed are {}", names.join(", "))
+        let problem = format!("must be one of {}", PolicyKind::names());
+        RequestError::value("policy", name, problem)
     })
 }
 
-fn change(changes: &BTreeMap<String, String>, memory: Pages) -> Result<Change, String> {
-    let mut change = Change::default();
-    for (key, value) in changes {
-        match key.as_str() {
-            "shares" => change.shares = Some(shares(value, memory)?),
-            "reservation" => change.reservation = Some(size(key, value)?),
-            "limit" => change.limit = Some(size(key, value)?),
-            "dynamic_min" => change.dynamic_min = Some(size(key, value)?),
-            "dynamic_max" => change.dynamic_max = Some(size(key, value)?),
-            _ => return Err(format!("{key}: not a setting of a VM; {VM_KEYS} are")),
+fn allocation_keys(changes: &BTreeMap<String, String>) -> Result<AllocationKeys, RequestError> {
+    let mut keys = AllocationKeys::default();
+    for (name, value) in changes {
+        match AllocationKey::named(name) {
+            Some(key) => keys.write(key, Written::from(value.as_str())),
+            None => return Err(RequestError::VmKey(name.clone())),
         }
     }
-    Ok(change)
+    Ok(keys)
 }
 
-fn size(key: &str, value: &str) -> Result<Pages, String> {
-    parse_size(value).map_err(|_| format!("{key} = {value:?}: allowed is {SIZE_FORMS}"))
-}
-
-/// The presets weigh a VM by its memory, as in the fleet file.
-fn shares(value: &str, memory: Pages) -> Result<u64, String> {
-    let mib = (memory.bytes() >> 20).max(1);
-    match value {
-        "high" => Ok(20 * mib),
-        "normal" => Ok(10 * mib),
-        "low" => Ok(5 * mib),
-        number => number
-            .parse()
-            .map_err(|_| format!("shares = {value:?}: allowed is high, normal, low or a number")),
-    }
+fn size(key: &'static str, value: &str) -> Result<Pages, RequestError> {
+    parse_size(value).map_err(|source| RequestError::value(key, value, source))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::manager::Settings;
+    use super::super::process::ProcessId;
     use super::*;
+    use crate::link::message::Hello;
+    use crate::policy::settings::PolicySettings;
+    use crate::words::{Allocation, Sampling};
 
     #[test]
     fn long_replies_come_in_parts_with_one_end() {
@@ -362,15 +431,110 @@ mod tests {
     }
 
     #[test]
-    fn settings_say_what_is_allowed() {
-        let one = |key: &str, value: &str| {
-            let changes = BTreeMap::from([(key.to_owned(), value.to_owned())]);
-            change(&changes, Pages::mib(256))
+    fn settings_say_what_they_must_be() {
+        let mut manager = manager();
+        let set = |vm: &str, key: &str, value: &str| Request::Set {
+            vm: vm.to_owned(),
+            changes: [(key.to_owned(), value.to_owned())].into(),
         };
-        assert_eq!(one("shares", "high").unwrap().shares, Some(5120));
-        assert_eq!(one("limit", "64M").unwrap().limit, Some(Pages::mib(64)));
-        assert!(one("limit", "lots").unwrap_err().contains("512M"));
-        assert!(one("colour", "red").unwrap_err().contains("dynamic_max"));
-        assert!(policy_named("magic").unwrap_err().contains("esx"));
+        // (request, kind, line)
+        let table = [
+            (
+                set("a", "limit", "lots"),
+                Kind::Invalid,
+                "`limit = \"lots\"`: not a valid size, e.g. 512M, 512MiB, 2G or a number of bytes",
+            ),
+            (
+                set("a", "limit", "65M"),
+                Kind::Invalid,
+                "`limit = \"65M\"`: must be at most `memory` (64.0 MiB)",
+            ),
+            (
+                set("a", "colour", "red"),
+                Kind::Invalid,
+                "`colour` is not a setting of a VM: shares, reservation, limit, dynamic_min, \
+                 dynamic_max are",
+            ),
+            (
+                set("b", "limit", "64M"),
+                Kind::NotFound,
+                "no VM \"b\": there are a",
+            ),
+            (
+                set("a", "reservation", "40M"),
+                Kind::Exhausted,
+                "cannot admit \"a\": needs 42.0 MiB (reservation 40.0 MiB + overhead 2.0 MiB), but of 32.0 \
+                 MiB 0.0 MiB are reserved by 0 VMs and 0.0 MiB are overhead, so 32.0 MiB can be promised \
+                 (29.7 MiB is free now)",
+            ),
+            (
+                set(HOST, "memory", "1M"),
+                Kind::Invalid,
+                "`memory = \"1M\"`: must be 16M to 64T",
+            ),
+            (
+                set(HOST, "policy", "magic"),
+                Kind::Invalid,
+                "`policy = \"magic\"`: must be one of esx, proportional, self, pref, pressure",
+            ),
+            (
+                set(HOST, "limit", "64M"),
+                Kind::Invalid,
+                "`limit` is not a setting of the host: memory and policy are",
+            ),
+        ];
+        for (request, kind, line) in table {
+            let error = carry_out(&mut manager, request).unwrap_err();
+            assert_eq!((error.kind(), error.to_string().as_str()), (kind, line));
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_one_setting_of_the_host_changes_none() {
+        let mut manager = manager();
+        let set = |memory: &str, policy: &str| Request::Set {
+            vm: HOST.to_owned(),
+            changes: [("memory", memory), ("policy", policy)]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        };
+        let before = manager.figures().host;
+        // The VM's dynamic minimum is 16 MiB, which `proportional` would promise with 2 MiB of overhead.
+        for (memory, policy) in [("17M", "proportional"), ("40M", "magic"), ("1", "esx")] {
+            assert!(carry_out(&mut manager, set(memory, policy)).is_err());
+            let after = manager.figures().host;
+            assert_eq!(
+                (after.memory_bytes, &after.policy),
+                (before.memory_bytes, &before.policy)
+            );
+        }
+        // What would not fit the old budget fits the new one.
+        carry_out(&mut manager, set("18M", "proportional")).unwrap();
+        let after = manager.figures().host;
+        assert_eq!(
+            (after.memory_bytes, after.policy.as_str()),
+            (18 << 20, "proportional")
+        );
+    }
+
+    /// A host of 32 MiB with one VM of 64 MiB.
+    fn manager() -> Manager {
+        let mut manager = Manager::new(Settings {
+            budget: Pages::mib(32),
+            policy: PolicyKind::Esx,
+            policy_settings: PolicySettings::default(),
+            sampling: Sampling::default(),
+            seed: 1,
+        });
+        let hello = Hello {
+            name: "a".to_owned(),
+            allocation: Allocation::of(Pages::mib(64)),
+            share_group: None,
+            held: Pages::ZERO,
+            lease: None,
+        };
+        let process = ProcessId { pid: 2, started: 1 };
+        manager.admit(hello, process).unwrap();
+        manager
     }
 }

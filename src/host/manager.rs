@@ -1,6 +1,6 @@
 //! The host manager's decisions, without sockets: messages and time in, messages out.
 //!
-//! Owns the [`Ledger`], the share groups and the policy's memory. The event
+//! Owns the [`Ledger`], the share groups and the policy's state. The event
 //! loop ([`super::server`]) owns descriptors and clocks, feeds [`Manager::message`] and
 //! [`Manager::tick`], and delivers what [`Manager::take_outgoing`] yields.
 //!
@@ -11,13 +11,15 @@
 mod admission;
 mod figures;
 mod leases;
+mod refused;
 mod takeover;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use admission::{Change, credit_batch};
+pub use admission::credit_batch;
 pub use leases::LeaseEnd;
+pub use refused::{Kind, Refused};
 pub use takeover::{HostRecord, Known, Note, VmRecord};
 
 use super::accounts::{History, Peaks, VmFigures, VmState};
@@ -29,10 +31,10 @@ use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::settings::PolicySettings;
-use crate::policy::types::{Allocation, Plan, Snapshot, VmId, VmPlan, VmSnapshot};
+use crate::policy::types::{Plan, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::policy::{PolicyKind, PolicyState, decide};
 use crate::units::{Gfn, PAGE_SIZE, Pages};
-use crate::words::{Exit, ExitReason, Measured, Report, Run, Sampling};
+use crate::words::{Allocation, Exit, ExitReason, Measured, Report, Run, Sampling};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -43,8 +45,6 @@ const URGENT_GAP: Duration = Duration::from_millis(10);
 const SCAN_PAGES_PER_SECOND: u32 = 8192;
 /// Frames of an earlier host manager that are read for their keys in one tick: some milliseconds.
 const ADOPTED_A_TICK: usize = 2048;
-/// Largest weight: the sum over all VMs, times a number of pages, stays far from overflow.
-const SHARES_MAX: u64 = 1 << 40;
 /// VMs on one host, at most.
 pub const VMS_MAX: usize = 4096;
 /// Ended VMs whose figures are kept, at most.

@@ -322,8 +322,8 @@ mod tests {
     use super::*;
     use crate::host::pool::PoolId;
     use crate::host::process::ProcessId;
-    use crate::policy::types::Allocation;
     use crate::units::Pages;
+    use crate::words::Allocation;
 
     fn vm(name: &str, reservation: u64) -> VmRecord {
         let size = Pages::mib(64);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
-use crate::words::{Exit, Key, MemState, Report, Run, Sampling};
+use crate::words::{Allocation, Exit, Key, MemState, Report, Run, Sampling};
 
 /// Version of the messages below; a peer of another version is refused at `Hello`.
 pub const VERSION: u8 = 4;
@@ -74,18 +74,8 @@ pub enum ToHost {
 pub struct Hello {
     /// Name, unique on the host: 1 to 64 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// Configured memory.
-    pub size: Pages,
-    /// Memory that is never taken from it.
-    pub reservation: Pages,
-    /// Memory that it never gets more than.
-    pub limit: Pages,
-    /// Weight.
-    pub shares: u64,
-    /// Lower end of the dynamic range.
-    pub dynamic_min: Pages,
-    /// Upper end of the dynamic range.
-    pub dynamic_max: Pages,
+    /// What it is entitled to.
+    pub allocation: Allocation,
     /// VMs of one group may share pages; `None`: this VM shares only with itself.
     pub share_group: Option<String>,
     /// Memory held already: zero for a new VM, what it holds when it joins again after the host

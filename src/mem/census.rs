@@ -142,47 +142,6 @@ impl Pager {
             },
         })
     }
-
-    /// Compares the books with themselves and with the page tables.
-    ///
-    /// # Errors
-    /// When the page tables cannot be read.
-    ///
-    /// # Panics
-    /// When they disagree.
-    pub fn audit(&self) -> Result<(), Error> {
-        let memory = self.memory(Cause::Census);
-        memory.books.pmap.audit();
-        assert_eq!(
-            memory.books.stage.waiting() as u64,
-            memory.counts().staged,
-            "pages in the staging area"
-        );
-        for range in self.ram().layout().ranges() {
-            for gfn in range.iter() {
-                let state = memory.state(gfn);
-                let backing = self.space().backing(GfnRange::one(gfn))?[0];
-                assert!(
-                    agree(state, backing),
-                    "{gfn} is {state:?} in the books and {backing:?} in the page tables"
-                );
-            }
-        }
-        Ok(())
-    }
-}
-
-fn agree(state: PageState, backing: Backing) -> bool {
-    match state {
-        PageState::Unbacked
-        | PageState::Staged(_)
-        | PageState::Compressed(_)
-        | PageState::Swapped(_) => backing == Backing::Nothing,
-        PageState::Private | PageState::Busy => backing != Backing::File,
-        // KSM may have merged it, the kernel may migrate it or have swapped it.
-        PageState::Broken(_) => !matches!(backing, Backing::File | Backing::Nothing),
-        PageState::Shared(_) => true,
-    }
 }
 
 fn count_chunk(memory: &mut Memory<'_>, chunk: GfnRange, census: &mut Census) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
-use super::observe::Watch;
+use super::observe::{Cause, Observer, Watch};
 use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
 use super::store::{Compressed, CompressedStore};
@@ -94,6 +94,8 @@ impl Books {
 /// A VM's memory, held. See the module documentation.
 pub(super) struct Memory<'a> {
     pub(in crate::mem) space: &'a GuestSpace,
+    /// On whose account.
+    pub(in crate::mem) cause: Cause,
     /// Tells the observer, while the books are held.
     watch: Option<Watch<'a>>,
     pub(in crate::mem) books: MutexGuard<'a, Books>,
@@ -120,7 +122,8 @@ impl<'a> Memory<'a> {
     pub fn new(
         space: &'a GuestSpace,
         books: MutexGuard<'a, Books>,
-        watch: Option<Watch<'a>>,
+        cause: Cause,
+        observer: Option<&'a dyn Observer>,
     ) -> Memory<'a> {
         #[cfg(test)]
         let books = {
@@ -130,7 +133,8 @@ impl<'a> Memory<'a> {
         };
         Memory {
             space,
-            watch,
+            cause,
+            watch: observer.map(|observer| Watch::begin(observer, cause)),
             books,
         }
     }
@@ -374,7 +378,8 @@ impl Memory<'_> {
             for (slot, gfn) in (first.0..).zip(GfnRange::new(part.start, took.pages).iter()) {
                 self.apply(gfn, PageEvent::Take(u32::from(slot)));
                 let slot = StageSlot(slot);
-                let token = self.books.stage.hand_out(gfn, slot, Occupant::Waiting);
+                let (stage, cause) = (&mut self.books.stage, self.cause);
+                let token = stage.hand_out(gfn, slot, Occupant::Waiting, cause);
                 taken.push(token);
             }
             // A page that the kernel holds on to now is left where it is.
@@ -495,6 +500,7 @@ impl Memory<'_> {
             gfn,
             slot,
             Occupant::Waiting,
+            self.cause,
         )))
     }
 

@@ -24,6 +24,7 @@
 //!
 //! [`GuestSpace::rearm`]: crate::sys::space::GuestSpace::rearm
 
+mod audit;
 pub mod census;
 pub mod claims;
 pub mod credit;

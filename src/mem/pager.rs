@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::credit::CreditBook;
 use super::memory::{Books, Memory};
-use super::observe::{Cause, Observer, Watch};
+use super::observe::{Cause, Observer};
 use super::sample::Sample;
 use super::store::Corrupt;
 use super::swap_in::SwapReads;
@@ -170,9 +170,7 @@ impl Pager {
     fn hold(&self, cause: Cause) -> Memory<'_> {
         let books = self.books.lock();
         let books = books.expect("a thread that panics ends the process");
-        let observer = self.observer.as_deref();
-        let watch = observer.map(|observer| Watch::begin(observer, cause));
-        Memory::new(&self.space, books, watch)
+        Memory::new(&self.space, books, cause, self.observer.as_deref())
     }
 
     /// The checksum recorded for a swapped page: XXH3-64, seeded by this VM's secret so that a

@@ -180,7 +180,8 @@ impl Memory<'_> {
         }
         self.space.copy_frozen(gfn, slot);
         self.begin_in_pool(gfn);
-        let token = self.books.stage.hand_out(gfn, slot, Occupant::Gone);
+        let (stage, cause) = (&mut self.books.stage, self.cause);
+        let token = stage.hand_out(gfn, slot, Occupant::Gone, cause);
         Ok(Some(Frozen { token, was }))
     }
 

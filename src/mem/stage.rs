@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::observe::Cause;
 use crate::sys::staging::{AREA_SLOTS, StageSlot};
 use crate::units::Gfn;
 
@@ -53,10 +54,19 @@ fn lock(returned: &Mutex<Vec<StageSlot>>) -> MutexGuard<'_, Vec<StageSlot>> {
     returned.lock().expect("nothing panics under this lock")
 }
 
+/// A slot that is not free.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    gfn: Gfn,
+    occupant: Occupant,
+    /// On whose account it was handed out.
+    cause: Cause,
+}
+
 /// The staging area's slots.
 #[derive(Debug)]
 pub(super) struct Stage {
-    slots: Vec<Option<(Gfn, Occupant)>>,
+    slots: Vec<Option<Held>>,
     returned: Arc<Mutex<Vec<StageSlot>>>,
 }
 
@@ -96,10 +106,20 @@ impl Stage {
     ///
     /// # Panics
     /// When somebody holds it.
-    pub fn hand_out(&mut self, gfn: Gfn, slot: StageSlot, occupant: Occupant) -> Taken {
+    pub fn hand_out(
+        &mut self,
+        gfn: Gfn,
+        slot: StageSlot,
+        occupant: Occupant,
+        cause: Cause,
+    ) -> Taken {
         let place = &mut self.slots[usize::from(slot.0)];
         assert!(place.is_none(), "{slot:?} is handed out twice");
-        *place = Some((gfn, occupant));
+        *place = Some(Held {
+            gfn,
+            occupant,
+            cause,
+        });
         Taken {
             gfn,
             slot,
@@ -109,7 +129,7 @@ impl Stage {
 
     /// What is known of the page in a slot.
     pub fn occupant(&self, slot: StageSlot) -> Option<(Gfn, Occupant)> {
-        self.slots[usize::from(slot.0)]
+        self.slots[usize::from(slot.0)].map(|held| (held.gfn, held.occupant))
     }
 
     /// Notes what became of the page in a slot.
@@ -118,7 +138,8 @@ impl Stage {
     /// When the slot is free.
     pub fn becomes(&mut self, slot: StageSlot, occupant: Occupant) {
         let place = self.slots[usize::from(slot.0)].as_mut();
-        place.expect("a page is staged in a slot that is held").1 = occupant;
+        let held = place.expect("a page is staged in a slot that is held");
+        held.occupant = occupant;
     }
 
     /// The slots whose tokens are gone, in ascending order, each once.
@@ -135,8 +156,17 @@ impl Stage {
 
     /// Slots in which a page waits.
     pub fn waiting(&self) -> usize {
-        let waiting = |slot: &&(Gfn, Occupant)| slot.1 == Occupant::Waiting;
+        let waiting = |held: &&Held| held.occupant == Occupant::Waiting;
         self.slots.iter().flatten().filter(waiting).count()
+    }
+
+    /// Slots whose tokens somebody has, of those handed out for `cause`.
+    pub fn tokens_of(&self, cause: Cause) -> usize {
+        let returned = lock(&self.returned);
+        let held = (0..).zip(&self.slots).filter(|(slot, held)| {
+            held.is_some_and(|held| held.cause == cause) && !returned.contains(&StageSlot(*slot))
+        });
+        held.count()
     }
 }
 
@@ -149,7 +179,7 @@ mod tests {
         (0..count)
             .map(|index| {
                 let slot = StageSlot(slot.0 + u16::try_from(index).unwrap());
-                stage.hand_out(Gfn(index), slot, Occupant::Waiting)
+                stage.hand_out(Gfn(index), slot, Occupant::Waiting, Cause::Swap)
             })
             .collect()
     }
@@ -158,8 +188,10 @@ mod tests {
     fn a_dropped_token_returns_its_slot() {
         let mut stage = Stage::new();
         let mut tokens = take(&mut stage, 8);
-        assert_eq!(stage.waiting(), 8);
+        assert_eq!((stage.waiting(), stage.tokens_of(Cause::Swap)), (8, 8));
         drop(tokens.remove(3));
+        assert_eq!(stage.tokens_of(Cause::Swap), 7);
+        assert_eq!(stage.tokens_of(Cause::Sample), 0);
         assert_eq!(
             stage.waiting(),
             8,
@@ -194,7 +226,7 @@ mod tests {
     #[should_panic(expected = "handed out twice")]
     fn no_slot_has_two_holders() {
         let mut stage = Stage::new();
-        let _first = stage.hand_out(Gfn(1), StageSlot(5), Occupant::Waiting);
-        let _second = stage.hand_out(Gfn(2), StageSlot(5), Occupant::Waiting);
+        let _first = stage.hand_out(Gfn(1), StageSlot(5), Occupant::Waiting, Cause::Swap);
+        let _second = stage.hand_out(Gfn(2), StageSlot(5), Occupant::Waiting, Cause::Swap);
     }
 }

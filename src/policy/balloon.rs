@@ -147,10 +147,10 @@ impl BalloonRecord {
     }
 
     /// Nothing more is asked for: the balloon shall hold `order`, at most what it does.
-    pub(super) fn rest(&mut self, order: Pages, memory: Memory, now: Duration) {
+    pub(super) fn rest(&mut self, order: Pages, shortage: Shortage, now: Duration) {
         self.order = order;
         self.asked_at = None;
-        if memory == Memory::Short {
+        if shortage == Shortage::Near {
             self.enough_since = None;
             return;
         }
@@ -164,13 +164,13 @@ impl BalloonRecord {
     }
 }
 
-/// Whether the host has enough memory.
+/// Whether the host is short of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Memory {
+pub(super) enum Shortage {
     /// Free memory is at the high threshold or above.
-    Enough,
-    /// It is below.
-    Short,
+    None,
+    /// It is below: soft is near, or past.
+    Near,
 }
 
 #[cfg(test)]
@@ -243,12 +243,12 @@ mod tests {
                 record.observe(Pages(7), now, Safeguards::default());
                 record.ask(Pages(4096));
             } else {
-                record.rest(Pages(7), Memory::Enough, now);
+                record.rest(Pages(7), Shortage::None, now);
             }
         }
         assert_eq!(record.conduct(), Conduct::Stuck);
         let enough = |record: &mut BalloonRecord, seconds: u64| {
-            record.rest(Pages(7), Memory::Enough, Duration::from_secs(seconds));
+            record.rest(Pages(7), Shortage::None, Duration::from_secs(seconds));
             record.conduct()
         };
         assert_eq!(enough(&mut record, 12), Conduct::Stuck);
@@ -263,7 +263,7 @@ mod tests {
             let now = Duration::from_millis(ms);
             record.observe(Pages(7), now, Safeguards::default());
             record.ask(Pages(4096));
-            record.rest(Pages(7), Memory::Short, now + Duration::from_millis(100));
+            record.rest(Pages(7), Shortage::Near, now + Duration::from_millis(100));
         }
         assert_eq!(record.conduct(), Conduct::Cooperative);
     }

@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use super::reclaim::{Ask, Take};
+use super::ask::Ask;
 use super::safeguard::Safeguard;
 use super::state::Thresholds;
 use super::types::{Snapshot, VmSnapshot};
@@ -35,26 +35,13 @@ pub(super) struct Growth {
     pub(super) unmet: Pages,
 }
 
-/// How much an on-demand balloon may give back: all of it, as far as the VM's limit allows.
-pub(super) fn wanted_on_demand(vm: &VmSnapshot, take: Take, order: Pages) -> Pages {
-    let limit = vm.allocation.limit.min(vm.allocation.size);
-    // A VM that may hold its whole size needs no check against its limit: what it holds beside
-    // the balloon can never be more.
-    let growth = if limit == vm.allocation.size && take.over_limit == Pages::ZERO {
-        order
-    } else {
-        limit.saturating_sub(vm.consumed).min(order)
-    };
-    growth.min(vm.ballooned)
-}
-
 /// What an on-demand balloon keeps from a VM that is below its target: others owe it that.
-pub(super) fn owed(snapshot: &Snapshot, targets: &[Target], memory: &PolicyState) -> Vec<Pages> {
-    let owed = |(vm, target): (&VmSnapshot, &Target)| match memory.kind.manner() {
+pub(super) fn owed(snapshot: &Snapshot, targets: &[Target], state: &PolicyState) -> Vec<Pages> {
+    let owed = |(vm, target): (&VmSnapshot, &Target)| match state.kind.manner() {
         Manner::OnDemand => target
             .pages
             .saturating_sub(vm.consumed)
-            .min(memory.order(vm.id))
+            .min(state.order(vm.id))
             .min(vm.ballooned),
         Manner::Directed => Pages::ZERO,
     };
@@ -68,14 +55,14 @@ pub(super) fn plan(
     targets: &[Target],
     asks: &[Ask],
     owed: &[Pages],
-    memory: &mut PolicyState,
+    state: &mut PolicyState,
 ) -> Growth {
-    let manner = memory.kind.manner();
+    let manner = state.kind.manner();
     let total_owed: Pages = owed.iter().copied().sum();
     let mut wants: Vec<Pages> = asks.iter().map(|ask| ask.deflate).collect();
     let mut unmet = total_owed;
     let room = match manner {
-        Manner::OnDemand => match waited_for(snapshot, thresholds, memory) {
+        Manner::OnDemand => match waited_for(snapshot, thresholds, state) {
             Pages::ZERO if total_owed > Pages::ZERO => {
                 wants = owed.to_vec();
                 let room = snapshot.free.saturating_sub(thresholds.high);
@@ -90,11 +77,11 @@ pub(super) fn plan(
     let pending: Pages = snapshot
         .vms
         .iter()
-        .map(|vm| vm.ballooned.saturating_sub(memory.order(vm.id)))
+        .map(|vm| vm.ballooned.saturating_sub(state.order(vm.id)))
         .sum();
     let room = room.saturating_sub(pending);
     let wanted: Pages = wants.iter().copied().sum();
-    let two_phase = memory.settings.safeguards.has(Safeguard::TwoPhase);
+    let two_phase = state.settings.safeguards.has(Safeguard::TwoPhase);
     let allowed = wants.iter().map(|&want| {
         if two_phase {
             share(room, want, wanted)
@@ -119,19 +106,19 @@ fn share(room: Pages, wanted: Pages, total: Pages) -> Pages {
 }
 
 /// On demand: what is free beyond both thresholds, once it has been for long enough.
-fn waited_for(snapshot: &Snapshot, thresholds: &Thresholds, memory: &mut PolicyState) -> Pages {
+fn waited_for(snapshot: &Snapshot, thresholds: &Thresholds, state: &mut PolicyState) -> Pages {
     let room = snapshot
         .free
         .saturating_sub(thresholds.high + thresholds.low);
-    if memory.mem_state != MemState::High || room == Pages::ZERO {
-        memory.room_since = None;
+    if state.mem_state != MemState::High || room == Pages::ZERO {
+        state.room_since = None;
         return Pages::ZERO;
     }
-    let since = *memory.room_since.get_or_insert(snapshot.now);
+    let since = *state.room_since.get_or_insert(snapshot.now);
     if snapshot.now.saturating_sub(since) < ROOM_FOR {
         return Pages::ZERO;
     }
-    memory.room_since = Some(snapshot.now);
+    state.room_since = Some(snapshot.now);
     room
 }
 
@@ -149,7 +136,7 @@ fn unpromised(
         .zip(asks)
         .map(|((vm, target), ask)| {
             let allotment = vm.allocation.size.saturating_sub(vm.ballooned);
-            // Whom its balloon does not hold, its target does: it is swapped down to it.
+            // A VM whose balloon refuses is swapped down to its target: more is not promised to it.
             let allotment = if ask.refuses {
                 allotment.min(target.pages)
             } else {

@@ -1,11 +1,5 @@
 //! Targets as VMware ESX sets them: shares within reservation and limit.
 //!
-//! `distributable = free + sum(consumed) - high`, where `high` is the free memory that state high
-//! wants (6 %). In a snapshot whose books balance this is the budget less overheads, less that
-//! reserve, less credit that VMs hold but do not use. Counting from what is free, not from the
-//! budget, has a use: whenever free memory is below the reserve and a VM holds more than its
-//! reservation, somebody is above the target, so there is always somebody to reclaim from.
-//!
 //! Each VM's part is `clamp(level * shares, reservation, min(limit, size))`, see [`fair`]. A VM that
 //! uses less than its part keeps the claim on it but does not waste it: nothing is taken from
 //! anybody before memory is short, or before a balloon keeps memory from a VM below its target, and
@@ -25,21 +19,14 @@ use super::fair::{self, Claim};
 use super::safeguard::Safeguard;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
+use super::supply::distributable;
 use super::types::{Snapshot, VmSnapshot};
 use super::why::{Rule, Taxed, Why};
 use crate::units::Pages;
 
-/// Memory that may be distributed among the VMs when it is short.
-pub fn distributable(snapshot: &Snapshot, thresholds: &Thresholds) -> Pages {
-    let consumed: Pages = snapshot.vms.iter().map(|vm| vm.consumed).sum();
-    (snapshot.free + consumed)
-        .min(snapshot.budget.saturating_sub(snapshot.overhead))
-        .saturating_sub(thresholds.high)
-}
-
 /// One target for each VM, in the order of the snapshot.
 ///
-/// `reservation <= target <= min(limit, size)`; their sum is at most [`distributable`], unless the
+/// `reservation <= target <= min(limit, size)`; their sum is at most what `supply` has, unless the
 /// reservations alone are more.
 pub fn targets(
     snapshot: &Snapshot,
@@ -82,7 +69,7 @@ pub fn targets(
 }
 
 fn claim(vm: &VmSnapshot, settings: &PolicySettings) -> Claim {
-    let ceiling = vm.allocation.limit.min(vm.allocation.size);
+    let ceiling = vm.allocation.ceiling();
     let floor = if settings.safeguards.has(Safeguard::Floors) {
         vm.allocation.reservation.min(ceiling)
     } else {

@@ -18,13 +18,13 @@
 //! push the host into hard and are pushed back ten times a second (`hysteresis.toml`); with it the
 //! host rests in soft.
 //!
-//! Nobody waits for ever: as long as memory is short somebody is above the target (see
-//! [`esx`](super::esx)), and taking from there ends the shortage.
+//! Nobody waits for ever: as long as memory is short some VM is above its target (see `supply`), and
+//! taking from that VM ends the shortage.
 
 use super::state::Thresholds;
-use super::types::{Allocation, Mechanism, VmPlan};
+use super::types::{Mechanism, VmPlan};
 use crate::units::Pages;
-use crate::words::MemState;
+use crate::words::{Allocation, MemState};
 
 /// One request, and what the books say about the VM that makes it.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +68,7 @@ pub fn grant(
     thresholds: &Thresholds,
     state: MemState,
 ) -> Pages {
-    let limit = request.allocation.limit.min(request.allocation.size);
+    let limit = request.allocation.ceiling();
     let asked = request.asked.min(limit.saturating_sub(request.held));
     let due = asked.min(request.target().saturating_sub(request.held));
     if due > free {

@@ -18,8 +18,8 @@
 //! | step | module | question |
 //! |---|---|---|
 //! | state | [`state`] | how short is the host of memory: high, soft, hard, low? |
-//! | targets | one of the policies above, on [`fair`] | how much should each VM hold? |
-//! | reclaim | [`reclaim`], [`balloon`], `deflate` | which mechanism makes up the difference, and how fast? |
+//! | targets | one of the policies above, on `supply`, `wish` and [`fair`] | how much should each VM hold? |
+//! | reclaim | [`reclaim`], on [`balloon`], `ask`, `deflate` | which mechanism makes up the difference, and how fast? |
 //!
 //! Only the second step differs between policies, and in one respect the third ([`Manner`]). Rules asked
 //! between decisions: [`grant`] (may this VM have more pages now?), [`admission`] (may this VM
@@ -41,7 +41,9 @@
 //! balloon ceiling, thresholds); xen-api `squeezed` (5 s until a balloon counts as stuck).
 
 pub mod admission;
+mod ask;
 pub mod balloon;
+mod ceiling;
 mod deflate;
 pub mod esx;
 pub mod fair;
@@ -57,6 +59,7 @@ pub mod safeguard;
 pub mod sampling;
 pub mod settings;
 pub mod state;
+mod supply;
 #[cfg(test)]
 mod tests;
 pub mod types;
@@ -71,9 +74,9 @@ use self::balloon::BalloonRecord;
 use self::safeguard::Safeguard;
 use self::settings::PolicySettings;
 use self::state::Thresholds;
-use self::types::{Allocation, Conduct, Plan, Snapshot, VmId, VmSnapshot};
+use self::types::{Conduct, Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
-use crate::words::MemState;
+use crate::words::{Allocation, MemState};
 
 pub use self::why::Why;
 
@@ -121,6 +124,12 @@ impl PolicyKind {
             PolicyKind::Pref => "pref",
             PolicyKind::Pressure => "pressure",
         }
+    }
+
+    /// The names of all, for messages.
+    pub fn names() -> String {
+        let names: Vec<&str> = PolicyKind::ALL.iter().map(|kind| kind.name()).collect();
+        names.join(", ")
     }
 
     /// How its targets are enforced.
@@ -171,12 +180,12 @@ pub struct PolicyState {
     balloons: BTreeMap<VmId, BalloonRecord>,
     /// Since when there has been room to give memory back without a break.
     room_since: Option<std::time::Duration>,
-    memory: Recollection,
+    records: Records,
 }
 
 /// What single policies remember; forgotten when another takes over.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Recollection {
+struct Records {
     own: BTreeMap<VmId, own::Record>,
     pref: pref::Record,
     pressure: BTreeMap<VmId, pressure::Record>,
@@ -208,7 +217,7 @@ impl PolicyState {
     pub fn set_kind(&mut self, kind: PolicyKind) {
         if kind != self.kind {
             self.kind = kind;
-            self.memory = Recollection::default();
+            self.records = Records::default();
             self.room_since = None;
         }
     }
@@ -288,8 +297,8 @@ impl PolicyState {
             let seen = || BalloonRecord::resting(vm.ballooned);
             self.balloons.entry(vm.id).or_insert_with(seen);
         }
-        self.memory.own.retain(|id, _| lives(id));
-        self.memory.pressure.retain(|id, _| lives(id));
+        self.records.own.retain(|id, _| lives(id));
+        self.records.pressure.retain(|id, _| lives(id));
     }
 
     /// The memory state after the last decision.
@@ -313,19 +322,19 @@ pub struct Target {
 ///
 /// The plan has one entry for each VM of the snapshot, in its order. VMs that are no longer in the
 /// snapshot are forgotten.
-pub fn decide(snapshot: &Snapshot, memory: &mut PolicyState) -> Plan {
-    memory.meet(snapshot);
-    let settings = memory.settings;
-    let thresholds = memory.thresholds(snapshot.budget);
+pub fn decide(snapshot: &Snapshot, state: &mut PolicyState) -> Plan {
+    state.meet(snapshot);
+    let settings = state.settings;
+    let thresholds = state.thresholds(snapshot.budget);
     // Without hysteresis every decision starts from state high.
     let from = if settings.safeguards.has(Safeguard::Hysteresis) {
-        memory.mem_state
+        state.mem_state
     } else {
         MemState::High
     };
-    memory.mem_state = thresholds.next(from, snapshot.free);
-    let records = &mut memory.memory;
-    let targets = match memory.kind {
+    state.mem_state = thresholds.next(from, snapshot.free);
+    let records = &mut state.records;
+    let targets = match state.kind {
         PolicyKind::Esx => esx::targets(snapshot, &thresholds, &settings),
         PolicyKind::Proportional => proportional::targets(snapshot, &thresholds, &settings),
         PolicyKind::Own => own::targets(snapshot, &thresholds, &settings, &mut records.own),
@@ -334,9 +343,9 @@ pub fn decide(snapshot: &Snapshot, memory: &mut PolicyState) -> Plan {
             pressure::targets(snapshot, &thresholds, &settings, &mut records.pressure)
         }
     };
-    let vms = reclaim::plan(snapshot, &thresholds, targets, memory);
+    let vms = reclaim::plan(snapshot, &thresholds, targets, state);
     Plan {
-        state: memory.mem_state,
+        state: state.mem_state,
         vms,
     }
 }

@@ -20,10 +20,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Target;
-use super::esx::distributable;
 use super::guest::usage;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
+use super::supply::distributable;
 use super::types::{Snapshot, VmId, VmSnapshot};
 use super::why::Rule;
 use super::wish::{self, Wish};
@@ -97,7 +97,7 @@ fn step(
     now: Duration,
     records: &mut BTreeMap<VmId, Record>,
 ) -> Pages {
-    let ceiling = vm.allocation.limit.min(vm.allocation.size);
+    let ceiling = vm.allocation.ceiling();
     let goal = goal.min(ceiling);
     // A VM that is seen for the first time is let go on from where it is.
     let record = records.entry(vm.id).or_insert(Record {

@@ -21,11 +21,11 @@
 //! small guests.
 
 use super::Target;
-use super::esx::distributable;
 use super::fair::{self, Claim};
 use super::guest::usage;
 use super::settings::{IdleTax, PolicySettings};
 use super::state::Thresholds;
+use super::supply::distributable;
 use super::types::{Snapshot, VmId, VmSnapshot};
 use super::why::{Fit, Rule, Why};
 use super::wish::{self, Wish};
@@ -94,7 +94,7 @@ fn plenty(snapshot: &Snapshot, total: Pages, wishes: Vec<Wish>) -> Vec<Target> {
         .zip(&snapshot.vms)
         .map(|(wish, vm)| Claim {
             floor: wish.pages(),
-            ceiling: vm.allocation.limit.min(vm.allocation.size),
+            ceiling: vm.allocation.ceiling(),
             weight: wish.pages().0,
             active: Pages::ZERO,
         })
@@ -167,7 +167,7 @@ fn settle(snapshot: &Snapshot, total: Pages, targets: &mut [Target], record: &mu
             .zip(targets.iter())
             .any(|(kept, target)| target.pages.saturating_sub(kept) > NEED_MAX);
         let allowed = kept().zip(&snapshot.vms).all(|(kept, vm)| {
-            let limit = vm.allocation.limit.min(vm.allocation.size);
+            let limit = vm.allocation.ceiling();
             (vm.allocation.reservation.min(limit)..=limit).contains(&kept)
         });
         let little = BALANCE_MIN.0.min(snapshot.budget.0 / BALANCE_MIN_DIVISOR);

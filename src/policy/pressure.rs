@@ -21,9 +21,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Target;
-use super::esx::distributable;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
+use super::supply::distributable;
 use super::types::{Snapshot, VmId, VmSnapshot};
 use super::why::Rule;
 use super::wish::{self, Wish};
@@ -91,7 +91,7 @@ pub fn targets(
 
 impl Record {
     fn new(vm: &VmSnapshot, now: Duration) -> Record {
-        let ceiling = vm.allocation.limit.min(vm.allocation.size);
+        let ceiling = vm.allocation.ceiling();
         Record {
             target: vm.consumed.max(FLOOR).min(ceiling),
             refaults: 0,
@@ -126,7 +126,7 @@ impl Record {
             self.target = Pages(target - by);
             self.start_interval(now);
         }
-        let ceiling = vm.allocation.limit.min(vm.allocation.size);
+        let ceiling = vm.allocation.ceiling();
         self.target = self.target.max(FLOOR).min(ceiling);
     }
 

@@ -21,14 +21,15 @@
 //! Source: xen-api `ocaml/squeezed/lib/squeeze.ml`, policy `Proportional`.
 
 use super::Target;
-use super::esx::distributable;
 use super::safeguard::Safeguard;
 use super::settings::PolicySettings;
 use super::state::Thresholds;
-use super::types::{Allocation, Snapshot, VmSnapshot};
+use super::supply::distributable;
+use super::types::{Snapshot, VmSnapshot};
 use super::why::{Rule, Why};
 use super::wish::{self, Wish};
 use crate::units::Pages;
+use crate::words::Allocation;
 
 /// A guest misses its target by at most this (squeezed: 4 KiB a domain).
 pub const INACCURACY: Pages = Pages(1);
@@ -40,8 +41,8 @@ pub fn floor(allocation: &Allocation) -> Pages {
 
 /// The most that a VM is given.
 fn ceiling(allocation: &Allocation) -> Pages {
-    let most = allocation.dynamic_max.min(allocation.limit);
-    most.min(allocation.size).max(floor(allocation))
+    let most = allocation.dynamic_max.min(allocation.ceiling());
+    most.max(floor(allocation))
 }
 
 /// One target for each VM, in the order of the snapshot.

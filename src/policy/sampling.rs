@@ -1,7 +1,7 @@
 //! How much memory a VM is using, estimated from a sample of its pages.
 //!
-//! At the start of a period `n` random pages of the VM are taken out; a page that is touched is given
-//! back and counted; at the end the share of touched pages, `touched / n`, times the VM's size is
+//! At the start of a period `n` random pages of the VM are taken out, or only watched where they have no
+//! memory; a page that is touched is given back and counted; at the end the share of touched pages, `touched / n`, times the VM's size is
 //! an estimate of its active memory. Three averages are kept and the largest counts, so that the
 //! estimate follows growth at once and decay slowly:
 //!
@@ -127,9 +127,10 @@ impl Sampler {
     /// Ends the running period and picks the pages of the next, in ascending order, each at most
     /// once: those that `eligible` accepts, of the first `size` frames.
     ///
-    /// A page that is in memory and cannot be taken out (shared) is not eligible. Untouched pages of
-    /// the old sample are to be given back first. A page without memory (never touched, ballooned,
-    /// swapped) is not active until it is touched, so it may be sampled without doing anything.
+    /// A page that cannot be taken out (it maps a shared frame, or the pager is at work on it) is not
+    /// eligible. Untouched pages of the old sample are to be given back first. A page without memory
+    /// (never written, ballooned, swapped) is eligible: nothing need be done to it, and it counts as
+    /// touched once the guest has memory for it.
     pub fn begin(&mut self, now: VmClock, size: Pages, eligible: impl Fn(Gfn) -> bool) -> Vec<Gfn> {
         if self.sampled > 0 {
             self.averages = Some(self.after_period(self.slept(now)));

@@ -5,10 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::balloon::{PROGRESS_MIN, STUCK_AFTER};
+use super::ceiling::balloon_ceiling;
 use super::deflate::ROOM_FOR;
-use super::esx::distributable;
-use super::reclaim::balloon_ceiling;
 use super::state::Thresholds;
+use super::supply::distributable;
 use super::types::*;
 use super::*;
 use crate::words::{GuestMemoryStats, Run};

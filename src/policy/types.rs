@@ -6,28 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Why;
 use crate::units::Pages;
-use crate::words::{GuestMemoryStats, MemState, Run};
+use crate::words::{Allocation, GuestMemoryStats, MemState, Run};
 
 /// Names a VM for as long as the host manager runs; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VmId(pub u32);
-
-/// What a VM is entitled to. `reservation <= limit <= size`, `dynamic_min <= dynamic_max <= size`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Allocation {
-    /// Configured memory (static maximum).
-    pub size: Pages,
-    /// Guaranteed minimum.
-    pub reservation: Pages,
-    /// Maximum.
-    pub limit: Pages,
-    /// Weight.
-    pub shares: u64,
-    /// Lower end of the dynamic range.
-    pub dynamic_min: Pages,
-    /// Upper end of the dynamic range.
-    pub dynamic_max: Pages,
-}
 
 /// The whole host at one instant.
 #[derive(Debug, Clone, PartialEq)]

@@ -36,7 +36,7 @@ pub(super) struct Wish {
 impl Wish {
     /// `pages`, at least `floor`, both between the VM's reservation and limit.
     pub(super) fn new(vm: &VmSnapshot, pages: Pages, floor: Pages, rule: Rule) -> Wish {
-        let ceiling = vm.allocation.limit.min(vm.allocation.size);
+        let ceiling = vm.allocation.ceiling();
         let reservation = vm.allocation.reservation.min(ceiling);
         let floor = floor.min(ceiling).max(reservation);
         Wish {

@@ -1,27 +1,30 @@
 //! From the text of a scenario file to a checked [`Scenario`]. Mistakes name file, key and reason.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 pub use crate::config::ConfigError as Mistake;
-use crate::config::size::{DURATION_FORMS, parse_duration};
-use crate::config::{Place, Value, parse_toml};
+use crate::config::{Beside, Place, parse_toml};
 
 use super::scenario::{Change, End, Expectation, Fleet, GuestSpec, Model, Reports, Scenario};
 use crate::policy::PolicyKind;
 use crate::policy::safeguard::{Safeguard, Safeguards};
 use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
-use crate::policy::types::{Allocation, Conduct};
+use crate::policy::types::Conduct;
 use crate::units::Pages;
-use crate::words::{MemState, Sampling};
+use crate::words::size::parse_duration;
+use crate::words::{Allocation, MemState, Sampling, Written};
 
 /// Guests of one scenario, at most.
 const GUESTS_MAX: usize = 10_000;
 /// Hosts of a fleet, at most.
 const HOSTS_MAX: u32 = 100_000;
+/// VMs of one of its hosts, at most.
+const HOST_VMS_MAX: u32 = 1000;
+const NO_VM: &str = "no VM of this file has this name";
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Memory of a VM process beside its guest's RAM, unless said otherwise.
 const OVERHEAD_DEFAULT: Pages = Pages::mib(4);
@@ -32,16 +35,16 @@ struct ScenarioFile {
     name: String,
     why: String,
     policies: Option<Vec<String>>,
-    duration: Option<Value>,
+    duration: Option<Written>,
     fails: Option<Vec<String>>,
     fails_with: Option<String>,
     without: Option<Vec<String>>,
     host: HostTable,
     fleet: Option<FleetTable>,
     #[serde(default)]
-    vm: Vec<VmTable>,
+    vm: Vec<Beside<VmTable>>,
     #[serde(default)]
-    change: Vec<ChangeTable>,
+    change: Vec<Beside<ChangeTable>>,
     #[serde(default)]
     expect: Vec<ExpectTable>,
 }
@@ -49,11 +52,11 @@ struct ScenarioFile {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HostTable {
-    memory: Value,
-    overhead: Option<Value>,
+    memory: Written,
+    overhead: Option<Written>,
     idle_tax: Option<u8>,
     min_free: Option<String>,
-    sample_period: Option<Value>,
+    sample_period: Option<Written>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -69,39 +72,28 @@ struct FleetTable {
 struct VmTable {
     name: String,
     count: Option<u32>,
-    memory: Value,
-    overhead: Option<Value>,
-    shares: Option<Value>,
-    reservation: Option<Value>,
-    limit: Option<Value>,
-    dynamic_min: Option<Value>,
-    dynamic_max: Option<Value>,
-    start: Option<Value>,
+    overhead: Option<Written>,
+    start: Option<Written>,
     guest: Option<String>,
-    wants: Option<Value>,
-    cache: Option<Value>,
-    active: Option<Value>,
-    upper: Option<Value>,
-    misses: Option<Value>,
+    wants: Option<Written>,
+    cache: Option<Written>,
+    active: Option<Written>,
+    upper: Option<Written>,
+    misses: Option<Written>,
     reports: Option<String>,
-    rate: Option<Value>,
-    works: Option<Value>,
-    period: Option<Value>,
-    below: Option<Value>,
-    at: Option<Value>,
-    then: Option<Value>,
+    rate: Option<Written>,
+    works: Option<Written>,
+    period: Option<Written>,
+    below: Option<Written>,
+    at: Option<Written>,
+    then: Option<Written>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ChangeTable {
-    at: Value,
+    at: Written,
     vm: String,
-    shares: Option<u64>,
-    reservation: Option<Value>,
-    limit: Option<Value>,
-    dynamic_min: Option<Value>,
-    dynamic_max: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,20 +101,20 @@ struct ChangeTable {
 struct ExpectTable {
     policies: Option<Vec<String>>,
     vm: Option<String>,
-    held_min: Option<Value>,
-    held_max: Option<Value>,
-    target_min: Option<Value>,
-    target_max: Option<Value>,
-    swapped_min: Option<Value>,
-    swapped_max: Option<Value>,
-    ballooned_min: Option<Value>,
-    ballooned_max: Option<Value>,
-    swap_ins_max: Option<Value>,
+    held_min: Option<Written>,
+    held_max: Option<Written>,
+    target_min: Option<Written>,
+    target_max: Option<Written>,
+    swapped_min: Option<Written>,
+    swapped_max: Option<Written>,
+    ballooned_min: Option<Written>,
+    ballooned_max: Option<Written>,
+    swap_ins_max: Option<Written>,
     conduct: Option<String>,
     end: Option<String>,
-    free_min: Option<Value>,
+    free_min: Option<Written>,
     state_worst: Option<String>,
-    after: Option<Value>,
+    after: Option<Written>,
     state_changes_max: Option<u64>,
     guaranteed: Option<bool>,
 }
@@ -155,10 +147,15 @@ pub fn parse(text: &str, path: &Path) -> Result<Scenario, Mistake> {
         why: file.why.clone(),
     };
     if scenario.duration > DURATION_MAX {
-        return Err(place.wrong("duration", "it", "is too long", "up to 24h"));
+        let duration = file.duration.as_ref().map(Written::to_string);
+        return Err(place.wrong(
+            "duration",
+            &duration.unwrap_or_default(),
+            "must be up to 24h",
+        ));
     }
     if !scenario.fails.is_empty() && scenario.fails_with.is_empty() {
-        return Err(place.missing("fails_with (words of the reason) is missing beside fails"));
+        return Err(place.missing("`fails` without `fails_with`, words of the reason"));
     }
     let host = At::new(format!("{origin}: host"));
     Scenario {
@@ -175,16 +172,21 @@ pub fn parse(text: &str, path: &Path) -> Result<Scenario, Mistake> {
 }
 
 impl Scenario {
-    fn with_guests(mut self, origin: &str, tables: &[VmTable]) -> Result<Scenario, Mistake> {
+    fn with_guests(
+        mut self,
+        origin: &str,
+        tables: &[Beside<VmTable>],
+    ) -> Result<Scenario, Mistake> {
         let mut names = BTreeSet::new();
-        for table in tables {
+        for Beside { allocation, table } in tables {
             let place = At::new(format!("{origin}: vm {:?}", table.name));
             let count = table.count.unwrap_or(1) as usize;
             if count == 0 || self.guests.len() + count > GUESTS_MAX {
-                let allowed = format!("1 to {GUESTS_MAX} in all");
-                return Err(place.wrong("count", &count.to_string(), "is no number", &allowed));
+                let problem = format!("must be 1 to {GUESTS_MAX} in all");
+                return Err(place.wrong("count", &count.to_string(), &problem));
             }
-            let spec = guest(&place, table)?;
+            let allocation = place.place.allocation(allocation.resolve())?;
+            let spec = guest(&place, table, allocation)?;
             for number in 0..count {
                 let name = match table.count {
                     Some(_) => format!("{}-{number}", table.name),
@@ -192,7 +194,8 @@ impl Scenario {
                 };
                 if !names.insert(name.clone()) {
                     let name = format!("{name:?}");
-                    return Err(place.wrong("name", &name, "is used twice", "a name for each VM"));
+                    let problem = "is used twice, must be one VM's alone";
+                    return Err(place.wrong("name", &name, problem));
                 }
                 self.guests.push(GuestSpec {
                     name,
@@ -202,40 +205,39 @@ impl Scenario {
         }
         if self.guests.is_empty() && self.fleet.is_none() {
             let place = At::new(origin.to_owned());
-            return Err(place.missing("no VM (allowed: [[vm]] tables, or [fleet])"));
+            return Err(place.missing("no VM: must have [[vm]] tables, or [fleet]"));
         }
         Ok(self)
     }
 
-    fn with_changes(mut self, origin: &str, tables: &[ChangeTable]) -> Result<Scenario, Mistake> {
-        for table in tables {
+    /// Each change is checked on what the earlier ones have left, in the order of time.
+    fn with_changes(
+        mut self,
+        origin: &str,
+        tables: &[Beside<ChangeTable>],
+    ) -> Result<Scenario, Mistake> {
+        for Beside { allocation, table } in tables {
             let place = At::new(format!("{origin}: change of {:?}", table.vm));
-            let Some(spec) = self.guests.iter().find(|guest| guest.name == table.vm) else {
-                let name = format!("{:?}", table.vm);
-                return Err(place.wrong("vm", &name, "is no VM of this file", "a VM's name"));
-            };
-            let size = |key: &str, value: &Option<Value>| {
-                let value = value.as_ref().map(|value| place.size(key, value));
-                value.transpose()
-            };
-            let change = Change {
+            if !self.guests.iter().any(|guest| guest.name == table.vm) {
+                return Err(place.wrong("vm", &format!("{:?}", table.vm), NO_VM));
+            }
+            self.changes.push(Change {
                 at: place.duration("at", Some(&table.at), Duration::ZERO)?,
                 vm: table.vm.clone(),
-                shares: table.shares,
-                reservation: size("reservation", &table.reservation)?,
-                limit: size("limit", &table.limit)?,
-                dynamic_min: size("dynamic_min", &table.dynamic_min)?,
-                dynamic_max: size("dynamic_max", &table.dynamic_max)?,
-            };
-            let old = spec.allocation;
-            place.check(&Allocation {
-                reservation: change.reservation.unwrap_or(old.reservation),
-                limit: change.limit.unwrap_or(old.limit),
-                dynamic_min: change.dynamic_min.unwrap_or(old.dynamic_min),
-                dynamic_max: change.dynamic_max.unwrap_or(old.dynamic_max),
-                ..old
-            })?;
-            self.changes.push(change);
+                keys: allocation.clone(),
+            });
+        }
+        self.changes.sort_by_key(|change| change.at);
+        let mut allocations: BTreeMap<&str, Allocation> = self
+            .guests
+            .iter()
+            .map(|guest| (guest.name.as_str(), guest.allocation))
+            .collect();
+        for change in &self.changes {
+            let place = At::new(format!("{origin}: change of {:?}", change.vm));
+            if let Some(allocation) = allocations.get_mut(change.vm.as_str()) {
+                *allocation = place.place.allocation(change.keys.change(allocation))?;
+            }
         }
         Ok(self)
     }
@@ -252,7 +254,7 @@ impl Scenario {
                 let known = |guest: &GuestSpec| guest.name == *vm || guest.name.starts_with(&group);
                 if !self.guests.iter().any(known) {
                     let name = format!("{vm:?}");
-                    return Err(place.wrong("vm", &name, "is no VM of this file", "a VM's name"));
+                    return Err(place.wrong("vm", &name, NO_VM));
                 }
             }
             self.expectations.push(expectation(&place, table)?);
@@ -265,8 +267,8 @@ fn settings(place: &At, host: &At, file: &ScenarioFile) -> Result<PolicySettings
     let mut settings = PolicySettings::default();
     if let Some(percent) = file.host.idle_tax {
         settings.idle_tax = IdleTax::new(percent).ok_or_else(|| {
-            let allowed = format!("0 to {} percent", IdleTax::PERCENT_MAX);
-            host.wrong("idle_tax", &percent.to_string(), "is no tax", &allowed)
+            let problem = format!("must be 0 to {} percent", IdleTax::PERCENT_MAX);
+            host.wrong("idle_tax", &percent.to_string(), &problem)
         })?;
     }
     if let Some(name) = &file.host.min_free {
@@ -299,13 +301,12 @@ fn fleet(origin: &str, table: Option<&FleetTable>) -> Result<Option<Fleet>, Mist
     };
     let place = At::new(format!("{origin}: fleet"));
     if table.hosts == 0 || table.hosts > HOSTS_MAX {
-        let allowed = format!("1 to {HOSTS_MAX}");
-        let hosts = table.hosts.to_string();
-        return Err(place.wrong("hosts", &hosts, "is no number of hosts", &allowed));
+        let problem = format!("must be 1 to {HOSTS_MAX}");
+        return Err(place.wrong("hosts", &table.hosts.to_string(), &problem));
     }
-    if table.vms_max == 0 || table.vms_max > 1000 {
-        let vms = table.vms_max.to_string();
-        return Err(place.wrong("vms_max", &vms, "is no number of VMs", "1 to 1000"));
+    if table.vms_max == 0 || table.vms_max > HOST_VMS_MAX {
+        let problem = format!("must be 1 to {HOST_VMS_MAX}");
+        return Err(place.wrong("vms_max", &table.vms_max.to_string(), &problem));
     }
     Ok(Some(Fleet {
         hosts: table.hosts,
@@ -314,25 +315,11 @@ fn fleet(origin: &str, table: Option<&FleetTable>) -> Result<Option<Fleet>, Mist
     }))
 }
 
-fn guest(place: &At, table: &VmTable) -> Result<GuestSpec, Mistake> {
-    let memory = place.size("memory", &table.memory)?;
-    let size = |key: &str, value: &Option<Value>, default: Pages| {
+fn guest(place: &At, table: &VmTable, allocation: Allocation) -> Result<GuestSpec, Mistake> {
+    let memory = allocation.size;
+    let size = |key: &str, value: &Option<Written>, default: Pages| {
         place.size_or(key, value.as_ref(), default)
     };
-    let limit = size("limit", &table.limit, memory)?;
-    let reservation = size("reservation", &table.reservation, Pages::ZERO)?;
-    let dynamic_max = size("dynamic_max", &table.dynamic_max, limit)?;
-    // A quarter: the least that XenServer supports for a VM of this size.
-    let low = Pages(memory.0 / 4).max(reservation).min(dynamic_max);
-    let allocation = Allocation {
-        size: memory,
-        reservation,
-        limit,
-        shares: place.place.shares(table.shares.as_ref(), memory)?,
-        dynamic_min: size("dynamic_min", &table.dynamic_min, low)?,
-        dynamic_max,
-    };
-    place.check(&allocation)?;
     let wants = size("wants", &table.wants, memory)?.min(memory);
     let idle = table.guest.as_deref() == Some("idle");
     let reports = [
@@ -348,7 +335,7 @@ fn guest(place: &At, table: &VmTable) -> Result<GuestSpec, Mistake> {
         allocation,
         overhead: size("overhead", &table.overhead, OVERHEAD_DEFAULT)?,
         start: place.duration("start", table.start.as_ref(), Duration::ZERO)?,
-        model: model(place, table)?,
+        model: model(place, table, memory)?,
         wants,
         cache: size("cache", &table.cache, Pages::ZERO)?,
         active: size(
@@ -363,16 +350,16 @@ fn guest(place: &At, table: &VmTable) -> Result<GuestSpec, Mistake> {
     })
 }
 
-fn model(place: &At, table: &VmTable) -> Result<Model, Mistake> {
+fn model(place: &At, table: &VmTable, memory: Pages) -> Result<Model, Mistake> {
     /// Balloon speed of a slow guest, a second.
     const RATE_DEFAULT: Pages = Pages::mib(4);
-    let time = |key: &str, value: &Option<Value>| match value {
+    let time = |key: &str, value: &Option<Written>| match value {
         Some(_) => place.duration(key, value.as_ref(), Duration::ZERO),
-        None => Err(place.missing(&format!("{key} is missing for this guest"))),
+        None => Err(place.missing(&format!("`{key}` is missing: this guest needs it"))),
     };
-    let size = |key: &str, value: &Option<Value>| match value {
+    let size = |key: &str, value: &Option<Written>| match value {
         Some(value) => place.size(key, value),
-        None => Err(place.missing(&format!("{key} is missing for this guest"))),
+        None => Err(place.missing(&format!("`{key}` is missing: this guest needs it"))),
     };
     let name = table.guest.as_deref().unwrap_or("prompt");
     match name {
@@ -401,19 +388,18 @@ fn model(place: &At, table: &VmTable) -> Result<Model, Mistake> {
         }),
         "sudden-need" => Ok(Model::SuddenNeed {
             at: time("at", &table.at)?,
-            wants: size("then", &table.then)?.min(place.size("memory", &table.memory)?),
+            wants: size("then", &table.then)?.min(memory),
         }),
         _ => Err(place.wrong(
             "guest",
             &format!("{name:?}"),
-            "is no model guest",
-            "prompt, slow, stuck, sometimes-stuck, trickle, refuses, greedy, liar, dies, sleeper, sudden-need, idle",
+            "must be one of prompt, slow, stuck, sometimes-stuck, trickle, refuses, greedy, liar, dies, sleeper, sudden-need, idle",
         )),
     }
 }
 
 fn expectation(place: &At, table: &ExpectTable) -> Result<Expectation, Mistake> {
-    let size = |key: &str, value: &Option<Value>| {
+    let size = |key: &str, value: &Option<Written>| {
         let value = value.as_ref().map(|value| place.size(key, value));
         value.transpose()
     };
@@ -442,7 +428,10 @@ fn expectation(place: &At, table: &ExpectTable) -> Result<Expectation, Mistake> 
         || table.state_changes_max.is_some()
         || table.guaranteed.is_some();
     if of_host && table.vm.is_some() {
-        return Err(place.missing("free_min, state_worst, state_changes_max and guaranteed are about the host: not beside vm"));
+        return Err(place.missing(
+            "`free_min`, `state_worst`, `state_changes_max` and `guaranteed` are about the host; must \
+             not stand beside `vm`",
+        ));
     }
     Ok(Expectation {
         policies: place.policies("policies", table.policies.as_deref().unwrap_or_default())?,
@@ -478,22 +467,24 @@ impl At {
         }
     }
 
-    fn wrong(&self, key: &str, value: &str, problem: &str, allowed: &str) -> Mistake {
-        self.place.wrong(key, value, problem, allowed)
+    fn wrong(&self, key: &str, value: &str, problem: &str) -> Mistake {
+        self.place.wrong(key, value, problem)
     }
 
     fn missing(&self, problem: &str) -> Mistake {
-        Mistake::Missing {
-            place: self.place.text.clone(),
-            problem: problem.to_owned(),
-        }
+        self.place.missing(problem)
     }
 
-    fn size(&self, key: &str, value: &Value) -> Result<Pages, Mistake> {
+    fn size(&self, key: &str, value: &Written) -> Result<Pages, Mistake> {
         self.place.size(key, value)
     }
 
-    fn size_or(&self, key: &str, value: Option<&Value>, default: Pages) -> Result<Pages, Mistake> {
+    fn size_or(
+        &self,
+        key: &str,
+        value: Option<&Written>,
+        default: Pages,
+    ) -> Result<Pages, Mistake> {
         value.map_or(Ok(default), |value| self.size(key, value))
     }
 
@@ -501,18 +492,19 @@ impl At {
     fn duration(
         &self,
         key: &str,
-        value: Option<&Value>,
+        value: Option<&Written>,
         default: Duration,
     ) -> Result<Duration, Mistake> {
         let Some(value) = value else {
             return Ok(default);
         };
-        let wrong = |problem| self.wrong(key, &value.to_string(), problem, DURATION_FORMS);
-        let duration = parse_duration(&value.text()).map_err(|_| wrong("is no duration"))?;
+        let wrong = |problem: &str| self.wrong(key, &value.to_string(), problem);
+        let parsed = parse_duration(&value.text());
+        let duration = parsed.map_err(|error| wrong(&error.to_string()))?;
         if duration.as_millis().is_multiple_of(50) {
             Ok(duration)
         } else {
-            Err(wrong("is no multiple of 50ms"))
+            Err(wrong("must be a multiple of 50ms"))
         }
     }
 
@@ -521,8 +513,8 @@ impl At {
             Some((_, found)) => Ok(*found),
             None => {
                 let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
-                let name = format!("{name:?}");
-                Err(self.wrong(key, &name, "is not known", &names.join(", ")))
+                let problem = format!("must be one of {}", names.join(", "));
+                Err(self.wrong(key, &format!("{name:?}"), &problem))
             }
         }
     }
@@ -533,22 +525,5 @@ impl At {
             .iter()
             .map(|name| self.one_of(key, name, &all))
             .collect()
-    }
-
-    /// `reservation <= limit <= size`, `dynamic_min <= dynamic_max <= size`.
-    fn check(&self, of: &Allocation) -> Result<(), Mistake> {
-        let order = [
-            ("limit", of.limit, "memory", of.size),
-            ("reservation", of.reservation, "limit", of.limit),
-            ("dynamic_max", of.dynamic_max, "memory", of.size),
-            ("dynamic_min", of.dynamic_min, "dynamic_max", of.dynamic_max),
-        ];
-        for (key, value, bound_key, bound) in order {
-            if value > bound {
-                let allowed = format!("up to {bound}, the {bound_key}");
-                return Err(self.wrong(key, &value.to_string(), "is too large", &allowed));
-            }
-        }
-        Ok(())
     }
 }

@@ -6,8 +6,8 @@ use super::host;
 use super::outcome::Outcome;
 use super::scenario::{Fleet, GuestSpec, Model, Reports, Scenario};
 use crate::policy::PolicyKind;
-use crate::policy::types::Allocation;
 use crate::units::Pages;
+use crate::words::Allocation;
 
 /// Plays every host; the outcome holds the VMs of all, named `h<host>-vm<n>`.
 pub(super) fn run(scenario: &Scenario, fleet: &Fleet, policy: PolicyKind) -> Outcome {

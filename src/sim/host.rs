@@ -10,7 +10,7 @@ use super::guest::{Guest, PeriodClock, STEP};
 use super::laws::Laws;
 use super::outcome::{Outcome, Trace, judge};
 use super::scenario::{End, GuestSpec, Scenario};
-use crate::host::manager::{Change, LeaseEnd, Manager, Outgoing, Settings};
+use crate::host::manager::{LeaseEnd, Manager, Outgoing, Refused, Settings};
 use crate::host::process::ProcessId;
 use crate::link::message::{Hello, ToHost, Welcome};
 use crate::policy::PolicyKind;
@@ -142,15 +142,8 @@ impl<'a> Host<'a> {
             let (true, Some(vm)) = (change.at == self.now, self.manager.find(&change.vm)) else {
                 continue;
             };
-            let set = Change {
-                shares: change.shares,
-                reservation: change.reservation,
-                limit: change.limit,
-                dynamic_min: change.dynamic_min,
-                dynamic_max: change.dynamic_max,
-            };
-            let refused = |why| format!("{} cannot be changed: {why}", change.vm);
-            self.manager.set(vm, set).map_err(refused)?;
+            let refused = |why: Refused| format!("{} cannot be changed: {why}", change.vm);
+            self.manager.set(vm, &change.keys).map_err(refused)?;
         }
         Ok(())
     }
@@ -186,7 +179,7 @@ impl<'a> Host<'a> {
                 self.fates[guest] = Fate::Leased(id, lease.pages());
                 self.redeem(guest, id, lease.pages());
             }
-            Err(why) => self.fates[guest] = Fate::Ended(End::Refused, why),
+            Err(why) => self.fates[guest] = Fate::Ended(End::Refused, why.to_string()),
         }
     }
 
@@ -205,12 +198,7 @@ impl<'a> Host<'a> {
         let spec = self.spec(guest);
         let hello = Hello {
             name: spec.name.clone(),
-            size: spec.allocation.size,
-            reservation: spec.allocation.reservation,
-            limit: spec.allocation.limit,
-            shares: spec.allocation.shares,
-            dynamic_min: spec.allocation.dynamic_min,
-            dynamic_max: spec.allocation.dynamic_max,
+            allocation: spec.allocation,
             share_group: None,
             held: Pages::ZERO,
             lease: lease.map(|id| id.0),
@@ -225,7 +213,7 @@ impl<'a> Host<'a> {
             Err(why) => {
                 // Whoever took the lease ends with the VM that it was for.
                 self.manager.owner_gone(owner(guest));
-                self.fates[guest] = Fate::Ended(End::Refused, why);
+                self.fates[guest] = Fate::Ended(End::Refused, why.to_string());
             }
         }
         self.deliver();

@@ -72,7 +72,7 @@ impl Laws {
         name: impl Fn(VmId) -> &'a str,
     ) -> Result<(), String> {
         for (vm, order) in snapshot.vms.iter().zip(&plan.vms) {
-            let limit = vm.allocation.limit.min(vm.allocation.size);
+            let limit = vm.allocation.ceiling();
             let floor = self.policy.entitlement(&vm.allocation).min(limit);
             let (name, target) = (name(vm.id), order.target);
             if target < floor {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::policy::PolicyKind;
 use crate::policy::settings::PolicySettings;
-use crate::policy::types::{Allocation, Conduct};
+use crate::policy::types::Conduct;
 use crate::units::Pages;
-use crate::words::{MemState, Sampling};
+use crate::words::{Allocation, AllocationKeys, MemState, Sampling};
 
 /// One scenario: a host, its guests, what happens to them, and how it shall end.
 #[derive(Debug, Clone)]
@@ -94,11 +94,7 @@ pub(super) enum Model {
 pub(super) struct Change {
     pub(super) at: Duration,
     pub(super) vm: String,
-    pub(super) shares: Option<u64>,
-    pub(super) reservation: Option<Pages>,
-    pub(super) limit: Option<Pages>,
-    pub(super) dynamic_min: Option<Pages>,
-    pub(super) dynamic_max: Option<Pages>,
+    pub(super) keys: AllocationKeys,
 }
 
 /// How a VM is at the end.

@@ -280,7 +280,7 @@ impl<'a> Agent<'a> {
         let (pager, spec) = (&self.pager, self.spec);
         let hello = || {
             let used = pager.with_credit(|credit| credit.used());
-            hello(spec, used.min(spec.memory), None)
+            hello(spec, used.min(spec.allocation.size), None)
         };
         let pool = self.tasks.merge.pool();
         let Some((welcome, pool)) = self.host.rejoin(Instant::now(), hello, pool) else {

@@ -40,8 +40,7 @@ impl Files {
                 place: format!("{origin}: vm {:?}", spec.name),
                 key: key.to_owned(),
                 value: format!("{path:?}"),
-                problem: format!("cannot be used: {problem}"),
-                allowed: allowed.to_owned(),
+                problem: format!("{problem}; must be {allowed}"),
             }
         };
         let (kernel, initrd) = match &spec.boot {
@@ -50,7 +49,7 @@ impl Files {
                 (Image::Builtin(image), None)
             }
             Boot::Kernel { kernel, initrd } => {
-                let layout = Layout::new(spec.memory);
+                let layout = Layout::new(spec.allocation.size);
                 let open = |key, path: &PathBuf, allowed| {
                     let file = File::open(path);
                     file.map(Image::File)

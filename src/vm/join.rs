@@ -32,12 +32,7 @@ pub(super) fn join(
 pub(super) fn hello(spec: &VmSpec, held: Pages, lease: Option<u64>) -> ToHost {
     ToHost::Hello(Hello {
         name: spec.name.clone(),
-        size: spec.memory,
-        reservation: spec.reservation,
-        limit: spec.limit,
-        shares: spec.shares,
-        dynamic_min: spec.dynamic_min,
-        dynamic_max: spec.dynamic_max,
+        allocation: spec.allocation,
         share_group: spec.share_group.clone(),
         held,
         lease,

@@ -89,7 +89,7 @@ fn prepare(
     let path = TakePath::choose(uffd::probe()?, forced.as_deref()).map_err(Error::TakePath)?;
     log::info!("{}: takes pages by {}, seed {seed}", spec.name, path.name());
     let swap = Box::new(SwapFile::create(&spec.swap_dir)?);
-    let ram = GuestRam::new(Layout::new(spec.memory))?;
+    let ram = GuestRam::new(Layout::new(spec.allocation.size))?;
     let credit = CreditBook::new(welcome.credit, welcome.credit_batch);
     let pager = Arc::new(Pager::new(
         ram.clone(),

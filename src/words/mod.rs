@@ -1,17 +1,24 @@
-//! Words that several layers speak: plain values, without rules about them.
+//! Words that several layers speak: plain values, and how users write them.
 //!
 //! A type stands here when modules use it that do not use each other, such as the pager and the
-//! link. What a value means is said here; what follows from it is said where that is decided.
+//! link. What a value means, and what it may be, is said here; what follows from it is said where
+//! that is decided.
 
+pub mod allocation;
+pub mod budget;
 mod exit;
 mod figures;
 mod guest;
 mod host_state;
 mod key;
+pub mod names;
 mod report;
 mod sampling;
+pub mod size;
 mod take_path;
+mod written;
 
+pub use self::allocation::{Allocation, AllocationKey, AllocationKeys};
 pub use self::exit::{Exit, ExitReason};
 pub use self::figures::{Counters, Gauges, Holding};
 pub use self::guest::{GuestMemoryStats, GuestReport};
@@ -20,3 +27,4 @@ pub use self::key::Key;
 pub use self::report::{Measured, Report};
 pub use self::sampling::Sampling;
 pub use self::take_path::TakePath;
+pub use self::written::Written;

@@ -32,7 +32,7 @@ use common::Capability::{Kvm, Uffd};
 use common::fleet::alone;
 use common::{note, require, skip};
 use script::Script;
-use tidemark::config::size::parse_duration;
+use tidemark::words::size::parse_duration;
 use world::{BUDGETS, CAST, Outcome, World};
 
 /// Events of the round in `make test`.

@@ -106,7 +106,7 @@ impl Child {
         server.watch(&exited, number + 1)?;
         Ok(Child {
             name: vm.name.clone(),
-            memory_bytes: vm.memory.bytes(),
+            memory_bytes: vm.allocation.size.bytes(),
             process,
             started,
             output: Some(output),

@@ -163,32 +163,3 @@ fn check_buffer(
     frames_touched(layout, gpa, u64::from(length))?;
     Ok(Buffer { gpa, length, way })
 }
-
-/// Gives a chain back to the driver, with nothing written into it.
-///
-/// # Errors
-/// When the used ring is not RAM.
-pub fn give_back(
-    index: usize,
-    queue: &mut Queue,
-    ram: &GuestRam,
-    head: u16,
-) -> Result<(), Malformed> {
-    give_back_written(index, queue, ram, head, 0)
-}
-
-/// Gives a chain back to the driver, with `written` bytes written into it.
-///
-/// # Errors
-/// When the used ring is not RAM.
-pub fn give_back_written(
-    index: usize,
-    queue: &mut Queue,
-    ram: &GuestRam,
-    head: u16,
-    written: u32,
-) -> Result<(), Malformed> {
-    queue
-        .add_used(ram.memory(), head, written)
-        .map_err(|source| Malformed::Queue { index, source })
-}

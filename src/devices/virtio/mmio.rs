@@ -16,6 +16,7 @@ use super::super::bus::BusDevice;
 use super::super::idle::IdlePort;
 use super::super::interrupt::Interrupt;
 use super::chain::Malformed;
+use super::ring::Ring;
 use super::signals::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET, Signals};
 use super::{FEATURE_VERSION_1, Used, VirtioDevice};
 use crate::out::rate_limit::RateLimit;
@@ -148,7 +149,7 @@ impl<D: VirtioDevice> Transport<D> {
     pub(super) fn try_with_queue(
         &self,
         index: usize,
-        work: impl FnOnce(&mut D, &mut Queue, &GuestRam) -> Result<Used, Malformed>,
+        work: impl FnOnce(&mut D, &mut Ring<'_>) -> Result<Used, Malformed>,
     ) {
         let mut guard = match self.inner.try_lock() {
             Ok(guard) => guard,
@@ -162,7 +163,8 @@ impl<D: VirtioDevice> Transport<D> {
         if !self.signals.running() || !slot.queue.ready() {
             return;
         }
-        let outcome = work(&mut inner.device, &mut slot.queue, &self.ram);
+        let mut ring = Ring::new(index, &mut slot.queue, &self.ram);
+        let outcome = work(&mut inner.device, &mut ring);
         let returned = matches!(outcome, Ok(Used::Buffers));
         self.conclude(inner, outcome);
         if returned {
@@ -185,7 +187,8 @@ impl<D: VirtioDevice> Transport<D> {
             return;
         };
         if slot.queue.ready() {
-            let outcome = inner.device.notify(index, &mut slot.queue, &self.ram);
+            let mut ring = Ring::new(index, &mut slot.queue, &self.ram);
+            let outcome = inner.device.notify(&mut ring);
             self.conclude(inner, outcome);
         }
     }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use virtio_queue::Queue;
-use vm_memory::{Bytes, GuestAddress};
 
-use super::chain::{self, Buffer, Chain, Direction, Malformed};
+use super::chain::{Buffer, Chain, Direction, Malformed};
 use super::mmio::Transport;
+use super::ring::{Ring, write};
 use super::{FEATURE_VERSION_1, Used, VirtioDevice};
 use crate::devices::bus::BusDevice;
 use crate::devices::idle::IdlePort;
@@ -40,9 +39,7 @@ fn fill(chain: &Chain, ram: &GuestRam) -> Result<u32, NotRam> {
     let mut rest = &bytes[..available];
     for Buffer { gpa, length, .. } in &chain.buffers {
         let (now, later) = rest.split_at(rest.len().min(*length as usize));
-        let (gpa, length) = (*gpa, now.len() as u64);
-        let copied = ram.memory().write_slice(now, GuestAddress(gpa));
-        copied.map_err(|_| NotRam { gpa, length })?;
+        write(ram, *gpa, now)?;
         rest = later;
     }
     Ok(u32::try_from(available - rest.len()).expect("at most 256"))
@@ -61,26 +58,7 @@ impl VirtioDevice for EntropyDevice {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, _: u64, _: &mut [u8]) {}
-
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
-
-    fn activate(&mut self, _: u64) {}
-
-    fn notify(
-        &mut self,
-        index: usize,
-        queue: &mut Queue,
-        ram: &GuestRam,
-    ) -> Result<Used, Malformed> {
-        let mut used = Used::Nothing;
-        for chain in chain::take_available(index, queue, ram, Direction::FromDevice)? {
-            let written = fill(&chain, ram)?;
-            chain::give_back_written(index, queue, ram, chain.head, written)?;
-            used = Used::Buffers;
-        }
-        Ok(used)
+    fn notify(&mut self, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
+        ring.serve_each(Direction::FromDevice, |chain, ram| Ok(fill(chain, ram)?))
     }
-
-    fn reset(&mut self) {}
 }

@@ -1,36 +1,24 @@
 //! Who may start, and what of the promises may change: the host manager's side of
 //! [`crate::policy::admission`].
 
-use super::{LeaseEnd, Manager, Note, Outgoing, SHARES_MAX, VMS_MAX, Vm};
+use super::{LeaseEnd, Manager, Note, Outgoing, Refused, VMS_MAX, Vm};
 use crate::host::process::ProcessId;
 use crate::link::message::{Hello, Welcome};
 use crate::policy::PolicyKind;
-use crate::policy::admission::{HostBooks, Request, admit};
-use crate::policy::types::{Allocation, VmId};
-use crate::units::{PAGES_MAX, Pages};
-
-/// What `tidemark set` can change of a VM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Change {
-    /// New weight.
-    pub shares: Option<u64>,
-    /// New guaranteed minimum.
-    pub reservation: Option<Pages>,
-    /// New maximum.
-    pub limit: Option<Pages>,
-    /// New lower end of the dynamic range.
-    pub dynamic_min: Option<Pages>,
-    /// New upper end of the dynamic range.
-    pub dynamic_max: Option<Pages>,
-}
+use crate::policy::admission::{Admission, HostBooks, Request, admit};
+use crate::policy::types::VmId;
+use crate::units::Pages;
+use crate::words::AllocationKeys;
+use crate::words::names::is_name;
 
 impl Manager {
     /// Admits a VM that runs in `process`: its `Welcome` is in the outgoing messages.
     ///
     /// # Errors
-    /// Why it is refused: one line with the arithmetic.
-    pub fn admit(&mut self, hello: Hello, process: ProcessId) -> Result<VmId, String> {
-        let mut allocation = self.checked(&hello)?;
+    /// Why it is refused; nothing is changed.
+    pub fn admit(&mut self, hello: Hello, process: ProcessId) -> Result<VmId, Refused> {
+        self.checked(&hello)?;
+        let mut allocation = hello.allocation;
         let (leases, owner) = self.redeemed(hello.lease, &mut allocation)?;
         let overhead = overhead_estimate(allocation.size);
         let request = Request {
@@ -43,10 +31,7 @@ impl Manager {
         let id = VmId(self.next_vm);
         let group = hello.share_group.as_deref();
         let budget = self.ledger.budget();
-        let key_seed = self
-            .shares
-            .join(id, allocation.size, group, budget)
-            .map_err(|error| error.to_string())?;
+        let key_seed = self.shares.join(id, allocation.size, group, budget)?;
         let pool_frames = self.pool(id).expect("it has joined").frames();
         self.leases = leases;
         if let Some(owner) = owner {
@@ -55,8 +40,10 @@ impl Manager {
         }
         self.next_vm += 1;
         self.ledger.open(id, hello.held, overhead);
-        self.vms
-            .insert(id, Vm::new(hello.name, process, allocation, admission));
+        self.vms.insert(
+            id,
+            Vm::new(hello.name, process, allocation, admission.to_string()),
+        );
         let welcome = Welcome {
             key_seed,
             pool_frames,
@@ -79,22 +66,14 @@ impl Manager {
         self.outgoing.push(Outgoing::Welcome(id, welcome));
     }
 
-    /// Changes a VM's allocation.
+    /// Changes a VM's allocation: what `keys` do not say stays.
     ///
     /// # Errors
-    /// What is wrong with it, in one line; nothing is changed.
-    pub fn set(&mut self, id: VmId, change: Change) -> Result<(), String> {
-        let vm = self.vms.get(&id).ok_or("the VM has ended")?;
+    /// What is wrong with it; nothing is changed.
+    pub fn set(&mut self, id: VmId, keys: &AllocationKeys) -> Result<(), Refused> {
+        let vm = self.vms.get(&id).ok_or(Refused::Ended)?;
         let old = vm.allocation;
-        let new = Allocation {
-            size: old.size,
-            reservation: change.reservation.unwrap_or(old.reservation),
-            limit: change.limit.unwrap_or(old.limit),
-            shares: change.shares.unwrap_or(old.shares),
-            dynamic_min: change.dynamic_min.unwrap_or(old.dynamic_min),
-            dynamic_max: change.dynamic_max.unwrap_or(old.dynamic_max),
-        };
-        check_allocation(&new)?;
+        let new = keys.change(&old)?;
         let kind = self.policy.kind();
         if kind.entitlement(&new) > kind.entitlement(&old) {
             let request = Request {
@@ -102,7 +81,7 @@ impl Manager {
                 reservation: kind.entitlement(&new),
                 overhead: self.charged_overhead(id, vm),
             };
-            admit(&self.books(Some(id)), &request).map_err(|refusal| refusal.to_string())?;
+            admit(&self.books(Some(id)), &request)?;
         }
         self.vms.get_mut(&id).expect("found above").allocation = new;
         self.note(id);
@@ -110,59 +89,41 @@ impl Manager {
         Ok(())
     }
 
-    /// Whether the policy lets a VM start, and whom that squeezes; one line either way.
+    /// Whether the policy lets a VM start, and whom that squeezes.
     pub(super) fn assess(
         &mut self,
         books: &HostBooks,
         request: &Request,
-    ) -> Result<String, String> {
+    ) -> Result<Admission, Refused> {
         let snapshot = self.snapshot(self.decided);
         let name = |id: VmId| self.vms[&id].name.clone();
-        let assessed = self.policy.assess(books, request, &snapshot, name);
-        assessed
-            .map(|admission| admission.to_string())
-            .map_err(|refusal| refusal.to_string())
+        Ok(self.policy.assess(books, request, &snapshot, name)?)
     }
 
-    /// Changes the budget.
+    /// Changes the budget, the policy, or both.
     ///
     /// # Errors
-    /// When the reservations and overheads do not fit it, in one line; nothing is changed.
-    pub fn set_budget(&mut self, budget: Pages) -> Result<(), String> {
-        let books = self.books(None);
-        let promised = books.reserved + books.overhead;
-        if budget < promised {
-            return Err(format!(
-                "host memory {budget} is less than what is promised: {} are reserved by {} VMs and leases and \
-                 {} are overhead",
-                books.reserved, books.vms, books.overhead
-            ));
+    /// When what the new policy promises, with leases and overheads, does not fit the new budget; nothing is
+    /// changed.
+    pub fn set_host(
+        &mut self,
+        budget: Option<Pages>,
+        policy: Option<PolicyKind>,
+    ) -> Result<(), Refused> {
+        let policy = policy.filter(|kind| *kind != self.policy.kind());
+        let ruling = policy.unwrap_or(self.policy.kind());
+        let books = HostBooks {
+            budget: budget.unwrap_or(self.ledger.budget()),
+            ..self.leases.counted_in(&self.books_under(ruling, None))
+        };
+        let fits = books.reserved + books.overhead <= books.budget;
+        match policy {
+            Some(policy) if !fits => return Err(Refused::Policy { policy, books }),
+            None if !fits && budget.is_some() => return Err(Refused::Budget(books)),
+            _ => {}
         }
-        self.ledger.set_budget(budget);
-        self.notes.push(Note::Host(self.host_record()));
-        self.urgent = true;
-        Ok(())
-    }
-
-    /// Lets another policy set the targets.
-    ///
-    /// # Errors
-    /// When that policy promises the VMs more than there is, in one line; nothing is changed.
-    pub fn set_policy(&mut self, kind: PolicyKind) -> Result<(), String> {
-        let books = self.leases.counted_in(&self.books_under(kind, None));
-        let promised = books.reserved + books.overhead;
-        if kind != self.policy.kind() && promised > books.budget {
-            return Err(format!(
-                "policy {} would promise {} to {} VMs and leases, and {} are overhead: more than the {} that the \
-                 host has",
-                kind.name(),
-                books.reserved,
-                books.vms,
-                books.overhead,
-                books.budget
-            ));
-        }
-        self.policy.set_kind(kind);
+        self.policy.set_kind(ruling);
+        self.ledger.set_budget(books.budget);
         self.notes.push(Note::Host(self.host_record()));
         self.urgent = true;
         Ok(())
@@ -206,29 +167,28 @@ impl Manager {
     }
 
     /// A `Hello` is as hostile as any other message.
-    fn checked(&self, hello: &Hello) -> Result<Allocation, String> {
+    fn checked(&self, hello: &Hello) -> Result<(), Refused> {
         for text in std::iter::once(&hello.name).chain(&hello.share_group) {
             check_name(text)?;
         }
         if self.find(&hello.name).is_some() {
-            return Err(format!("a VM named {:?} runs already", hello.name));
+            let name = hello.name.clone();
+            return Err(Refused::NameTaken { name });
         }
         if self.vms.len() == VMS_MAX {
-            return Err(format!("{VMS_MAX} VMs run already"));
+            return Err(Refused::TooManyVms);
         }
-        let allocation = Allocation {
-            size: hello.size,
-            reservation: hello.reservation,
-            limit: hello.limit,
-            shares: hello.shares,
-            dynamic_min: hello.dynamic_min,
-            dynamic_max: hello.dynamic_max,
-        };
-        check_allocation(&allocation)?;
-        if hello.held > hello.size {
-            return Err(format!("holds {} of {}", hello.held, hello.size));
-        }
-        Ok(allocation)
+        hello.allocation.check()?;
+        check_held(hello)
+    }
+}
+
+/// Nobody holds more than its size.
+pub(super) fn check_held(hello: &Hello) -> Result<(), Refused> {
+    let (held, size) = (hello.held, hello.allocation.size);
+    match held <= size {
+        true => Ok(()),
+        false => Err(Refused::HeldTooMuch { held, size }),
     }
 }
 
@@ -244,47 +204,11 @@ pub(super) fn overhead_estimate(size: Pages) -> Pages {
     Pages(384) + Pages(size.0 / 128)
 }
 
-pub(super) fn check_name(text: &str) -> Result<(), String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    match text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
-        true => Err(format!(
-            "name {text:?}: 1 to 64 of [A-Za-z0-9._-] are allowed"
-        )),
-        false => Ok(()),
+pub(super) fn check_name(text: &str) -> Result<(), Refused> {
+    match is_name(text) {
+        true => Ok(()),
+        false => Err(Refused::Name {
+            name: text.to_owned(),
+        }),
     }
-}
-
-pub(super) fn check_allocation(a: &Allocation) -> Result<(), String> {
-    let largest = Pages(PAGES_MAX);
-    if a.size == Pages::ZERO || a.size > largest {
-        return Err(format!("memory {}: 4 KiB to {largest} are allowed", a.size));
-    }
-    if a.reservation > a.limit {
-        return Err(format!(
-            "reservation {} exceeds the limit {}",
-            a.reservation, a.limit
-        ));
-    }
-    if a.limit > a.size {
-        return Err(format!("limit {} exceeds the memory {}", a.limit, a.size));
-    }
-    if a.dynamic_min > a.dynamic_max {
-        return Err(format!(
-            "dynamic_min {} exceeds dynamic_max {}",
-            a.dynamic_min, a.dynamic_max
-        ));
-    }
-    if a.dynamic_max > a.size {
-        return Err(format!(
-            "dynamic_max {} exceeds the memory {}",
-            a.dynamic_max, a.size
-        ));
-    }
-    if a.shares > SHARES_MAX {
-        return Err(format!(
-            "shares {}: 0 to {SHARES_MAX} are allowed",
-            a.shares
-        ));
-    }
-    Ok(())
 }

@@ -9,14 +9,14 @@
 use std::time::Duration;
 
 use super::admission::overhead_estimate;
-use super::{Manager, Outgoing};
+use super::{Manager, Outgoing, Refused};
 use crate::policy::admission::Request;
 use crate::policy::lease::{Lease, LeaseBook, LeaseId, OwnerId};
-use crate::policy::types::Allocation;
 use crate::units::{PAGES_MAX, Pages};
+use crate::words::Allocation;
 
 /// Leases of connections, at most: each keeps a descriptor. Chosen.
-const LEASES_MAX: usize = 256;
+pub(super) const LEASES_MAX: usize = 256;
 
 /// How a lease ended, for its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,23 +31,20 @@ impl Manager {
     /// Promises `least` to a VM to come, or as much up to `most` as there is.
     ///
     /// # Errors
-    /// Why not, in one line; with the arithmetic when there is not enough.
+    /// Why not; with the arithmetic when there is not enough.
     pub fn reserve(
         &mut self,
         least: Pages,
         most: Option<Pages>,
         owner: OwnerId,
         expires_at: Duration,
-    ) -> Result<(LeaseId, Lease), String> {
+    ) -> Result<(LeaseId, Lease), Refused> {
         let most = most.unwrap_or(least);
         if least == Pages::ZERO || least > most || most > Pages(PAGES_MAX) {
-            return Err(format!(
-                "a lease of {least} to {most}: 4 KiB to {} are allowed, the least first",
-                Pages(PAGES_MAX)
-            ));
+            return Err(Refused::LeaseSize { least, most });
         }
         if self.leases.iter().count() >= LEASES_MAX {
-            return Err(format!("there are {LEASES_MAX} leases already"));
+            return Err(Refused::TooManyLeases);
         }
         let request = Request {
             name: format!("lease {}", owner.0),
@@ -56,10 +53,9 @@ impl Manager {
         };
         let books = self.books_of_vms(None);
         self.assess(&self.leases.counted_in(&books), &request)?;
-        let taken = self
+        let id = self
             .leases
-            .take_range(&books, &request, most, owner, expires_at);
-        let id = taken.map_err(|error| error.to_string())?;
+            .take_range(&books, &request, most, owner, expires_at)?;
         let lease = self.leases.get(id, owner).expect("just taken").clone();
         self.urgent = true;
         Ok((id, lease))
@@ -91,7 +87,7 @@ impl Manager {
         &self,
         lease: Option<u64>,
         allocation: &mut Allocation,
-    ) -> Result<(LeaseBook, Option<OwnerId>), String> {
+    ) -> Result<(LeaseBook, Option<OwnerId>), Refused> {
         let mut leases = self.leases.clone();
         let Some(id) = lease.map(LeaseId) else {
             return Ok((leases, None));
@@ -100,7 +96,7 @@ impl Manager {
         let owner = owner.map_or(OwnerId(u64::MAX), |(_, lease)| lease.owner);
         let lease = leases
             .redeem(id, owner, self.decided)
-            .map_err(|_| format!("no lease {}: never taken, over, or used", id.0))?;
+            .map_err(|_| Refused::NoLease(id))?;
         let promised = lease.reservation.min(allocation.limit);
         allocation.reservation = allocation.reservation.max(promised);
         Ok((leases, Some(owner)))

@@ -26,17 +26,18 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::admission::{check_allocation, check_name, credit_batch, overhead_estimate};
-use super::{Manager, VMS_MAX, Vm};
+use super::admission::{check_held, check_name, credit_batch, overhead_estimate};
+use super::{Manager, Refused, VMS_MAX, Vm};
 use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
 use crate::host::share::Reach;
 use crate::link::message::{Hello, ToVm, Welcome};
 use crate::policy::PolicyKind;
-use crate::policy::types::{Allocation, VmId};
-use crate::units::{PAGES_MAX, Pages};
-use crate::words::Measured;
+use crate::policy::types::VmId;
+use crate::units::Pages;
+use crate::words::budget::BUDGETS;
+use crate::words::{Allocation, Measured};
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,15 +58,17 @@ impl VmRecord {
     /// Whether it can be true.
     ///
     /// # Errors
-    /// What is wrong with it, in one line.
-    pub fn check(&self) -> Result<(), String> {
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), Refused> {
         for text in std::iter::once(&self.name).chain(&self.share_group) {
             check_name(text)?;
         }
-        check_allocation(&self.allocation)?;
+        self.allocation.check()?;
         match self.pool.is_sound() {
             true => Ok(()),
-            false => Err(format!("a pool of {} frames", self.pool.frames)),
+            false => Err(Refused::PoolSize {
+                frames: self.pool.frames,
+            }),
         }
     }
 }
@@ -133,19 +136,21 @@ impl Manager {
     /// Whether that process is a VM's, and of which.
     ///
     /// # Errors
-    /// When the name is another process's, or the process another VM's, in one line.
-    pub fn known(&self, name: &str, process: ProcessId) -> Result<Known, String> {
+    /// When the name is another process's, or the process another VM's.
+    pub fn known(&self, name: &str, process: ProcessId) -> Result<Known, Refused> {
         if let Some(id) = self.find(name) {
             return match self.vms[&id].process == process {
                 true => Ok(Known::Again(id)),
-                false => Err(format!("a VM named {name:?} runs already")),
+                false => Err(Refused::NameTaken {
+                    name: name.to_owned(),
+                }),
             };
         }
         match self.vms.values().find(|vm| vm.process == process) {
-            Some(vm) => Err(format!(
-                "process {} runs the VM {:?} already",
-                process.pid, vm.name
-            )),
+            Some(vm) => Err(Refused::ProcessTaken {
+                pid: process.pid,
+                name: vm.name.clone(),
+            }),
             None => Ok(Known::New),
         }
     }
@@ -181,30 +186,25 @@ impl Manager {
     /// messages; an earlier link is of no use any more.
     ///
     /// # Errors
-    /// Why it is refused, in one line; nothing is changed.
+    /// Why it is refused; nothing is changed.
     pub fn rejoin(
         &mut self,
         id: VmId,
         hello: &Hello,
         handed: Option<&OwnedFd>,
-    ) -> Result<(), String> {
-        let vm = self.vms.get(&id).ok_or("the VM has ended")?;
+    ) -> Result<(), Refused> {
+        let vm = self.vms.get(&id).ok_or(Refused::Ended)?;
         if vm.exit.is_some() {
-            return Err("the VM has said that it ended".to_owned());
+            return Err(Refused::Exited);
         }
-        if hello.size != vm.allocation.size
+        if hello.allocation.size != vm.allocation.size
             || hello.share_group.as_deref() != self.shares.group_name(id)
         {
-            return Err("joins again with another memory or share group".to_owned());
+            return Err(Refused::Changed);
         }
-        if hello.held > hello.size {
-            return Err(format!("holds {} of {}", hello.held, hello.size));
-        }
+        check_held(hello)?;
         let budget = self.ledger.budget();
-        let rejoined = self
-            .shares
-            .rejoin(id, handed, budget)
-            .map_err(|error| error.to_string())?;
+        let rejoined = self.shares.rejoin(id, handed, budget)?;
         self.ledger.adopt_frames(rejoined.frames);
         self.ledger.restart(id, hello.held);
         let vm = self.vms.get_mut(&id).expect("found above");
@@ -232,17 +232,20 @@ impl Manager {
     /// Takes in a VM of an earlier host manager. Its process has `resident` anonymous memory.
     ///
     /// # Errors
-    /// What is wrong with the record, in one line; nothing is changed.
-    pub fn restore(&mut self, record: VmRecord, resident: Pages) -> Result<VmId, String> {
+    /// What is wrong with the record; nothing is changed.
+    pub fn restore(&mut self, record: VmRecord, resident: Pages) -> Result<VmId, Refused> {
         record.check()?;
-        if self.known(&record.name, record.process)? != Known::New || self.vms.len() >= VMS_MAX {
-            return Err(format!("{:?} is there already", record.name));
+        if self.known(&record.name, record.process)? != Known::New {
+            let name = record.name;
+            return Err(Refused::NameTaken { name });
+        }
+        if self.vms.len() >= VMS_MAX {
+            return Err(Refused::TooManyVms);
         }
         let id = VmId(self.next_vm);
         let size = record.allocation.size;
         self.shares
-            .expect(id, size, record.share_group.as_deref(), record.pool)
-            .map_err(|error| error.to_string())?;
+            .expect(id, size, record.share_group.as_deref(), record.pool)?;
         self.next_vm += 1;
         let overhead = overhead_estimate(size);
         let private = resident.saturating_sub(overhead).min(size);
@@ -274,7 +277,7 @@ impl Manager {
         if let Ok(policy) = record.policy.parse::<PolicyKind>() {
             self.policy.set_kind(policy);
         }
-        if (1..=PAGES_MAX).contains(&record.budget.0) {
+        if BUDGETS.contains(&record.budget) {
             self.ledger.set_budget(record.budget);
         }
     }

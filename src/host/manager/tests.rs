@@ -6,7 +6,7 @@ use super::*;
 use crate::link::message::Hello;
 use crate::page::key::key_of;
 use crate::units::FrameId;
-use crate::words::Holding;
+use crate::words::{AllocationKeys, Holding};
 
 const BUDGET: Pages = Pages::mib(64);
 
@@ -23,12 +23,11 @@ fn manager() -> Manager {
 fn hello(name: &str, mib: u64) -> Hello {
     Hello {
         name: name.to_owned(),
-        size: Pages::mib(mib),
-        reservation: Pages::ZERO,
-        limit: Pages::mib(mib),
-        shares: 1000,
-        dynamic_min: Pages::ZERO,
-        dynamic_max: Pages::mib(mib),
+        allocation: Allocation {
+            shares: 1000,
+            dynamic_min: Pages::ZERO,
+            ..Allocation::of(Pages::mib(mib))
+        },
         share_group: Some("g".to_owned()),
         held: Pages::ZERO,
         lease: None,
@@ -37,7 +36,7 @@ fn hello(name: &str, mib: u64) -> Hello {
 
 impl Manager {
     /// Admits a VM in a process of its own.
-    fn join(&mut self, hello: Hello) -> Result<VmId, String> {
+    fn join(&mut self, hello: Hello) -> Result<VmId, Refused> {
         let pid = i32::try_from(self.next_vm + 1000).unwrap();
         self.admit(hello, ProcessId { pid, started: 1 })
     }
@@ -129,21 +128,34 @@ fn a_return_wakes_those_who_wait() {
 fn refusals_carry_the_arithmetic() {
     let mut manager = manager();
     let mut big = hello("big", 128);
-    big.reservation = Pages::mib(100);
+    big.allocation.reservation = Pages::mib(100);
     let reason = manager.join(big.clone()).unwrap_err();
     assert!(
-        reason.contains("100.0 MiB") && reason.contains("64.0 MiB"),
+        reason.to_string().contains("100.0 MiB") && reason.to_string().contains("64.0 MiB"),
         "{reason}"
     );
-    big.reservation = Pages::mib(200);
-    assert!(manager.join(big).unwrap_err().contains("exceeds the limit"));
+    big.allocation.reservation = Pages::mib(200);
+    assert!(
+        manager
+            .join(big)
+            .unwrap_err()
+            .to_string()
+            .contains("must be at most `limit`")
+    );
     manager.join(hello("a", 8)).unwrap();
-    assert!(manager.join(hello("a", 8)).unwrap_err().contains("already"));
+    assert!(
+        manager
+            .join(hello("a", 8))
+            .unwrap_err()
+            .to_string()
+            .contains("already")
+    );
     assert!(
         manager
             .join(hello("a/b", 8))
             .unwrap_err()
-            .contains("A-Za-z")
+            .to_string()
+            .contains("A-Z a-z")
     );
     assert_eq!(manager.live(), 1);
 }
@@ -288,30 +300,24 @@ fn an_ended_vm_keeps_its_counters_and_how_it_ended() {
 fn settings_are_checked_before_they_hold() {
     let mut manager = manager();
     let a = manager.join(hello("a", 32)).unwrap();
-    let change = |reservation| Change {
-        reservation: Some(Pages::mib(reservation)),
-        ..Change::default()
+    let reservation = |mib| AllocationKeys {
+        reservation: Some(Pages::mib(mib).into()),
+        ..AllocationKeys::default()
     };
-    manager.set(a, change(20)).unwrap();
-    assert!(
-        manager
-            .set(a, change(33))
-            .unwrap_err()
-            .contains("exceeds the limit")
-    );
-    assert!(
-        manager
-            .set_budget(Pages::mib(10))
-            .unwrap_err()
-            .contains("20.0 MiB")
-    );
-    manager.set_budget(Pages::mib(40)).unwrap();
-    assert!(manager.set(a, change(32)).is_ok());
-    let limit = Change {
-        limit: Some(Pages::mib(16)),
-        ..Change::default()
+    manager.set(a, &reservation(20)).unwrap();
+    let above = manager.set(a, &reservation(33)).unwrap_err();
+    assert_eq!(above.kind(), Kind::Invalid, "{above}");
+    let small = manager.set_host(Some(Pages::mib(10)), None).unwrap_err();
+    assert_eq!(small.kind(), Kind::Exhausted);
+    assert!(small.to_string().contains("20.0 MiB"), "{small}");
+    manager.set_host(Some(Pages::mib(40)), None).unwrap();
+    manager.set(a, &reservation(32)).unwrap();
+    let limit = AllocationKeys {
+        limit: Some(Pages::mib(16).into()),
+        ..AllocationKeys::default()
     };
-    assert!(manager.set(a, limit).is_err());
+    assert!(manager.set(a, &limit).is_err());
+    assert_eq!(manager.allocation(a).unwrap().limit, Pages::mib(32));
 }
 
 #[test]
@@ -325,28 +331,40 @@ fn a_lease_counts_until_its_vm_comes() {
     assert_eq!(figures.host.leased_bytes, lease.pages().bytes());
     // It is promised: neither a VM, nor another lease, nor a smaller budget gets it.
     let mut big = hello("big", 40);
-    big.reservation = Pages::mib(32);
-    assert!(manager.join(big).unwrap_err().contains("40.0 MiB"));
+    big.allocation.reservation = Pages::mib(32);
+    assert!(
+        manager
+            .join(big)
+            .unwrap_err()
+            .to_string()
+            .contains("40.0 MiB")
+    );
     assert!(
         manager
             .reserve(Pages::mib(32), None, OwnerId(8), never)
             .is_err()
     );
-    assert!(manager.set_budget(Pages::mib(40)).is_err());
+    assert!(manager.set_host(Some(Pages::mib(40)), None).is_err());
     // The VM it was taken for may need more than was leased, if that can be promised too.
     let mut vm = hello("a", 64);
     vm.lease = Some(id.0);
-    vm.reservation = Pages::mib(63);
+    vm.allocation.reservation = Pages::mib(63);
     assert!(manager.join(vm.clone()).is_err());
     assert!(manager.has_lease(owner), "a refused VM leaves the lease");
-    vm.reservation = Pages::ZERO;
+    vm.allocation.reservation = Pages::ZERO;
     let a = manager.join(vm.clone()).unwrap();
     let end = Outgoing::LeaseEnded(owner, LeaseEnd::Redeemed("a".to_owned()));
     assert!(manager.take_outgoing().contains(&end));
     assert_eq!(manager.vms[&a].allocation.reservation, Pages::mib(40));
     assert_eq!(manager.figures().host.leased_bytes, 0);
     vm.name = "b".to_owned();
-    assert!(manager.join(vm).unwrap_err().contains("no lease"));
+    assert!(
+        manager
+            .join(vm)
+            .unwrap_err()
+            .to_string()
+            .contains("no lease")
+    );
     manager.audit();
 }
 

@@ -20,7 +20,7 @@ use crate::policy::PolicyKind;
 use crate::policy::lease::OwnerId;
 use crate::policy::settings::PolicySettings;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
-use crate::words::{Exit, ExitReason, Sampling};
+use crate::words::{Allocation, Exit, ExitReason, Sampling};
 
 const BUDGET: Pages = Pages::mib(256);
 
@@ -38,12 +38,12 @@ fn server() -> Server {
 fn hello(name: &str) -> ToHost {
     ToHost::Hello(Hello {
         name: name.to_owned(),
-        size: Pages::mib(64),
-        reservation: Pages::mib(1),
-        limit: Pages::mib(64),
-        shares: 10,
-        dynamic_min: Pages::ZERO,
-        dynamic_max: Pages::mib(64),
+        allocation: Allocation {
+            reservation: Pages::mib(1),
+            shares: 10,
+            dynamic_min: Pages::ZERO,
+            ..Allocation::of(Pages::mib(64))
+        },
         share_group: Some("demo".to_owned()),
         held: Pages::ZERO,
         lease: None,
@@ -372,7 +372,8 @@ fn control_requests_are_answered_over_the_same_socket() {
     ask(&mut server, set("host", "memory", "128M")).unwrap();
     let refused = |result: Result<_, CallError>| result.unwrap_err().to_string();
     assert!(
-        refused(ask(&mut server, set("a", "reservation", "48M"))).contains("exceeds the limit")
+        refused(ask(&mut server, set("a", "reservation", "48M")))
+            .ends_with("must be at most `limit` (32.0 MiB)")
     );
     assert!(refused(ask(&mut server, set("b", "limit", "1M"))).contains("there are a"));
     assert!(refused(ask(&mut server, set("host", "policy", "magic"))).contains("esx"));

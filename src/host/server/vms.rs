@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use super::connection::{Connection, Expected};
 use super::{Event, MESSAGES_PER_TURN, PROCESS, Server};
-use crate::host::manager::Known;
+use crate::host::manager::{Known, Refused};
 use crate::host::process::Process;
 use crate::link::message::{Hello, TEXT_BYTES_MAX, ToVm};
 use crate::link::socket::{self, HostLink};
@@ -73,9 +73,11 @@ impl Server {
             Some(expected) => expected.process,
             None => Process::peer(fd).map_err(|error| error.to_string())?,
         };
-        match self.manager.known(&hello.name, process.id())? {
+        let said = |refused: Refused| refused.to_string();
+        let known = self.manager.known(&hello.name, process.id());
+        match known.map_err(said)? {
             Known::New => {
-                let id = self.manager.admit(hello, process.id())?;
+                let id = self.manager.admit(hello, process.id()).map_err(said)?;
                 if !self.keep_record() {
                     self.manager.gone(id);
                     return Err("cannot be recorded".to_owned());
@@ -84,7 +86,8 @@ impl Server {
                 Ok(id)
             }
             Known::Again(id) => {
-                self.manager.rejoin(id, &hello, handed)?;
+                let rejoined = self.manager.rejoin(id, &hello, handed);
+                rejoined.map_err(said)?;
                 // What it said there and was not read yet is void: it says everything anew.
                 self.close_link(id);
                 if !self.keep_record() {

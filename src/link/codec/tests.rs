@@ -16,12 +16,14 @@ fn hello() -> impl Strategy<Value = ToHost> {
         .prop_map(|(name, n, group)| {
             ToHost::Hello(Hello {
                 name,
-                size: Pages(n[0]),
-                reservation: Pages(n[1]),
-                limit: Pages(n[2]),
-                shares: n[3],
-                dynamic_min: Pages(n[4]),
-                dynamic_max: Pages(n[5]),
+                allocation: Allocation {
+                    size: Pages(n[0]),
+                    reservation: Pages(n[1]),
+                    limit: Pages(n[2]),
+                    shares: n[3],
+                    dynamic_min: Pages(n[4]),
+                    dynamic_max: Pages(n[5]),
+                },
                 share_group: group.map(|bytes| format!("{bytes:02x?}")),
                 held: Pages(n[6]),
                 lease: None,

@@ -7,10 +7,8 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use virtio_queue::Queue;
-use vm_memory::{Bytes, GuestAddress};
-
-use super::super::chain::{self, Buffer, Chain, Direction, Malformed};
+use super::super::chain::{Buffer, Chain, Direction, Malformed};
+use super::super::ring::{Ring, read, read_config_of};
 use super::super::{FEATURE_VERSION_1, Used, VirtioDevice};
 use super::{Shared, pfn, stats};
 use crate::devices::sink::BalloonSink;
@@ -91,14 +89,14 @@ impl BalloonDevice {
     }
 
     /// Gives the held statistics buffer back, which makes the driver fill it afresh.
-    pub fn return_stats(&mut self, queue: &mut Queue, ram: &GuestRam) -> Result<Used, Malformed> {
+    pub fn return_stats(&mut self, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
         if self.role(STATS_QUEUE) != Some(Role::Stats) {
             return Ok(Used::Nothing);
         }
         let Some(head) = self.stats_head.take() else {
             return Ok(Used::Nothing);
         };
-        chain::give_back(STATS_QUEUE, queue, ram, head)?;
+        ring.give_back(head, 0)?;
         Ok(Used::Buffers)
     }
 
@@ -134,42 +132,28 @@ impl BalloonDevice {
         Ok(())
     }
 
-    fn lists(
-        &mut self,
-        role: Role,
-        index: usize,
-        queue: &mut Queue,
-        ram: &GuestRam,
-    ) -> Result<Used, Malformed> {
-        let mut used = Used::Nothing;
-        for chain in chain::take_available(index, queue, ram, Direction::ToDevice)? {
-            self.read_list(&chain, ram)?;
+    fn lists(&mut self, role: Role, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
+        ring.serve_each(Direction::ToDevice, |chain, ram| {
+            self.read_list(chain, ram)?;
             if !self.gfns.is_empty() {
                 match role {
                     Role::Inflate => self.sink.inflate(&self.gfns),
                     _ => self.sink.deflate(&self.gfns),
                 }
             }
-            chain::give_back(index, queue, ram, chain.head)?;
-            used = Used::Buffers;
-        }
-        Ok(used)
+            Ok(0)
+        })
     }
 
-    fn statistics(
-        &mut self,
-        index: usize,
-        queue: &mut Queue,
-        ram: &GuestRam,
-    ) -> Result<Used, Malformed> {
+    fn statistics(&mut self, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
         let mut used = Used::Nothing;
-        for chain in chain::take_available(index, queue, ram, Direction::ToDevice)? {
+        for chain in ring.take(Direction::ToDevice)? {
             let mut bytes = Vec::new();
             for Buffer { gpa, length, .. } in &chain.buffers {
                 let room = stats::ENTRIES_MAX * stats::ENTRY_BYTES - bytes.len();
                 let start = bytes.len();
                 bytes.resize(start + room.min(*length as usize), 0);
-                read(ram, *gpa, &mut bytes[start..])?;
+                read(ring.ram(), *gpa, &mut bytes[start..])?;
             }
             // The first buffer after the start may be empty: it carries nothing.
             if !bytes.is_empty() {
@@ -177,7 +161,7 @@ impl BalloonDevice {
             }
             // A driver has one such buffer. One that sends a second gets the first back.
             if let Some(before) = self.stats_head.replace(chain.head) {
-                chain::give_back(index, queue, ram, before)?;
+                ring.give_back(before, 0)?;
                 used = Used::Buffers;
             }
         }
@@ -193,34 +177,17 @@ impl BalloonDevice {
         self.shared.stats_updates.fetch_add(1, Ordering::Release);
     }
 
-    fn reports(
-        &mut self,
-        index: usize,
-        queue: &mut Queue,
-        ram: &GuestRam,
-    ) -> Result<Used, Malformed> {
-        let mut used = Used::Nothing;
-        for chain in chain::take_available(index, queue, ram, Direction::FromDevice)? {
+    fn reports(&mut self, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
+        // Only when its chain is given back may the guest use a page again.
+        ring.serve_each(Direction::FromDevice, |chain, ram| {
             for Buffer { gpa, length, .. } in &chain.buffers {
                 if let Some(range) = frames_inside(ram.layout(), *gpa, (*length).into())? {
                     self.sink.report_free(range);
                 }
             }
-            // Only now may the guest use the pages again.
-            chain::give_back(index, queue, ram, chain.head)?;
-            used = Used::Buffers;
-        }
-        Ok(used)
+            Ok(0)
+        })
     }
-}
-
-/// Copies out of guest memory; the range was checked, so only a race of the guest with itself
-/// could make this fail, and guest RAM never shrinks.
-fn read(ram: &GuestRam, gpa: u64, bytes: &mut [u8]) -> Result<(), Malformed> {
-    let length = bytes.len() as u64;
-    ram.memory()
-        .read_slice(bytes, GuestAddress(gpa))
-        .map_err(|_| crate::sys::guest_range::NotRam { gpa, length }.into())
 }
 
 impl VirtioDevice for BalloonDevice {
@@ -246,10 +213,7 @@ impl VirtioDevice for BalloonDevice {
         let actual = self.shared.actual_pages.load(Ordering::Acquire);
         config[..4].copy_from_slice(&target.to_le_bytes());
         config[4..].copy_from_slice(&actual.to_le_bytes());
-        let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        read_config_of(&config, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -265,16 +229,11 @@ impl VirtioDevice for BalloonDevice {
         self.features = features;
     }
 
-    fn notify(
-        &mut self,
-        index: usize,
-        queue: &mut Queue,
-        ram: &GuestRam,
-    ) -> Result<Used, Malformed> {
-        match self.role(index) {
-            Some(role @ (Role::Inflate | Role::Deflate)) => self.lists(role, index, queue, ram),
-            Some(Role::Stats) => self.statistics(index, queue, ram),
-            Some(Role::Reporting) => self.reports(index, queue, ram),
+    fn notify(&mut self, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
+        match self.role(ring.index()) {
+            Some(role @ (Role::Inflate | Role::Deflate)) => self.lists(role, ring),
+            Some(Role::Stats) => self.statistics(ring),
+            Some(Role::Reporting) => self.reports(ring),
             None => Ok(Used::Nothing),
         }
     }

@@ -4,10 +4,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::FallocateFlags;
-use virtio_queue::Queue;
-use vm_memory::{Bytes, GuestAddress};
 
-use super::super::chain::{self, Buffer, Chain, Direction, Malformed};
+use super::super::chain::{Buffer, Chain, Direction, Malformed};
+use super::super::ring::{Ring, read, read_config_of, write};
 use super::super::{FEATURE_VERSION_1, Used, VirtioDevice};
 use super::{Access, Disk, SECTOR_BYTES};
 use crate::sys::guest_range::NotRam;
@@ -271,20 +270,6 @@ fn expect_way(buffer: &Buffer, expected: Direction) -> Result<(), Malformed> {
     })
 }
 
-/// Copies out of guest memory; the range was checked with its chain.
-fn read(ram: &GuestRam, gpa: u64, bytes: &mut [u8]) -> Result<(), NotRam> {
-    let length = bytes.len() as u64;
-    let copied = ram.memory().read_slice(bytes, GuestAddress(gpa));
-    copied.map_err(|_| NotRam { gpa, length })
-}
-
-/// Copies into guest memory; the range was checked with its chain.
-fn write(ram: &GuestRam, gpa: u64, bytes: &[u8]) -> Result<(), NotRam> {
-    let length = bytes.len() as u64;
-    let copied = ram.memory().write_slice(bytes, GuestAddress(gpa));
-    copied.map_err(|_| NotRam { gpa, length })
-}
-
 impl VirtioDevice for BlockDevice {
     fn device_id(&self) -> u32 {
         DEVICE_ID
@@ -312,29 +297,11 @@ impl VirtioDevice for BlockDevice {
         put(40, &1u32.to_le_bytes());
         // Alignment of discarded ranges, in sectors: one page of the file.
         put(44, &8u32.to_le_bytes());
-        let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        read_config_of(&config, offset, data);
     }
 
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
-
-    fn activate(&mut self, _: u64) {}
-
-    fn notify(
-        &mut self,
-        index: usize,
-        queue: &mut Queue,
-        ram: &GuestRam,
-    ) -> Result<Used, Malformed> {
-        let mut used = Used::Nothing;
-        for chain in chain::take_available(index, queue, ram, Direction::Both)? {
-            let written = self.serve(&chain, ram)?;
-            chain::give_back_written(index, queue, ram, chain.head, written)?;
-            used = Used::Buffers;
-        }
-        Ok(used)
+    fn notify(&mut self, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
+        ring.serve_each(Direction::Both, |chain, ram| self.serve(chain, ram))
     }
 
     fn reset(&mut self) {

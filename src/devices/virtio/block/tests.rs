@@ -11,6 +11,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::chain::Malformed;
+use super::super::ring::Ring;
 use super::super::{Used, VirtioDevice};
 use super::device::BlockDevice;
 use super::*;
@@ -77,7 +78,7 @@ impl Bench {
         let mut queue: Queue = mock.create_queue().unwrap();
         // The mock's own used ring overlaps its available ring.
         queue.set_used_ring_address(Some(0x8000), Some(0));
-        self.device.notify(0, &mut queue, &ram)
+        self.device.notify(&mut Ring::new(0, &mut queue, &ram))
     }
 
     /// Sends a request with `data` between header and status; returns the status.

@@ -130,6 +130,13 @@ fn a_vm_that_says_to_hold_more_than_its_size_is_refused() {
     for held in [SIZE.0 + 1, u64::MAX] {
         let mut hello = hello("liar", 16);
         hello.held = Pages(held);
-        assert!(manager.join(hello).unwrap_err().contains("holds"), "{held}");
+        assert!(
+            manager
+                .join(hello)
+                .unwrap_err()
+                .to_string()
+                .contains("holds"),
+            "{held}"
+        );
     }
 }

@@ -94,14 +94,11 @@ pub(super) fn again(
     pool: &fs::File,
 ) -> Link {
     let link = link(server, name, body);
-    let ToHost::Hello(hello) = hello(name) else {
+    let ToHost::Hello(mut hello) = hello(name) else {
         unreachable!()
     };
-    let hello = Hello {
-        held: Pages(held),
-        reservation: Pages::ZERO,
-        ..hello
-    };
+    hello.held = Pages(held);
+    hello.allocation.reservation = Pages::ZERO;
     link.send_first(&ToHost::Hello(hello), pool.as_fd())
         .unwrap();
     pump(server);

@@ -158,9 +158,10 @@ fn promises_come_from_the_record_not_from_the_vm() {
     let ToHost::Hello(mut greedy) = hello("rival") else {
         unreachable!()
     };
-    greedy.size = Pages::mib(190);
-    greedy.limit = Pages::mib(190);
-    greedy.reservation = Pages::mib(165);
+    greedy.allocation = Allocation {
+        reservation: Pages::mib(165),
+        ..Allocation::of(Pages::mib(190))
+    };
     let heard = rival.say(&mut second, &ToHost::Hello(greedy));
     assert!(
         matches!(&heard[..], [ToVm::Refused { reason }] if reason.contains("40.0 MiB")),

@@ -5,21 +5,21 @@ use std::time::Duration;
 use crate::units::{PAGE_SIZE, Pages};
 
 /// What a size may look like, for messages.
-pub const SIZE_FORMS: &str = "512M, 512MiB, 2G or a number of bytes";
+const SIZE_FORMS: &str = "512M, 512MiB, 2G or a number of bytes";
 /// What a duration may look like, for messages.
-pub const DURATION_FORMS: &str = "500ms, 30s, 5m or 2h";
+const DURATION_FORMS: &str = "500ms, 30s, 5m or 2h";
 
-/// A text that is no size or no duration.
+/// A text is not a size, or not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// Not one of [`SIZE_FORMS`].
-    #[error("is no size (allowed: {SIZE_FORMS})")]
+    /// Not a number with a unit of bytes, or too large for 64 bits.
+    #[error("not a valid size, e.g. {SIZE_FORMS}")]
     NoSize,
     /// Not a whole number of pages.
-    #[error("is no whole number of 4 KiB pages (allowed: multiples of 4096 bytes)")]
+    #[error("must be whole 4 KiB pages, a multiple of 4096 bytes")]
     NotPages,
-    /// Not one of [`DURATION_FORMS`].
-    #[error("is no duration (allowed: {DURATION_FORMS})")]
+    /// Not a number with a unit of time.
+    #[error("not a valid duration, e.g. {DURATION_FORMS}")]
     NoDuration,
 }
 

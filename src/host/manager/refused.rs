@@ -1,0 +1,161 @@
+//! Why the host manager does not do what it is asked for: values with their operands, worded here and
+//! nowhere else.
+
+use crate::host::share::JoinError;
+use crate::policy::PolicyKind;
+use crate::policy::admission::{HostBooks, Refusal};
+use crate::policy::lease::{LeaseError, LeaseId};
+use crate::units::{PAGES_MAX, Pages};
+use crate::words::allocation::AllocationError;
+use crate::words::names::NAME_FORMS;
+
+use super::VMS_MAX;
+use super::leases::LEASES_MAX;
+
+/// A request that changed nothing. Displays as one line; where memory lacks, with the arithmetic.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// No live VM has this identity any more.
+    #[error("the VM has ended")]
+    Ended,
+    /// The VM's process lives and has sent its last message.
+    #[error("the VM has said that it ended")]
+    Exited,
+    /// Another process runs a VM of this name.
+    #[error("a VM named {name:?} runs already")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The process runs another VM.
+    #[error("process {pid} runs the VM {name:?} already")]
+    ProcessTaken {
+        /// The process.
+        pid: i32,
+        /// Its VM.
+        name: String,
+    },
+    /// There are as many VMs as there may be.
+    #[error("{VMS_MAX} VMs run already")]
+    TooManyVms,
+    /// A name that cannot stand in paths and messages.
+    #[error("name {name:?}: must be {NAME_FORMS}")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The allocation breaks a rule, or was not written as one.
+    #[error(transparent)]
+    Allocation(#[from] AllocationError),
+    /// A VM process says that it holds more than its VM has.
+    #[error("holds {held} of {size}")]
+    HeldTooMuch {
+        /// What it says.
+        held: Pages,
+        /// Configured memory of the VM.
+        size: Pages,
+    },
+    /// A VM joins again and is not what it was.
+    #[error("joins again with another memory or share group")]
+    Changed,
+    /// A record of a frame pool that cannot be one.
+    #[error("a pool of {frames} frames")]
+    PoolSize {
+        /// Its length.
+        frames: u32,
+    },
+    /// What is asked for cannot be promised.
+    #[error(transparent)]
+    Promise(Box<Refusal>),
+    /// The new budget would not cover what is promised; the books have the new budget.
+    #[error(
+        "host memory {} is less than what is promised: {} are reserved by {} VMs and leases and {} are \
+         overhead",
+        .0.budget, .0.reserved, .0.vms, .0.overhead
+    )]
+    Budget(HostBooks),
+    /// The new policy would promise more than the budget; the books are those under it.
+    #[error(
+        "policy {} would promise {} to {} VMs and leases, and {} are overhead: more than the {} that the \
+         host has",
+        .policy.name(), .books.reserved, .books.vms, .books.overhead, .books.budget
+    )]
+    Policy {
+        /// The policy.
+        policy: PolicyKind,
+        /// What would be promised of which budget.
+        books: HostBooks,
+    },
+    /// A lease of no memory, or of more than any VM's.
+    #[error(
+        "a lease of {least} to {most}: must be 4 KiB to {}, the least first",
+        Pages(PAGES_MAX)
+    )]
+    LeaseSize {
+        /// The least that was asked for.
+        least: Pages,
+        /// The most.
+        most: Pages,
+    },
+    /// There are as many leases as there may be.
+    #[error("there are {LEASES_MAX} leases already")]
+    TooManyLeases,
+    /// The lease that a VM names is not there.
+    #[error("no lease {}: never taken, over, or used", .0.0)]
+    NoLease(LeaseId),
+    /// The book of leases refuses.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// The VM's share group has no pool for it.
+    #[error(transparent)]
+    Pool(#[from] JoinError),
+}
+
+/// What a refusal means to whoever asked, as a REST interface would tell it by its status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The request can never be carried out (400).
+    Invalid,
+    /// There is no such VM or lease (404).
+    NotFound,
+    /// The request contradicts what is there (409).
+    Conflict,
+    /// There is not enough memory, or room in a table (507).
+    Exhausted,
+    /// The host manager failed (500).
+    Failed,
+}
+
+impl Refused {
+    /// What it means to whoever asked.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Refused::Name { .. }
+            | Refused::Allocation(_)
+            | Refused::HeldTooMuch { .. }
+            | Refused::PoolSize { .. }
+            | Refused::LeaseSize { .. } => Kind::Invalid,
+            Refused::Ended | Refused::NoLease(_) | Refused::Lease(LeaseError::Unknown) => {
+                Kind::NotFound
+            }
+            Refused::Exited
+            | Refused::NameTaken { .. }
+            | Refused::ProcessTaken { .. }
+            | Refused::Changed
+            | Refused::Lease(LeaseError::NameTaken { .. }) => Kind::Conflict,
+            Refused::TooManyVms
+            | Refused::Promise(_)
+            | Refused::Budget(_)
+            | Refused::Policy { .. }
+            | Refused::TooManyLeases
+            | Refused::Lease(LeaseError::Refused(_) | LeaseError::TooMany) => Kind::Exhausted,
+            Refused::Pool(_) => Kind::Failed,
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused::Promise(Box::new(refusal))
+    }
+}

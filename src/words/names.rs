@@ -1,0 +1,10 @@
+//! Names of VMs and share groups.
+
+/// What a name may be, for messages.
+pub const NAME_FORMS: &str = "1 to 64 of A-Z a-z 0-9 . _ -";
+
+/// Whether a text may stand as a name in paths, log prefixes and messages.
+pub fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=64).contains(&text.len()) && text.chars().all(good)
+}
