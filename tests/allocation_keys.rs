@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use proptest::prelude::*;
-use tidemark::config::{FleetSpec, Machine, VmArgs};
+use tidemark::config::{FleetSpec, Resources, VmArgs};
 use tidemark::host::control::{self, Reply, Request};
 use tidemark::host::manager::{Manager, Settings};
 use tidemark::host::process::ProcessId;
@@ -19,7 +19,7 @@ use tidemark::sim;
 use tidemark::units::{PAGES_MAX, Pages};
 use tidemark::words::{Allocation, AllocationKey, Sampling};
 
-const MACHINE: Machine<'_> = Machine {
+const MACHINE: Resources<'_> = Resources {
     available: Pages::mib(4096),
     guests: &["verify"],
 };

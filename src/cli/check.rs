@@ -1,4 +1,4 @@
-//! `tidemark check`: what this machine offers, what will be used, what is missing and the command
+//! `tidemark check`: what this host offers, what will be used, what is missing and the command
 //! that grants it.
 
 mod advice;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Error, folder, io, machine};
+use super::{Error, folder, io, resources};
 use crate::config::HostArgs;
 use crate::host::manager::Settings;
 use crate::host::server::{Event, Server};
@@ -41,7 +41,7 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
         memory: Some(args.memory.clone()),
         policy: args.policy.clone(),
     };
-    let spec = machine::with(|machine| flags.to_spec(None, machine))?;
+    let spec = resources::with(|resources| flags.to_spec(None, resources))?;
     let settings = Settings {
         budget: spec.memory,
         policy: spec.policy,

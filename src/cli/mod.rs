@@ -4,7 +4,7 @@ pub mod check;
 mod control;
 mod folder;
 mod host;
-mod machine;
+mod resources;
 mod run;
 pub mod simulate;
 mod table;
@@ -52,7 +52,7 @@ pub enum Command {
     Stop(control::StopArgs),
     /// Replay scenarios with model guests on the policies' own code
     Simulate(simulate::SimulateArgs),
-    /// Show what this machine offers and what will be used
+    /// Show what this host offers and what will be used
     Check(check::CheckArgs),
 }
 
@@ -80,7 +80,7 @@ pub enum Error {
     /// A VM process.
     #[error(transparent)]
     Vm(#[from] crate::vm::Error),
-    /// The machine lacks something.
+    /// The host lacks something.
     #[error("{0}")]
     Missing(String),
     /// A VM could not be started.

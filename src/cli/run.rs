@@ -23,7 +23,7 @@ use signal_hook::flag;
 use self::child::{Child, Stdout};
 use self::screen::Screen;
 use super::host::signal_pipe;
-use super::{Error, check, folder, machine, table};
+use super::{Error, check, folder, resources, table};
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
@@ -81,12 +81,14 @@ impl RunArgs {
             Some(_) if self.host != HostArgs::default() => Err(Error::Usage(
                 "with a fleet file, memory and policy stand in its [host] table".to_owned(),
             )),
-            Some(path) => machine::with(|machine| Ok(FleetSpec::load(path, machine)?)),
+            Some(path) => resources::with(|resources| Ok(FleetSpec::load(path, resources)?)),
             None if !self.vm.names_boot() => Err(Error::Usage(
                 "nothing to run: name a fleet file, --kernel FILE or --guest NAME".to_owned(),
             )),
-            None => machine::with(|machine| {
-                Ok(FleetSpec::from_args(&self.host, &self.vm, count, machine)?)
+            None => resources::with(|resources| {
+                Ok(FleetSpec::from_args(
+                    &self.host, &self.vm, count, resources,
+                )?)
             }),
         }
     }

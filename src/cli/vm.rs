@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{Error, folder, machine};
+use super::{Error, folder, resources};
 use crate::config::{COMMAND_LINE, VmArgs};
 use crate::link::socket::Link;
 use crate::out::Out;
@@ -42,7 +42,7 @@ pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Err
         })?),
         None => None,
     };
-    let spec = machine::with(|machine| args.vm.to_spec(machine))?;
+    let spec = resources::with(|resources| args.vm.to_spec(resources))?;
     let files = Files::open(&spec, COMMAND_LINE)?;
     let link = match inherited {
         Some(fd) => Link::new(fd)?,

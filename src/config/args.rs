@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::error::{COMMAND_LINE, ConfigError};
-use super::fleet::Machine;
+use super::fleet::Resources;
 use super::spec::VmSpec;
 use crate::words::{AllocationKeys, Written};
 
@@ -70,12 +70,12 @@ impl VmArgs {
     ///
     /// # Errors
     /// The first mistake.
-    pub fn to_spec(&self, machine: &Machine<'_>) -> Result<VmSpec, ConfigError> {
+    pub fn to_spec(&self, resources: &Resources<'_>) -> Result<VmSpec, ConfigError> {
         let vm = VmArgs {
             name: Some(self.own_name()),
             ..self.clone()
         };
-        vm.check(COMMAND_LINE, Path::new(""), machine)
+        vm.check(COMMAND_LINE, Path::new(""), resources)
     }
 
     /// The name, or what stands for it on the command line.

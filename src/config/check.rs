@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::args::VmArgs;
 use super::error::ConfigError;
-use super::fleet::Machine;
+use super::fleet::Resources;
 use super::spec::{Boot, VmSpec};
 use crate::units::Pages;
 use crate::words::Written;
@@ -71,7 +71,7 @@ impl VmArgs {
         &self,
         origin: &str,
         folder: &Path,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<VmSpec, ConfigError> {
         let name = self.name.as_deref().unwrap_or_default();
         let place = Place {
@@ -83,7 +83,7 @@ impl VmArgs {
         }
         let allocation = place.allocation(self.allocation.resolve())?;
         let cpus = self.cpus(&place)?;
-        let boot = self.boot(&place, folder, machine)?;
+        let boot = self.boot(&place, folder, resources)?;
         let cmdline = self.cmdline(&place)?;
         match &self.disk {
             Some(disk) => check_file(&place, "disk", disk, folder)?,
@@ -125,7 +125,7 @@ impl VmArgs {
         &self,
         place: &Place,
         folder: &Path,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<Boot, ConfigError> {
         match (&self.guest, &self.kernel) {
             (Some(guest), Some(_)) => Err(place.wrong(
@@ -135,7 +135,7 @@ impl VmArgs {
             )),
             (None, None) => Err(place.missing(format!(
                 "nothing to boot: must have `guest`, one of {}, or `kernel`, a file",
-                machine.guests.join(", ")
+                resources.guests.join(", ")
             ))),
             (Some(guest), None) => {
                 if let Some(initrd) = &self.initrd {
@@ -145,11 +145,11 @@ impl VmArgs {
                         "a built-in guest takes none; only a `kernel` does",
                     ));
                 }
-                if !machine.guests.contains(&guest.as_str()) {
+                if !resources.guests.contains(&guest.as_str()) {
                     return Err(place.wrong(
                         "guest",
                         format!("{guest:?}"),
-                        format!("must be one of {}", machine.guests.join(", ")),
+                        format!("must be one of {}", resources.guests.join(", ")),
                     ));
                 }
                 Ok(Boot::Guest(guest.clone()))

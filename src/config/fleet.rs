@@ -23,15 +23,15 @@ const VMS_MAX: usize = 10_000;
 const SAMPLE_PAGES_MAX: u32 = 128;
 const SAMPLE_PERIODS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
-/// Memory that `memory = "auto"` leaves the rest of the machine, at least. Chosen.
+/// Memory that `memory = "auto"` leaves the rest of the host, at least. Chosen.
 const AUTO_SPARE_MIN: Pages = Pages::mib(256);
 /// And at least available memory / this. Chosen.
 const AUTO_SPARE_DIVISOR: u64 = 10;
 const SEED_DEFAULT: u64 = 1;
 
-/// What the machine has, as far as configuration depends on it.
+/// What the host computer has, as far as configuration depends on it.
 #[derive(Debug, Clone, Copy)]
-pub struct Machine<'a> {
+pub struct Resources<'a> {
     /// Memory that programs could take now (MemAvailable).
     pub available: Pages,
     /// Names of the built-in test guests.
@@ -57,7 +57,7 @@ impl HostArgs {
     pub fn to_spec(
         &self,
         swap_dir: Option<PathBuf>,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<HostSpec, ConfigError> {
         let table = HostTable {
             memory: self.memory.as_deref().map(Written::from),
@@ -69,7 +69,7 @@ impl HostArgs {
             swap_dir,
             seed: None,
         };
-        check_host(&table, COMMAND_LINE, Path::new(""), machine)
+        check_host(&table, COMMAND_LINE, Path::new(""), resources)
     }
 }
 
@@ -78,23 +78,27 @@ impl FleetSpec {
     ///
     /// # Errors
     /// The first mistake.
-    pub fn load(path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
+    pub fn load(path: &Path, resources: &Resources<'_>) -> Result<FleetSpec, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        FleetSpec::parse(&text, path, machine)
+        FleetSpec::parse(&text, path, resources)
     }
 
     /// Checks the text of a fleet file; paths in it are relative to the folder of `path`.
     ///
     /// # Errors
     /// The first mistake.
-    pub fn parse(text: &str, path: &Path, machine: &Machine<'_>) -> Result<FleetSpec, ConfigError> {
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        resources: &Resources<'_>,
+    ) -> Result<FleetSpec, ConfigError> {
         let origin = path.display().to_string();
         let folder = path.parent().unwrap_or(Path::new(""));
         let file: FleetFile = file::parse(text, path)?;
-        let host = check_host(&file.host, &origin, folder, machine)?;
+        let host = check_host(&file.host, &origin, folder, resources)?;
         let mut fleet = FleetSpec {
             host,
             vms: Vec::new(),
@@ -111,7 +115,7 @@ impl FleetSpec {
                     problem: format!("[[vm]] number {} has no `name`", number + 1),
                 });
             }
-            fleet.add(&vm, &origin, folder, machine)?;
+            fleet.add(&vm, &origin, folder, resources)?;
         }
         if fleet.vms.is_empty() {
             return Err(ConfigError::Missing {
@@ -131,9 +135,9 @@ impl FleetSpec {
         host: &HostArgs,
         vm: &VmArgs,
         count: Option<&str>,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<FleetSpec, ConfigError> {
-        let host = host.to_spec(vm.swap_dir.clone(), machine)?;
+        let host = host.to_spec(vm.swap_dir.clone(), resources)?;
         let mut fleet = FleetSpec {
             host,
             vms: Vec::new(),
@@ -143,7 +147,7 @@ impl FleetSpec {
             count: count.map(Written::from),
             ..vm.clone()
         };
-        fleet.add(&vm, COMMAND_LINE, Path::new(""), machine)?;
+        fleet.add(&vm, COMMAND_LINE, Path::new(""), resources)?;
         fleet.check_together(COMMAND_LINE)?;
         Ok(fleet)
     }
@@ -154,7 +158,7 @@ impl FleetSpec {
         vm: &VmArgs,
         origin: &str,
         folder: &Path,
-        machine: &Machine<'_>,
+        resources: &Resources<'_>,
     ) -> Result<(), ConfigError> {
         let name = vm.name.as_deref().unwrap_or_default();
         let place = Place {
@@ -178,7 +182,7 @@ impl FleetSpec {
                 vm.name = Some(format!("{name}-{index}"));
                 vm.console = vm.console.map(|path| numbered(&path, index));
             }
-            let mut vm = vm.check(origin, folder, machine)?;
+            let mut vm = vm.check(origin, folder, resources)?;
             let position = u64::try_from(self.vms.len()).unwrap_or(u64::MAX);
             seed(&mut vm, self.host.seed.wrapping_add(position));
             self.vms.push(vm);
@@ -244,7 +248,7 @@ fn check_host(
     table: &HostTable,
     origin: &str,
     folder: &Path,
-    machine: &Machine<'_>,
+    resources: &Resources<'_>,
 ) -> Result<HostSpec, ConfigError> {
     let place = Place {
         text: format!("{origin}: host"),
@@ -252,7 +256,7 @@ fn check_host(
     let auto = Written::from("auto");
     let value = table.memory.as_ref().unwrap_or(&auto);
     let memory = if *value == auto {
-        let available = machine.available;
+        let available = resources.available;
         let spare = Pages(available.0 / AUTO_SPARE_DIVISOR).max(AUTO_SPARE_MIN);
         available.saturating_sub(spare)
     } else {

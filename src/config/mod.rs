@@ -8,8 +8,8 @@
 //! process with [`VmSpec::to_args`], which that process parses with the same [`VmArgs`].
 //!
 //! Every mistake is one line that says where, which key, which value and what it must be; only the
-//! first is reported. Paths in a file are relative to the file's folder. What the machine has (free
-//! memory, built-in guests) is an argument ([`Machine`]), so all of this is testable anywhere.
+//! first is reported. Paths in a file are relative to the file's folder. What the host computer has (free
+//! memory, built-in guests) is an argument ([`Resources`]), so all of this is testable anywhere.
 //!
 //! **Seeds.** Built-in guests of one fleet must not all write the same data, or they would share
 //! what no real guests share. So a built-in guest whose `cmdline` has no word `seed=...` gets one
@@ -40,5 +40,5 @@ pub(crate) use beside::Beside;
 pub(crate) use check::Place;
 pub use error::{COMMAND_LINE, ConfigError};
 pub(crate) use file::parse as parse_toml;
-pub use fleet::{HostArgs, Machine};
+pub use fleet::{HostArgs, Resources};
 pub use spec::{Boot, FleetSpec, HostSpec, VmSpec};

@@ -12,7 +12,7 @@ use crate::units::Pages;
 use crate::words::Allocation;
 
 const GUESTS: &[&str] = &["hello", "verify"];
-const MACHINE: Machine<'_> = Machine {
+const RESOURCES: Resources<'_> = Resources {
     available: Pages::mib(4096),
     guests: GUESTS,
 };
@@ -28,13 +28,13 @@ fn folder() -> tempfile::TempDir {
 
 fn parse(text: &str) -> Result<FleetSpec, ConfigError> {
     let folder = folder();
-    FleetSpec::parse(text, &folder.path().join("fleet.toml"), &MACHINE)
+    FleetSpec::parse(text, &folder.path().join("fleet.toml"), &RESOURCES)
 }
 
 /// The message, with the temporary folder cut out.
 fn message(text: &str) -> String {
     let folder = folder();
-    let error = FleetSpec::parse(text, &folder.path().join("fleet.toml"), &MACHINE)
+    let error = FleetSpec::parse(text, &folder.path().join("fleet.toml"), &RESOURCES)
         .expect_err("this file has a mistake");
     let line = error.to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
@@ -107,14 +107,14 @@ fn the_contract_file_is_understood() {
 }
 
 #[test]
-fn auto_leaves_the_machine_a_tenth_and_256_mib_at_least() {
+fn auto_leaves_the_host_a_tenth_and_256_mib_at_least() {
     let host = |available| {
-        let machine = Machine {
+        let resources = Resources {
             available,
             guests: GUESTS,
         };
         HostArgs::default()
-            .to_spec(None, &machine)
+            .to_spec(None, &resources)
             .map(|host| host.memory)
     };
     assert_eq!(host(Pages::mib(10_000)).expect("enough"), Pages::mib(9000));
@@ -363,7 +363,7 @@ fn mistakes_in_the_syntax_name_line_and_key() {
 
 #[test]
 fn an_unreadable_file_is_named() {
-    let error = FleetSpec::load(Path::new("/nosuch/fleet.toml"), &MACHINE).expect_err("no file");
+    let error = FleetSpec::load(Path::new("/nosuch/fleet.toml"), &RESOURCES).expect_err("no file");
     assert!(
         error
             .to_string()
@@ -393,7 +393,7 @@ fn flags_make_a_fleet() {
         "--host-memory=128M",
     ])
     .expect("flags of the contract");
-    let fleet = FleetSpec::from_args(&cli.host, &cli.vm, cli.count.as_deref(), &MACHINE)
+    let fleet = FleetSpec::from_args(&cli.host, &cli.vm, cli.count.as_deref(), &RESOURCES)
         .expect("good flags");
     assert_eq!(fleet.host.memory, Pages::mib(128));
     assert_eq!(
@@ -403,7 +403,7 @@ fn flags_make_a_fleet() {
     let cli = Cli::try_parse_from(["run", "--guest=verify", "--memory=-5"]).expect("checked later");
     let error = cli
         .vm
-        .to_spec(&MACHINE)
+        .to_spec(&RESOURCES)
         .expect_err("a negative size")
         .to_string();
     assert!(
@@ -452,7 +452,7 @@ fn a_spec_survives_its_flags() {
     proptest!(|(spec in any_spec(folder.path().to_owned()))| {
         let args = std::iter::once("vm".into()).chain(spec.to_args());
         let cli = Cli::try_parse_from(args).expect("flags of our own making");
-        prop_assert_eq!(cli.vm.to_spec(&MACHINE).expect("a checked spec"), spec);
+        prop_assert_eq!(cli.vm.to_spec(&RESOURCES).expect("a checked spec"), spec);
     });
 }
 

@@ -4,15 +4,25 @@
 //! loop ([`super::server`]) owns descriptors and clocks, feeds [`Manager::message`] and
 //! [`Manager::tick`], and delivers what [`Manager::take_outgoing`] yields.
 //!
+//! | file | does |
+//! |---|---|
+//! | `manager/admission.rs`, `manager/leases.rs` | what is promised, and to whom |
+//! | `manager/credit.rs` | grants what is free |
+//! | `manager/tick.rs` | asks the policy and sends its orders |
+//! | `manager/takeover.rs` | VMs that outlive a link or a host manager |
+//! | `manager/figures.rs` | what people and tests are told |
+//!
 //! What a VM holds ends with its process ([`Manager::gone`]). Without a link it is *detached*: it keeps
 //! everything, is sent nothing, and can join again (`manager/takeover.rs`). A VM that breaks the
 //! protocol is told nothing: `message` returns the [`Violation`], and the event loop kills the process.
 
 mod admission;
+mod credit;
 mod figures;
 mod leases;
 mod refused;
 mod takeover;
+mod tick;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,23 +38,15 @@ use super::pool::FramePool;
 use super::process::ProcessId;
 use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
-use crate::policy::grant::{CreditRequest, grant};
 use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::settings::PolicySettings;
-use crate::policy::types::{Plan, Snapshot, VmId, VmPlan, VmSnapshot};
-use crate::policy::{PolicyKind, PolicyState, decide};
+use crate::policy::types::{VmId, VmPlan};
+use crate::policy::{PolicyKind, PolicyState};
 use crate::units::{Gfn, PAGE_SIZE, Pages};
 use crate::words::{Allocation, Exit, ExitReason, Measured, Report, Run, Sampling};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
-/// Time between decisions that cannot wait for the tick, at least: a VM must not be able to keep
-/// the host manager deciding. Chosen.
-const URGENT_GAP: Duration = Duration::from_millis(10);
-/// Pages that each VM scans for sharing in a second. Chosen: 256 MiB in 8 s.
-const SCAN_PAGES_PER_SECOND: u32 = 8192;
-/// Frames of an earlier host manager that are read for their keys in one tick: some milliseconds.
-const ADOPTED_A_TICK: usize = 2048;
 /// VMs on one host, at most.
 pub const VMS_MAX: usize = 4096;
 /// Ended VMs whose figures are kept, at most.
@@ -338,59 +340,6 @@ impl Manager {
         self.urgent = true;
     }
 
-    /// Whether a decision is due at `now`.
-    pub fn is_due(&self, now: Duration) -> bool {
-        let since = now.saturating_sub(self.decided);
-        since >= TICK || (self.urgent && since >= URGENT_GAP)
-    }
-
-    /// When the next decision is due.
-    pub fn next_decision(&self) -> Duration {
-        self.decided + if self.urgent { URGENT_GAP } else { TICK }
-    }
-
-    /// Decides: new targets, orders to those VMs whose orders changed, credit to those who wait.
-    pub fn tick(&mut self, now: Duration) {
-        self.tick_watched(now, |_, _| {});
-    }
-
-    /// The same; `watch` sees what was decided, and from what.
-    pub fn tick_watched(&mut self, now: Duration, watch: impl FnOnce(&Snapshot, &Plan)) {
-        self.decided = now;
-        self.urgent = false;
-        self.shares.expire(now);
-        self.shares.read_adopted(ADOPTED_A_TICK);
-        self.expire_leases(now);
-        let snapshot = self.snapshot(now);
-        let plan = decide(&snapshot, &mut self.policy);
-        watch(&snapshot, &plan);
-        let Plan { state, vms } = plan;
-        for plan in vms {
-            let orders = Orders {
-                state,
-                balloon_target: plan.balloon_target,
-                private_max: plan.private_max,
-                run: plan.run,
-                scan_pages_per_second: SCAN_PAGES_PER_SECOND,
-            };
-            let vm = self
-                .vms
-                .get_mut(&plan.id)
-                .expect("the plan is about the snapshot's VMs");
-            let (id, changed) = (plan.id, vm.orders.as_ref() != Some(&orders));
-            vm.plan = Some(plan);
-            if changed {
-                vm.orders = Some(orders.clone());
-                self.send(id, ToVm::Orders(orders));
-            }
-        }
-        self.history.enters(state, now);
-        // Who was not granted everything now waits for the next tick: the plan knows of it.
-        self.serve(None);
-        self.urgent = false;
-        self.observe();
-    }
-
     /// Asks a VM to stop; one without a link is asked when it has joined again.
     pub fn stop(&mut self, id: VmId) {
         if let Some(vm) = self.vms.get_mut(&id) {
@@ -443,64 +392,6 @@ impl Manager {
         self.ledger.held() + self.ledger.frames() + self.ledger.overhead()
     }
 
-    /// What a VM is charged, and its part of the frames.
-    fn charged(&self, id: VmId) -> Pages {
-        self.ledger.charge(id) + Pages::in_bytes(self.shares.frame_part(id).bytes)
-    }
-
-    /// What the grant rule gives a VM now.
-    fn affordable(&self, id: VmId, asked: Pages) -> Pages {
-        let vm = &self.vms[&id];
-        let request = CreditRequest {
-            asked,
-            held: self.charged(id),
-            allocation: &vm.allocation,
-            plan: vm.plan.as_ref(),
-        };
-        let thresholds = self.policy.thresholds(self.ledger.budget());
-        grant(
-            &request,
-            self.unleased(),
-            &thresholds,
-            self.policy.mem_state(),
-        )
-    }
-
-    /// Grants to those who wait: first who is at or below its target, then in order of asking.
-    /// With `only`, to that VM alone, unless others wait before it.
-    fn serve(&mut self, only: Option<VmId>) {
-        let mut waiting: Vec<(bool, u64, VmId)> = self
-            .vms
-            .iter()
-            .filter(|(_, vm)| vm.asked > Pages::ZERO)
-            .map(|(&id, vm)| (self.charged(id) > vm.target(), vm.asked_since, id))
-            .collect();
-        if only.is_some() && waiting.len() > 1 {
-            // Someone waits already because nothing more could be granted; nothing was returned
-            // since, but this one may be entitled where they are not.
-            waiting.retain(|&(above, _, id)| Some(id) == only && !above);
-            self.urgent = true;
-        }
-        waiting.sort_unstable();
-        for (_, _, id) in waiting {
-            let asked = self.vms[&id].asked;
-            let pages = self.affordable(id, asked);
-            if pages > Pages::ZERO {
-                self.ledger.grant(id, pages);
-                self.send(id, ToVm::Credit { pages });
-            }
-            self.vms.get_mut(&id).expect("waiting VMs are live").asked -= pages;
-            self.urgent |= pages < asked;
-        }
-    }
-
-    /// A state threshold crossed downward does not wait for the tick.
-    fn watch_thresholds(&mut self) {
-        let state = self.policy.mem_state();
-        let thresholds = self.policy.thresholds(self.ledger.budget());
-        self.urgent |= thresholds.next(state, self.unleased()) > state;
-    }
-
     /// Sends references to the VMs they were lent to, in ascending gfn order so that runs stay runs.
     fn lend(&mut self, lent: Vec<Lent>) {
         let mut of_vm: BTreeMap<VmId, Vec<(Gfn, crate::units::FrameId)>> = BTreeMap::new();
@@ -513,39 +404,6 @@ impl Manager {
                 let pages = part.to_vec();
                 self.send(vm, ToVm::Candidates { pages });
             }
-        }
-    }
-
-    fn snapshot(&mut self, now: Duration) -> Snapshot {
-        self.shares.split_frames();
-        let vms = self.vms.iter().map(|(&id, vm)| {
-            let holding = self.ledger.holding(id);
-            let measured = vm.measured.clone().unwrap_or_default();
-            let frames = Pages::in_bytes(self.shares.frame_part(id).bytes);
-            VmSnapshot {
-                id,
-                allocation: vm.allocation,
-                consumed: holding.total() + frames,
-                frames,
-                private: holding.private + holding.compressed_store,
-                ballooned: measured.gauges.ballooned,
-                swapped: measured.gauges.taken_out(),
-                swap_in_pages: measured.counters.swap_in_pages,
-                asked: vm.asked,
-                balloon_driver: measured.balloon_driver,
-                active: measured.active,
-                overhead: self.ledger.vm_overhead(id),
-                guest: measured.guest_memory,
-            }
-        });
-        Snapshot {
-            now,
-            budget: self.ledger.budget(),
-            free: self.unleased(),
-            overhead: self.ledger.overhead()
-                + self.ledger.overhead_to_come()
-                + self.leases.reserved(),
-            vms: vms.collect(),
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::sync::mpsc;
 
 use super::table::TABLE;
 use super::*;

@@ -24,7 +24,7 @@ use crate::out::{self, Out};
 use crate::sys::ksm;
 use crate::sys::ram::{GuestRam, Layout};
 use crate::sys::uffd;
-use crate::threads::FAULTS;
+use crate::threads::{FAULTS, sandbox};
 use crate::words::{Exit, ExitReason, TakePath};
 
 /// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other
@@ -43,6 +43,7 @@ pub fn run(
     out: &Out,
 ) -> Result<Exit, Error> {
     stop_on_panic(out.clone());
+    sandbox::begin()?;
     ksm::switch_off().map_err(|errno| os("switch KSM off for this process")(errno.into()))?;
     let (welcome, pool) = join::join(spec, &link, lease)?;
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);

@@ -1,12 +1,12 @@
 //! References that outlive a link or a host manager.
 //!
 //! A VM that has lost its link knows better than anybody which frames it maps. When it joins again it
-//! says so: its *claims* are all its references, and replace the ones on the books once they are
+//! says so: its *claims* are all its references, and replace the ones that were counted once they are
 //! complete. Until then the old ones stay, so that nothing is freed that it might still claim.
 //!
 //! | the group's pool | what may be claimed | what is kept for it meanwhile |
 //! |---|---|---|
-//! | was there all the time | frames that the VM holds on the books | those references |
+//! | was there all the time | frames that the VM is counted to hold | those references |
 //! | was handed back to a new host manager | any frame the file has | all of them, until each VM of the record has claimed or died |
 //!
 //! A frame that was adopted has no key, since the old seed is gone with its host manager: it is read

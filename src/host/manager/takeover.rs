@@ -8,7 +8,7 @@
 //! | its process ends | ended | returns |
 //!
 //! What a VM was promised (its allocation, a lease that it redeemed, whatever `set` changed) comes from
-//! the host manager's own books and record, never from a second `Hello`.
+//! the host manager's own accounts and record, never from a second `Hello`.
 //!
 //! A new host manager reads the record of the old one ([`crate::host::record`]): a journal,
 //! written before anybody is answered. VM processes in it that still live are *expected*: promised

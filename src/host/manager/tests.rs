@@ -181,7 +181,7 @@ fn orders_are_sent_only_when_they_change() {
 }
 
 #[test]
-fn sharing_goes_through_the_books() {
+fn sharing_goes_through_the_ledger() {
     let mut manager = manager();
     let a = manager.join(hello("a", 16)).unwrap();
     let b = manager.join(hello("b", 16)).unwrap();
@@ -227,7 +227,7 @@ fn sharing_goes_through_the_books() {
 }
 
 #[test]
-fn violations_are_errors_and_leave_the_books_whole() {
+fn violations_are_errors_and_leave_the_accounts_whole() {
     let mut manager = manager();
     let a = manager.join(hello("a", 16)).unwrap();
     let wrong = [

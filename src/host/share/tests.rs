@@ -273,7 +273,7 @@ fn a_vm_cannot_fill_the_index() {
 }
 
 proptest! {
-    /// Random offers, contents, releases, deaths: the books always balance, and a frame's content
+    /// Random offers, contents, releases, deaths: the counts always balance, and a frame's content
     /// never changes while somebody holds it.
     #[test]
     fn the_index_balances(steps in prop::collection::vec((0..6_u8, 1..4_u32, 0..12_u32, 0..5_u8), 0..300)) {

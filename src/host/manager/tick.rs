@@ -1,0 +1,112 @@
+//! The tick: what the policy is told of the host, and what becomes of its plan.
+
+use std::time::Duration;
+
+use super::{Manager, TICK};
+use crate::link::message::{Orders, ToVm};
+use crate::policy::decide;
+use crate::policy::types::{Plan, Snapshot, VmSnapshot};
+use crate::units::Pages;
+
+/// Time between decisions that cannot wait for the tick, at least: a VM must not be able to keep
+/// the host manager deciding. Chosen.
+const URGENT_GAP: Duration = Duration::from_millis(10);
+/// Pages that each VM scans for sharing in a second. Chosen: 256 MiB in 8 s.
+const SCAN_PAGES_PER_SECOND: u32 = 8192;
+/// Frames of an earlier host manager that are read for their keys in one tick: some milliseconds.
+const ADOPTED_A_TICK: usize = 2048;
+
+impl Manager {
+    /// Whether a decision is due at `now`.
+    pub fn is_due(&self, now: Duration) -> bool {
+        let since = now.saturating_sub(self.decided);
+        since >= TICK || (self.urgent && since >= URGENT_GAP)
+    }
+
+    /// When the next decision is due.
+    pub fn next_decision(&self) -> Duration {
+        self.decided + if self.urgent { URGENT_GAP } else { TICK }
+    }
+
+    /// Decides: new targets, orders to those VMs whose orders changed, credit to those who wait.
+    pub fn tick(&mut self, now: Duration) {
+        self.tick_watched(now, |_, _| {});
+    }
+
+    /// The same; `watch` sees what was decided, and from what.
+    pub fn tick_watched(&mut self, now: Duration, watch: impl FnOnce(&Snapshot, &Plan)) {
+        self.decided = now;
+        self.urgent = false;
+        self.shares.expire(now);
+        self.shares.read_adopted(ADOPTED_A_TICK);
+        self.expire_leases(now);
+        let snapshot = self.snapshot(now);
+        let plan = decide(&snapshot, &mut self.policy);
+        watch(&snapshot, &plan);
+        let Plan { state, vms } = plan;
+        for plan in vms {
+            let orders = Orders {
+                state,
+                balloon_target: plan.balloon_target,
+                private_max: plan.private_max,
+                run: plan.run,
+                scan_pages_per_second: SCAN_PAGES_PER_SECOND,
+            };
+            let vm = self
+                .vms
+                .get_mut(&plan.id)
+                .expect("the plan is about the snapshot's VMs");
+            let (id, changed) = (plan.id, vm.orders.as_ref() != Some(&orders));
+            vm.plan = Some(plan);
+            if changed {
+                vm.orders = Some(orders.clone());
+                self.send(id, ToVm::Orders(orders));
+            }
+        }
+        self.history.enters(state, now);
+        // Who was not granted everything now waits for the next tick: the plan knows of it.
+        self.serve(None);
+        self.urgent = false;
+        self.observe();
+    }
+
+    /// A state threshold crossed downward does not wait for the tick.
+    pub(super) fn watch_thresholds(&mut self) {
+        let state = self.policy.mem_state();
+        let thresholds = self.policy.thresholds(self.ledger.budget());
+        self.urgent |= thresholds.next(state, self.unleased()) > state;
+    }
+
+    pub(super) fn snapshot(&mut self, now: Duration) -> Snapshot {
+        self.shares.split_frames();
+        let vms = self.vms.iter().map(|(&id, vm)| {
+            let holding = self.ledger.holding(id);
+            let measured = vm.measured.clone().unwrap_or_default();
+            let frames = Pages::in_bytes(self.shares.frame_part(id).bytes);
+            VmSnapshot {
+                id,
+                allocation: vm.allocation,
+                consumed: holding.total() + frames,
+                frames,
+                private: holding.private + holding.compressed_store,
+                ballooned: measured.gauges.ballooned,
+                swapped: measured.gauges.taken_out(),
+                swap_in_pages: measured.counters.swap_in_pages,
+                asked: vm.asked,
+                balloon_driver: measured.balloon_driver,
+                active: measured.active,
+                overhead: self.ledger.vm_overhead(id),
+                guest: measured.guest_memory,
+            }
+        });
+        Snapshot {
+            now,
+            budget: self.ledger.budget(),
+            free: self.unleased(),
+            overhead: self.ledger.overhead()
+                + self.ledger.overhead_to_come()
+                + self.leases.reserved(),
+            vms: vms.collect(),
+        }
+    }
+}
