@@ -15,7 +15,6 @@
 //! | [`out`] | text to terminals, pipes and files, without waiting for them |
 //! | [`policy`] | pure: a snapshot of numbers in, a plan out |
 //! | [`config`] | fleet file and flags to checked specs |
-//! | [`sim`] | scenarios with model guests, played on the same policy code |
 //! | [`link`] | the messages between a VM process and the host manager |
 //! | [`page`] | one VM's books: page states, the table gfn -> state, swap slots |
 //! | [`mem`] | the pager: faults, sharing, swapping, measuring, credit |
@@ -24,6 +23,7 @@
 //! | [`machine`] | the virtual machine: KVM, vCPU threads, the gate before them, which device is where |
 //! | [`vm`] | one VM process: joins, builds its machine, obeys orders, ends |
 //! | [`host`] | the host manager: ledger, share groups and their frame pools, leases, decisions, control API |
+//! | [`sim`] | scenarios: the host manager with model guests |
 //! | [`cli`] | text in, calls to [`host`] or [`vm`], text out |
 //!
 //! The way of a page: a guest's first touch is a page fault that [`mem`] serves, if the VM's credit
@@ -47,8 +47,6 @@ pub mod policy;
 
 pub mod config;
 
-pub mod sim;
-
 pub mod link;
 
 pub mod page;
@@ -64,5 +62,7 @@ pub mod machine;
 pub mod vm;
 
 pub mod host;
+
+pub mod sim;
 
 pub mod cli;

@@ -82,7 +82,7 @@ fn mistakes_name_the_file_the_key_and_the_reason() {
         (
             format!("{head}{vm}guest = 'lazy'"),
             "x.toml: vm \"a\": `guest = \"lazy\"`: must be one of prompt, slow, stuck, \
-             sometimes-stuck, trickle, refuses, liar, dies, sleeper, sudden-need, idle",
+             sometimes-stuck, trickle, refuses, greedy, liar, dies, sleeper, sudden-need, idle",
         ),
         (
             format!("{head}{vm}guest = 'refuses'"),

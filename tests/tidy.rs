@@ -26,7 +26,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("out", &["threads"]),
     ("policy", &["units", "words"]),
     ("config", &["policy", "units", "words"]),
-    ("sim", &["config", "policy", "units", "words"]),
     ("link", &["units", "words"]),
     ("page", &["units", "words"]),
     ("mem", &["page", "sys", "units", "words"]),
@@ -61,6 +60,20 @@ const EDGES: &[(&str, &[&str])] = &[
             "out::rate_limit",
             "sys::peer",
             "sys::proc",
+            "units",
+            "words",
+        ],
+    ),
+    // Model guests speak the link's words and keep the pager's credit account.
+    (
+        "sim",
+        &[
+            "config",
+            "host",
+            "link::message",
+            "mem::credit",
+            "mem::reclaim::BATCH_PAGES",
+            "policy",
             "units",
             "words",
         ],

@@ -36,7 +36,7 @@ use super::accounts::{History, Peaks, VmFigures, VmState};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
 use super::process::ProcessId;
-use super::share::{ClaimError, Lent, NotHeld, Reach, ShareIndex};
+use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::settings::PolicySettings;
@@ -166,10 +166,15 @@ pub struct Manager {
 impl Manager {
     /// A host without VMs.
     pub fn new(settings: Settings) -> Manager {
+        Manager::with_groups(settings, Box::new(KernelSource))
+    }
+
+    /// The same with share groups that are made out of `source`.
+    pub fn with_groups(settings: Settings, source: Box<dyn GroupSource>) -> Manager {
         Manager {
             settings,
             ledger: Ledger::new(settings.budget),
-            shares: ShareIndex::default(),
+            shares: ShareIndex::new(source),
             leases: LeaseBook::default(),
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             history: History::default(),

@@ -25,12 +25,17 @@
 //! descriptor back from one of them, knows the file by its inode ([`PoolId`], from its own record), and
 //! opens it again for writing, as only its owner can. Frames in use are those that the file has.
 
-use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+mod memory;
 
-use rustix::fs::{FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SeekFrom, Stat};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use memory::FrameFile;
+pub use memory::FrameMemory;
 
 use crate::policy::types::VmId;
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, PAGES_MAX, Pages};
@@ -101,7 +106,7 @@ type Chunk = (VmId, Gfn);
 /// The pool and which of its frames are in use.
 #[derive(Debug)]
 pub struct FramePool {
-    file: OwnedFd,
+    memory: Box<dyn FrameMemory>,
     id: PoolId,
     /// Length of the file in windows of [`CHUNK_PAGES`] frames.
     length: u32,
@@ -117,39 +122,37 @@ pub struct FramePool {
 
 impl FramePool {
     /// A pool of as many frames as the budget has pages (whole windows of 2 MiB), at most
-    /// [`PAGES_MAX`].
+    /// [`PAGES_MAX`], in a memory file.
     ///
     /// # Errors
     /// When the kernel refuses the memory file.
     pub fn new(budget: Pages) -> Result<FramePool, Error> {
-        let pages = budget.0.clamp(1, PAGES_MAX);
-        let windows = u32::try_from(pages.div_ceil(u64::from(CHUNK_PAGES)))
-            .expect("the bound fits a frame number");
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
-        let file = match rustix::fs::memfd_create("tidemark-frames", flags) {
-            // Linux before 6.3 does not know NOEXEC_SEAL.
-            Err(Errno::INVAL) => rustix::fs::memfd_create("tidemark-frames", MemfdFlags::CLOEXEC),
-            other => other,
-        }
-        .map_err(error("create"))?;
-        rustix::fs::ftruncate(&file, FrameId(windows * CHUNK_PAGES).offset())
-            .map_err(error("size"))?;
-        rustix::fs::fchmod(&file, Mode::RUSR).map_err(error("protect"))?;
-        FramePool::empty(file, windows)
+        let windows = windows_for(budget);
+        let file = FrameFile::new(windows * CHUNK_PAGES)?;
+        let id = PoolId::of(&file.stat()?, windows * CHUNK_PAGES);
+        Ok(FramePool::empty(Box::new(file), id))
     }
 
-    fn empty(file: OwnedFd, windows: u32) -> Result<FramePool, Error> {
-        let stat = rustix::fs::fstat(&file).map_err(error("look at"))?;
-        Ok(FramePool {
-            file,
-            id: PoolId::of(&stat, windows * CHUNK_PAGES),
-            length: windows,
+    /// The same in other memory, which nobody can hand back to a later host manager.
+    pub fn over(memory: Box<dyn FrameMemory>, budget: Pages) -> FramePool {
+        let id = PoolId {
+            frames: windows_for(budget) * CHUNK_PAGES,
+            ..PoolId::UNKNOWN
+        };
+        FramePool::empty(memory, id)
+    }
+
+    fn empty(memory: Box<dyn FrameMemory>, id: PoolId) -> FramePool {
+        FramePool {
+            memory,
+            id,
+            length: id.frames / CHUNK_PAGES,
             used: Vec::new(),
             windows: Vec::new(),
             window_of: HashMap::new(),
             in_use: 0,
             next: 0,
-        })
+        }
     }
 
     /// Takes over the pool of an earlier host manager, of which `handed` is a read-only descriptor.
@@ -161,8 +164,9 @@ impl FramePool {
         if !id.is(handed) || !id.is_sound() {
             return Err(error("recognise")(Errno::INVAL));
         }
-        let mut pool = FramePool::empty(reopened(handed)?, id.frames / CHUNK_PAGES)?;
-        let used = pool.scan()?;
+        let file = FrameFile::reopen(handed)?;
+        let used = file.frames(id.frames)?;
+        let mut pool = FramePool::empty(Box::new(file), id);
         if let Some(last) = used.last() {
             let windows = window(*last) + 1;
             pool.windows.resize(windows, (0, None));
@@ -176,25 +180,6 @@ impl FramePool {
         Ok((pool, used))
     }
 
-    /// The frames that the file has memory for.
-    fn scan(&self) -> Result<Vec<FrameId>, Error> {
-        let mut used = Vec::new();
-        let mut at = 0;
-        loop {
-            let data = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
-                Ok(data) => data,
-                Err(Errno::NXIO) => return Ok(used),
-                Err(errno) => return Err(error("scan")(errno)),
-            };
-            let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(data)).map_err(error("scan"))?;
-            let range = Pages::in_bytes(data).0..Pages::holding_bytes(hole).0;
-            let ids = range.filter_map(|frame| u32::try_from(frame).ok());
-            used.extend(ids.filter(|id| *id < self.frames()).map(FrameId));
-            // Whatever the file says, the search moves on.
-            at = hole.max(data + PAGE_SIZE as u64);
-        }
-    }
-
     /// Which file it is.
     pub fn id(&self) -> PoolId {
         self.id
@@ -205,11 +190,7 @@ impl FramePool {
     /// # Errors
     /// When it cannot be read whole.
     pub fn read(&self, frame: FrameId, page: &mut [u8; PAGE_SIZE]) -> Result<(), Error> {
-        match rustix::io::pread(&self.file, &mut page[..], frame.offset()) {
-            Ok(PAGE_SIZE) => Ok(()),
-            Ok(_) => Err(error("read")(Errno::IO)),
-            Err(errno) => Err(error("read")(errno)),
-        }
+        self.memory.read(frame, page).map_err(error("read"))
     }
 
     /// Length in frames.
@@ -222,16 +203,10 @@ impl FramePool {
         self.in_use
     }
 
-    /// Memory that the file takes.
-    fn memory(&self) -> Pages {
-        // The kernel counts in units of 512 bytes; a file of ours can always be asked.
-        let blocks = rustix::fs::fstat(&self.file).map_or(0, |stat| stat.st_blocks);
-        Pages::holding_bytes(u64::try_from(blocks).unwrap_or(0) * 512)
-    }
-
     /// Memory that the file takes beside its frames: large pages that the kernel made.
     pub fn slack(&self) -> Pages {
-        self.memory().saturating_sub(Pages(u64::from(self.in_use)))
+        let frames = Pages(u64::from(self.in_use));
+        self.memory.taken().saturating_sub(frames)
     }
 
     /// A read-only descriptor for a VM process.
@@ -239,9 +214,7 @@ impl FramePool {
     /// # Errors
     /// When there are no descriptors left.
     pub fn reader(&self) -> Result<OwnedFd, Error> {
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(error("reopen"))
+        self.memory.reader().map_err(error("reopen"))
     }
 
     /// Copies a page into a free frame, near those of the page's neighbours. `None` when all are in
@@ -258,15 +231,15 @@ impl FramePool {
         let Some(frame) = self.place(owner, gfn) else {
             return Ok(None);
         };
-        let before = self.memory();
-        if let Err(source) = self.write(frame, content) {
+        let before = self.memory.taken();
+        if let Err(source) = self.memory.write(frame, content) {
             self.forget_if_empty(window(frame));
             return Err(error("write to")(source));
         }
         self.used[frame.index()] = true;
         self.windows[window(frame)].0 += 1;
         self.in_use += 1;
-        if self.memory() > before + Pages(1) {
+        if self.memory.taken() > before + Pages(1) {
             self.trim(window(frame));
         }
         Ok(Some(frame))
@@ -286,44 +259,22 @@ impl FramePool {
                 self.windows[window(frame)].0 -= 1;
                 self.forget_if_empty(window(frame));
             }
-            self.punch(run[0], run.len());
-        }
-    }
-
-    fn punch(&self, first: FrameId, frames: usize) {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let bytes = (frames * PAGE_SIZE) as u64;
-        if let Err(errno) = rustix::fs::fallocate(&self.file, flags, first.offset(), bytes) {
-            // The memory is reused with the frames; until then the host holds it.
-            log::warn!("cannot punch {bytes} bytes out of the frame pool: {errno}");
+            self.memory.punch(run[0], run.len());
         }
     }
 
     /// Gives back the memory of a window that is no frame's.
-    fn trim(&self, window: usize) {
+    fn trim(&mut self, window: usize) {
         let first = window * CHUNK_PAGES as usize;
         let used = &self.used[first..first + CHUNK_PAGES as usize];
         let mut start = first;
         for run in used.chunk_by(|a, b| a == b) {
             if !run[0] {
                 let frame = u32::try_from(start).expect("frames are counted in u32");
-                self.punch(FrameId(frame), run.len());
+                self.memory.punch(FrameId(frame), run.len());
             }
             start += run.len();
         }
-    }
-
-    fn write(&self, frame: FrameId, content: &[u8; PAGE_SIZE]) -> Result<(), Errno> {
-        let mut done = 0;
-        while done < PAGE_SIZE {
-            match rustix::io::pwrite(&self.file, &content[done..], frame.offset() + done as u64) {
-                Ok(0) => return Err(Errno::NOSPC),
-                Ok(bytes) => done += bytes,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
     }
 
     /// A window without frames can be given to another chunk.
@@ -386,21 +337,10 @@ impl FramePool {
     }
 }
 
-/// A descriptor that can write. The file's mode says that nobody may, so its owner first lets itself;
-/// root needs no leave. VM processes cannot open it meanwhile: see the module documentation.
-fn reopened(handed: &OwnedFd) -> Result<OwnedFd, Error> {
-    let path = format!("/proc/self/fd/{}", handed.as_raw_fd());
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let opened = match rustix::fs::open(&path, flags, Mode::empty()) {
-        Err(Errno::ACCESS) => {
-            rustix::fs::fchmod(handed, Mode::RUSR | Mode::WUSR).map_err(error("unlock"))?;
-            rustix::fs::open(&path, flags, Mode::empty())
-        }
-        other => other,
-    };
-    // Also where an earlier attempt was cut off in between.
-    rustix::fs::fchmod(handed, Mode::RUSR).map_err(error("protect"))?;
-    opened.map_err(error("reopen"))
+/// Windows of a pool as long as the budget.
+fn windows_for(budget: Pages) -> u32 {
+    let pages = budget.0.clamp(1, PAGES_MAX);
+    u32::try_from(pages.div_ceil(u64::from(CHUNK_PAGES))).expect("the bound fits a frame number")
 }
 
 fn window(frame: FrameId) -> usize {
@@ -411,6 +351,8 @@ fn window(frame: FrameId) -> usize {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    use rustix::fs::FallocateFlags;
 
     fn page(fill: u8) -> [u8; PAGE_SIZE] {
         [fill; PAGE_SIZE]
@@ -451,10 +393,9 @@ mod tests {
         frames.dedup();
         assert_eq!(frames.len(), pool.frames() as usize);
         assert!(pool.store(VmId(1), Gfn(3), &page(2)).unwrap().is_none());
-        let blocks = |pool: &FramePool| rustix::fs::fstat(&pool.file).unwrap().st_blocks;
-        assert!(blocks(&pool) > 0);
+        assert!(pool.memory.taken() > Pages::ZERO);
         pool.free(frames);
-        assert_eq!((pool.in_use(), blocks(&pool)), (0, 0));
+        assert_eq!((pool.in_use(), pool.memory.taken()), (0, Pages::ZERO));
         assert!(pool.store(VmId(1), Gfn(3), &page(2)).unwrap().is_some());
     }
 
@@ -490,7 +431,7 @@ mod tests {
         frames.sort_unstable();
         assert_eq!(found, frames);
         assert_eq!((next.id(), next.in_use()), (id, 6));
-        let mode = rustix::fs::fstat(&next.file).unwrap().st_mode;
+        let mode = rustix::fs::fstat(&handed).unwrap().st_mode;
         assert_eq!(mode & 0o777, 0o400);
         // New frames go where none is, and old ones return to the host.
         let new = next.store(VmId(2), Gfn(5), &page(4)).unwrap().unwrap();

@@ -13,6 +13,7 @@
 //! the budget; how many frames all groups make is bounded by the ledger's free memory.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -111,9 +112,41 @@ pub struct ContentAnswer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct GroupId(u32);
 
+/// What a new share group is made of that this program cannot make by itself.
+pub trait GroupSource: fmt::Debug + Send {
+    /// A number that nobody can guess: the seed of the group's keys.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    fn secret(&self) -> io::Result<u64>;
+
+    /// A pool without frames, as long as the budget.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    fn pool(&self, budget: Pages) -> Result<FramePool, pool::Error>;
+}
+
+/// The kernel's random numbers and memory files: what a live host uses.
+#[derive(Debug, Clone, Copy)]
+pub struct KernelSource;
+
+impl GroupSource for KernelSource {
+    fn secret(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    fn pool(&self, budget: Pages) -> Result<FramePool, pool::Error> {
+        FramePool::new(budget)
+    }
+}
+
 /// All share groups.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ShareIndex {
+    source: Box<dyn GroupSource>,
     groups: HashMap<GroupId, Group>,
     next_group: u32,
     group_of: HashMap<VmId, GroupId>,
@@ -122,6 +155,17 @@ pub struct ShareIndex {
 }
 
 impl ShareIndex {
+    /// No groups; new ones are made out of `source`.
+    pub fn new(source: Box<dyn GroupSource>) -> ShareIndex {
+        ShareIndex {
+            source,
+            groups: HashMap::new(),
+            next_group: 0,
+            group_of: HashMap::new(),
+            parts: HashMap::new(),
+        }
+    }
+
     /// Takes a VM of `size` pages into the group of that name, or into one of its own. A new group's
     /// pool is as long as the budget. Returns the seed of the group's keys.
     ///
@@ -144,7 +188,10 @@ impl ShareIndex {
         let open = |group: &Group| name.is_some() && group.name() == name && group.pool().is_some();
         Ok(match self.find(open) {
             Some(id) => id,
-            None => self.add(Group::new(name, secret()?, FramePool::new(budget)?)),
+            None => {
+                let (seed, pool) = (self.source.secret()?, self.source.pool(budget)?);
+                self.add(Group::new(name, seed, pool))
+            }
         })
     }
 
@@ -170,7 +217,10 @@ impl ShareIndex {
         let same = |group: &Group| group.name() == name && group.is_awaiting(pool);
         let id = match self.find(same) {
             Some(id) => id,
-            None => self.add(Group::awaiting(name, secret()?, pool)),
+            None => {
+                let seed = self.source.secret()?;
+                self.add(Group::awaiting(name, seed, pool))
+            }
         };
         let group = self.groups.get_mut(&id).expect("found or made above");
         group.expect(vm, size);
@@ -405,13 +455,6 @@ impl ShareIndex {
             assert!(member.is_some(), "{vm:?} is not in its group");
         }
     }
-}
-
-/// A secret number, never printed.
-fn secret() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@
 //! | more than its limit | nothing |
 //!
 //! What is kept is for those who are entitled to it, while a VM above its target waits for
-//! reclamation. Grants may be partial. Two of the rows were bought in the model of
-//! `tests/closed_loop.rs`. Without "while it is being swapped out", whoever asks first and most
-//! takes back at once what was swapped out of it and keeps what its neighbours wait for. Without
-//! the 2 %, guests that all want more than their targets push the host into hard and are pushed back
-//! ten times a second; with it the host rests in soft.
+//! reclamation. Grants may be partial. Scenarios in `examples/scenarios` show what two of the rows are
+//! for. Without "while it is being swapped out" a VM process that asks on takes back at once what was
+//! swapped out of it (`greedy.toml`). Without the 2 % guests that all want more than their targets
+//! push the host into hard and are pushed back ten times a second (`hysteresis.toml`); with it the
+//! host rests in soft.
 //!
 //! Nobody waits for ever: as long as memory is short some VM is above its target (see `supply`), and
 //! taking from that VM ends the shortage.

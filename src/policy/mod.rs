@@ -254,6 +254,14 @@ impl PolicyState {
         snapshot: &Snapshot,
         name: impl Fn(VmId) -> String,
     ) -> Result<Admission, Refusal> {
+        if !self.settings.safeguards.has(Safeguard::Admission) {
+            return Ok(Admission {
+                needed: request.needed(),
+                free: books.free,
+                squeezed: Vec::new(),
+                stubborn: Vec::new(),
+            });
+        }
         let surplus_only = self.kind == PolicyKind::Pref;
         let holder = |vm: &VmSnapshot| Holder {
             name: name(vm.id),

@@ -1,4 +1,4 @@
-//! Properties of whole decisions, and a closed loop with model guests.
+//! Properties of whole decisions.
 
 use std::time::Duration;
 
@@ -7,14 +7,12 @@ use proptest::prelude::*;
 use super::balloon::{PROGRESS_MIN, STUCK_AFTER};
 use super::ceiling::balloon_ceiling;
 use super::deflate::ROOM_FOR;
-use super::grant::{CreditRequest, grant};
 use super::state::Thresholds;
 use super::supply::distributable;
 use super::types::*;
 use super::*;
 use crate::words::{GuestMemoryStats, Run};
 
-mod closed_loop;
 mod every_policy;
 
 fn allocation(size: u64, reservation: u64, limit: u64, shares: u64) -> Allocation {

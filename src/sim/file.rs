@@ -107,6 +107,8 @@ struct ExpectTable {
     target_max: Option<Written>,
     swapped_min: Option<Written>,
     swapped_max: Option<Written>,
+    ballooned_min: Option<Written>,
+    ballooned_max: Option<Written>,
     swap_ins_max: Option<Written>,
     conduct: Option<String>,
     end: Option<String>,
@@ -377,6 +379,7 @@ fn model(place: &At, table: &VmTable, memory: Pages) -> Result<Model, Mistake> {
         "refuses" => Ok(Model::Refuses {
             below: size("below", &table.below)?,
         }),
+        "greedy" => Ok(Model::Greedy),
         "dies" => Ok(Model::Dies {
             at: time("at", &table.at)?,
         }),
@@ -390,7 +393,7 @@ fn model(place: &At, table: &VmTable, memory: Pages) -> Result<Model, Mistake> {
         _ => Err(place.wrong(
             "guest",
             &format!("{name:?}"),
-            "must be one of prompt, slow, stuck, sometimes-stuck, trickle, refuses, liar, dies, sleeper, sudden-need, idle",
+            "must be one of prompt, slow, stuck, sometimes-stuck, trickle, refuses, greedy, liar, dies, sleeper, sudden-need, idle",
         )),
     }
 }
@@ -439,6 +442,8 @@ fn expectation(place: &At, table: &ExpectTable) -> Result<Expectation, Mistake> 
         target_max: size("target_max", &table.target_max)?,
         swapped_min: size("swapped_min", &table.swapped_min)?,
         swapped_max: size("swapped_max", &table.swapped_max)?,
+        ballooned_min: size("ballooned_min", &table.ballooned_min)?,
+        ballooned_max: size("ballooned_max", &table.ballooned_max)?,
         swap_ins_max: size("swap_ins_max", &table.swap_ins_max)?,
         conduct: named(place, "conduct", &table.conduct, &conducts)?,
         end: named(place, "end", &table.end, &ends)?,

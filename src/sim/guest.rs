@@ -1,9 +1,13 @@
-//! One model guest: its memory, its balloon, what it touches and what it says.
+//! One model guest with its VM process: its memory, its balloon, its credit, what it touches, and what
+//! is said to the host manager.
 //!
 //! ```text
 //! size = data + cache + swapped + ballooned + free          private = data + cache
 //! wants = data + swapped + paged + not touched yet
 //! ```
+//!
+//! The VM process is modelled by what it says and obeys: it keeps the real credit account
+//! ([`CreditBook`]), asks and returns as that says, swaps down to its orders, and reports once a step.
 //!
 //! `swapped` pages are in the VM's swap file, taken at random; `paged` ones in the guest's own, which
 //! takes what is idle first. Where a scenario has samples, what is active is estimated by the policies'
@@ -13,10 +17,13 @@
 use std::time::Duration;
 
 use super::scenario::{GuestSpec, Model, Reports};
+use crate::link::message::{Orders, ToHost, ToVm, Welcome};
+use crate::mem::credit::{CreditBook, CreditMove};
+use crate::mem::reclaim::BATCH_PAGES;
 use crate::policy::sampling::{Sampler, VmClock};
-use crate::policy::types::{VmId, VmPlan, VmSnapshot};
+use crate::policy::types::VmId;
 use crate::units::{Gfn, Pages};
-use crate::words::{Allocation, GuestMemoryStats, Run, Sampling};
+use crate::words::{Counters, Gauges, GuestMemoryStats, Holding, Measured, MemState, Report, Run};
 
 /// Time of one step.
 pub(super) const STEP: Duration = Duration::from_millis(100);
@@ -27,21 +34,27 @@ const LEFT_MIN: Pages = Pages::mib(4);
 /// The trickler gives a page so often.
 const TRICKLE: Duration = Duration::from_millis(4900);
 
-/// A model guest that has started.
+/// A model guest that has been admitted.
 #[derive(Debug, Clone)]
 pub(super) struct Guest {
+    /// Which VM it is to the host manager.
+    pub(super) id: VmId,
     pub(super) spec: GuestSpec,
-    pub(super) allocation: Allocation,
     started: Duration,
-    run: Run,
+    orders: Orders,
+    credit: CreditBook,
+    /// It went without a page for want of credit.
+    waits: bool,
+    /// Pages that it can still touch in this step.
+    strength: u64,
     wants: u64,
     active: u64,
     data: u64,
     cache: u64,
-    pub(super) swapped: u64,
+    swapped: u64,
     paged: u64,
-    pub(super) ballooned: u64,
-    pub(super) swap_ins: u64,
+    ballooned: u64,
+    swap_ins: u64,
     major_faults: u64,
     paged_out: u64,
     sample: Option<Sample>,
@@ -66,18 +79,35 @@ pub(super) enum PeriodClock {
 }
 
 impl Guest {
-    pub(super) fn new(spec: &GuestSpec, sampling: Option<Sampling>, now: Duration) -> Guest {
+    /// A guest on the terms of its `welcome`. Without `sampled` its active memory is known.
+    pub(super) fn new(
+        spec: &GuestSpec,
+        id: VmId,
+        welcome: &Welcome,
+        sampled: bool,
+        now: Duration,
+    ) -> Guest {
         let seed = spec.name.bytes().map(u64::from).sum();
-        let sample = |of: Sampling| Sample {
-            sampler: Sampler::new(of.pages, of.period, seed),
+        let sampling = welcome.sampling;
+        let sample = || Sample {
+            sampler: Sampler::new(sampling.pages, sampling.period, seed),
             clock: VmClock::default(),
             picked: Vec::new(),
             touched: 0,
         };
         Guest {
-            allocation: spec.allocation,
+            id,
             started: now,
-            run: Run::Go,
+            orders: Orders {
+                state: MemState::High,
+                balloon_target: Pages::ZERO,
+                private_max: None,
+                run: Run::Go,
+                scan_pages_per_second: 0,
+            },
+            credit: CreditBook::new(welcome.credit, welcome.credit_batch),
+            waits: false,
+            strength: 0,
             wants: spec.wants.0,
             active: spec.active.0,
             data: 0,
@@ -88,7 +118,7 @@ impl Guest {
             swap_ins: 0,
             major_faults: 0,
             paged_out: 0,
-            sample: sampling.map(sample),
+            sample: sampled.then(sample),
             spec: spec.clone(),
         }
     }
@@ -98,10 +128,14 @@ impl Guest {
         Pages(self.data + self.cache)
     }
 
+    fn size(&self) -> Pages {
+        self.spec.allocation.size
+    }
+
     /// Guest pages that nothing is in.
     fn free(&self) -> u64 {
         let used = self.data + self.cache + self.swapped + self.ballooned;
-        self.allocation.size.0.saturating_sub(used)
+        self.size().0.saturating_sub(used)
     }
 
     /// Whether its process has died.
@@ -109,28 +143,78 @@ impl Guest {
         matches!(self.spec.model, Model::Dies { at } if now >= at)
     }
 
-    /// Whether so little was left to it that it killed its workload.
-    pub(super) fn is_starved(&self) -> bool {
-        self.allocation.size.0 < self.ballooned + LEFT_MIN.0
+    /// What its balloon has left it, if that is so little that it killed its workload.
+    pub(super) fn starved_with(&self) -> Option<Pages> {
+        let left = self.size() - Pages(self.ballooned);
+        (left < LEFT_MIN).then_some(left)
     }
 
-    /// What the host measures, and what the guest says.
-    pub(super) fn snapshot(&self, id: VmId) -> VmSnapshot {
-        VmSnapshot {
-            id,
-            allocation: self.allocation,
-            consumed: self.held(),
-            frames: Pages::ZERO,
-            private: self.held(),
-            ballooned: Pages(self.ballooned),
-            swapped: Pages(self.swapped),
-            // What a model guest is not granted it does without until the next step.
-            asked: Pages::ZERO,
-            swap_in_pages: self.swap_ins,
-            balloon_driver: true,
-            active: self.active(),
+    /// Takes a message of the host manager.
+    pub(super) fn hear(&mut self, message: ToVm) {
+        match message {
+            ToVm::Credit { pages } => self.credit.grant(pages),
+            ToVm::Orders(orders) => self.orders = orders,
+            // Nobody stops a model guest, and it offers no page to share.
+            ToVm::Welcome(_)
+            | ToVm::Refused { .. }
+            | ToVm::Candidates { .. }
+            | ToVm::Want { .. }
+            | ToVm::Stop => {}
+        }
+    }
+
+    /// Begins a step: carries out its orders. Swapping is the VM process's work, ballooning the
+    /// guest's.
+    pub(super) fn begin(&mut self, now: Duration) {
+        self.strength = STEP_PAGES;
+        if let Some(most) = self.orders.private_max {
+            // As the VM process does, it makes room for a fault that waits.
+            let room = if self.waits { BATCH_PAGES as u64 } else { 0 };
+            self.swap_out(self.credit.excess(most, Pages(room)).0.min(STEP_PAGES));
+        }
+        self.balloon(now);
+        self.credit.measured(self.held());
+        self.grow_into(now);
+    }
+
+    /// Touches what its credit allows. Returns what its account says to the host manager, if anything;
+    /// what it has given up it gives back first.
+    pub(super) fn go_on(&mut self) -> Option<ToHost> {
+        let most = match self.spec.model {
+            Model::Greedy => None,
+            _ => self.orders.private_max,
+        };
+        let said = self.credit.settle(most).or_else(|| {
+            self.touch();
+            self.credit.settle(most)
+        })?;
+        Some(match said {
+            CreditMove::Request(pages) => ToHost::CreditRequest { pages },
+            CreditMove::Return(pages) => ToHost::CreditReturn { pages },
+        })
+    }
+
+    /// What is measured, and what the guest says.
+    pub(super) fn report(&self) -> Report {
+        Report {
+            holding: Holding::private(self.held()),
             overhead: self.spec.overhead,
-            guest: self.stats(),
+            measured: Measured {
+                gauges: Gauges {
+                    ballooned: Pages(self.ballooned),
+                    swapped: Pages(self.swapped),
+                    ..Gauges::default()
+                },
+                counters: Counters {
+                    swap_in_pages: self.swap_ins,
+                    ..Counters::default()
+                },
+                active: self.active(),
+                balloon_driver: true,
+                balloon_actual: Pages(self.ballooned),
+                guest_memory: self.stats(),
+                ..Measured::default()
+            },
         }
     }
 
@@ -138,7 +222,7 @@ impl Guest {
         match &self.sample {
             None => Some(self.truly_active()),
             Some(sample) => {
-                let estimate = sample.sampler.estimate(self.allocation.size);
+                let estimate = sample.sampler.estimate(self.size());
                 estimate.map(|estimate| estimate.active)
             }
         }
@@ -150,8 +234,8 @@ impl Guest {
 
     /// One step of its sample, if there is one.
     pub(super) fn sample(&mut self, clock: PeriodClock) {
-        let (active, size) = (self.truly_active().0, self.allocation.size);
-        let runs = self.run == Run::Go;
+        let (active, size) = (self.truly_active().0, self.size());
+        let runs = self.orders.run == Run::Go;
         let Some(sample) = &mut self.sample else {
             return;
         };
@@ -186,7 +270,7 @@ impl Guest {
             major_faults: Some(self.major_faults),
             minor_faults: None,
             free_bytes: bytes(self.free()),
-            total_bytes: bytes(self.allocation.size.0 - self.ballooned),
+            total_bytes: bytes(self.size().0 - self.ballooned),
             available_bytes: bytes(self.free() + self.cache),
             caches_bytes: bytes(self.cache),
         };
@@ -195,7 +279,7 @@ impl Guest {
             Reports::Truth => truth,
             Reports::Lies => GuestMemoryStats {
                 free_bytes: Some(0),
-                total_bytes: bytes(self.allocation.size.0),
+                total_bytes: bytes(self.size().0),
                 available_bytes: Some(0),
                 caches_bytes: Some(0),
                 ..truth
@@ -203,23 +287,22 @@ impl Guest {
         }
     }
 
-    /// Carries out its orders: swapping is the VM process's work, ballooning the guest's.
-    pub(super) fn obey(&mut self, plan: &VmPlan, now: Duration) {
-        self.run = plan.run;
-        if let Some(max) = plan.private_max {
-            let out = self.held().saturating_sub(max).0.min(STEP_PAGES);
-            let data = out.min(self.data);
-            self.data -= data;
-            let cache = (out - data).min(self.cache);
-            self.cache -= cache;
-            self.swapped += data + cache;
-        }
-        let order = plan.balloon_target.saturating_sub(self.spec.misses).0;
+    fn swap_out(&mut self, pages: u64) {
+        let data = pages.min(self.data);
+        self.data -= data;
+        let cache = (pages - data).min(self.cache);
+        self.cache -= cache;
+        self.swapped += data + cache;
+    }
+
+    fn balloon(&mut self, now: Duration) {
+        let order = self.orders.balloon_target;
+        let order = order.saturating_sub(self.spec.misses).0;
         let step = self.balloon_step(now);
         if order > self.ballooned {
             self.inflate((order - self.ballooned).min(step));
         } else {
-            let upper = self.allocation.size.saturating_sub(self.spec.upper).0;
+            let upper = self.size().saturating_sub(self.spec.upper).0;
             let least = order.max(upper).min(self.ballooned);
             self.ballooned -= (self.ballooned - least).min(step);
         }
@@ -230,7 +313,7 @@ impl Guest {
             Model::Refuses { below } => below.0,
             _ => 0,
         };
-        let size = self.allocation.size.0;
+        let size = self.size().0;
         let mut wanted = pages.min(size.saturating_sub(below + self.ballooned));
         let free = wanted.min(self.free());
         self.ballooned += free;
@@ -251,6 +334,7 @@ impl Guest {
         let age = now.saturating_sub(self.started);
         match self.spec.model {
             Model::Prompt
+            | Model::Greedy
             | Model::Refuses { .. }
             | Model::Dies { .. }
             | Model::Sleeps { .. }
@@ -268,43 +352,54 @@ impl Guest {
         }
     }
 
-    /// Touches memory; `ask` is asked for pages of the host and says how many there are.
-    pub(super) fn touch(&mut self, now: Duration, mut ask: impl FnMut(&Guest, u64) -> u64) {
-        if let Model::SuddenNeed { at, wants } = self.spec.model
-            && now >= at
-        {
-            self.wants = wants.0.max(self.wants);
-            self.active = self.active.max(wants.0);
+    /// Its need changes as its model says.
+    fn grow_into(&mut self, now: Duration) {
+        match self.spec.model {
+            Model::SuddenNeed { at, wants } if now >= at => {
+                self.wants = wants.0.max(self.wants);
+                self.active = self.active.max(wants.0);
+            }
+            Model::Sleeps { at } if now >= at => {
+                self.active = 0;
+                self.strength = 0;
+            }
+            _ => {}
         }
-        if let Model::Sleeps { at } = self.spec.model
-            && now >= at
-        {
-            self.active = 0;
+    }
+
+    /// Takes up to so many pages of the host; fewer where there is no credit for them.
+    fn take(&mut self, pages: u64) -> u64 {
+        let pages = pages.min(self.strength);
+        let taken = pages.min(self.credit.headroom().0);
+        self.waits |= taken < pages;
+        self.strength -= taken;
+        self.credit.mapped(Pages(taken));
+        taken
+    }
+
+    fn touch(&mut self) {
+        self.waits = false;
+        if self.orders.run == Run::Block {
             return;
         }
-        if self.run == Run::Block {
-            return;
-        }
-        let mut left = STEP_PAGES;
         // Victims of the host are random: as much of them is active as of all data.
         let swapped_active = self.swapped.min(self.share_of_active(self.swapped));
-        let back = ask(self, swapped_active.min(left));
+        let back = self.take(swapped_active);
         self.swapped -= back;
         self.data += back;
         self.swap_ins += back;
-        left -= back;
         let untouched = self
             .wants
             .saturating_sub(self.data + self.swapped + self.paged);
         // Data pushes the cache out when nothing else is free.
-        let want = untouched.min(left).min(self.free() + self.cache);
-        self.cache -= want.saturating_sub(self.free()).min(self.cache);
-        let new = ask(self, want.min(self.free()));
-        self.data += new;
-        left -= new;
-        left -= self.page_in(left, &mut ask);
+        let want = untouched.min(self.strength).min(self.free() + self.cache);
+        let pushed = want.saturating_sub(self.free()).min(self.cache);
+        self.cache -= pushed;
+        self.credit.measured(self.held());
+        self.data += self.take(want.min(self.free()));
+        self.page_in();
         let want = self.spec.cache.0.saturating_sub(self.cache);
-        self.cache += ask(self, want.min(left).min(self.free()));
+        self.cache += self.take(want.min(self.free()));
     }
 
     fn share_of_active(&self, pages: u64) -> u64 {
@@ -313,15 +408,17 @@ impl Guest {
     }
 
     /// Active data that the guest had to page out comes back, or is fought for.
-    fn page_in(&mut self, left: u64, ask: &mut impl FnMut(&Guest, u64) -> u64) -> u64 {
+    fn page_in(&mut self) {
         let idle = self.wants.saturating_sub(self.active);
-        let missed = self.paged.saturating_sub(idle).min(left);
-        let back = ask(self, missed.min(self.free()));
+        let missed = self.paged.saturating_sub(idle).min(self.strength);
+        let room = missed.min(self.free());
+        let back = self.take(room);
         self.paged -= back;
         self.data += back;
-        self.major_faults += missed;
-        // What found no room pushed out something else.
-        self.paged_out += missed - back;
-        back
+        // What found no room in the guest pushed out something else.
+        let fought = missed - room;
+        self.strength -= fought;
+        self.major_faults += back + fought;
+        self.paged_out += fought;
     }
 }

@@ -1,45 +1,49 @@
-//! The simulated host: its ledger, its starts and events, one step after the other.
+//! The simulated host: the real host manager, driven by model guests one step after the other.
+//!
+//! [`Manager`] keeps the books, admits, leases, grants and decides, as on a live host; here are only
+//! what stands around it there: the clock, the processes, and whoever starts VMs and changes them.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::groups::Unshared;
 use super::guest::{Guest, PeriodClock, STEP};
-use super::laws;
+use super::laws::Laws;
 use super::outcome::{Outcome, Trace, judge};
 use super::scenario::{End, GuestSpec, Scenario};
-use crate::policy::admission::{HostBooks, Request};
-use crate::policy::grant::{CreditRequest, grant};
-use crate::policy::lease::{LeaseBook, LeaseId, OwnerId};
+use crate::host::manager::{LeaseEnd, Manager, Outgoing, Refused, Settings};
+use crate::host::process::ProcessId;
+use crate::link::message::{Hello, ToHost, Welcome};
+use crate::policy::PolicyKind;
+use crate::policy::lease::{LeaseId, OwnerId};
 use crate::policy::safeguard::Safeguard;
-use crate::policy::types::{Plan, Snapshot, VmId};
-use crate::policy::{PolicyKind, PolicyState, decide};
+use crate::policy::types::VmId;
 use crate::units::Pages;
 
 /// A start waits so long for its memory to come free.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-const OWNER: OwnerId = OwnerId(0);
 
 /// What has become of one guest of the scenario.
 #[derive(Debug)]
 pub(super) enum Fate {
     Waiting,
-    Leased(LeaseId),
+    /// Its reservation and overhead are leased and have not come free yet.
+    Leased(LeaseId, Pages),
     Running(Box<Guest>),
     Ended(End, String),
 }
 
-/// A host in the middle of a scenario.
+/// A host in the middle of a scenario. Its guests go by their places in the scenario.
 #[derive(Debug)]
 pub(super) struct Host<'a> {
     pub(super) scenario: &'a Scenario,
-    pub(super) state: PolicyState,
-    pub(super) now: Duration,
-    /// By position in the scenario, which is the VM's id.
-    pub(super) fates: BTreeMap<VmId, Fate>,
-    pub(super) plan: Option<Plan>,
-    leases: LeaseBook,
+    pub(super) policy: PolicyKind,
+    pub(super) manager: Manager,
+    now: Duration,
+    pub(super) fates: Vec<Fate>,
+    /// Of each VM that was admitted: its guest. VMs are numbered from zero.
+    guest_of: Vec<usize>,
+    laws: Laws,
     pub(super) trace: Trace,
-    pub(super) decisions: u64,
 }
 
 /// Plays a scenario and judges its end.
@@ -47,230 +51,259 @@ pub(super) fn run(scenario: &Scenario, policy: PolicyKind) -> Outcome {
     let mut host = Host::new(scenario, policy);
     while host.now < scenario.duration {
         if let Err(breach) = host.step() {
-            return judge(&host, Err(breach));
+            let breach = format!("after {:.1} s: {breach}", host.now.as_secs_f64());
+            return judge(host, Err(breach));
         }
+        host.now += STEP;
     }
-    judge(&host, Ok(()))
+    judge(host, Ok(()))
 }
 
 impl<'a> Host<'a> {
     fn new(scenario: &'a Scenario, policy: PolicyKind) -> Host<'a> {
-        let fates = (0..).map(VmId).zip(&scenario.guests);
+        let settings = Settings {
+            budget: scenario.budget,
+            policy,
+            policy_settings: scenario.settings,
+            sampling: scenario.sampling.unwrap_or_default(),
+            seed: 0,
+        };
+        let mut manager = Manager::with_groups(settings, Box::new(Unshared));
+        manager.set_host_overhead(scenario.overhead);
         Host {
             scenario,
-            state: PolicyState::with_settings(policy, scenario.settings),
+            policy,
+            manager,
             now: Duration::ZERO,
-            fates: fates.map(|(id, _)| (id, Fate::Waiting)).collect(),
-            plan: None,
-            leases: LeaseBook::default(),
+            fates: scenario.guests.iter().map(|_| Fate::Waiting).collect(),
+            guest_of: Vec::new(),
+            laws: Laws::new(policy, scenario.settings),
             trace: Trace::default(),
-            decisions: 0,
         }
     }
 
     /// What the scenario says about a guest.
-    pub(super) fn spec(&self, id: VmId) -> &GuestSpec {
-        &self.scenario.guests[id.0 as usize]
-    }
-
-    pub(super) fn running(&self) -> impl Iterator<Item = (VmId, &Guest)> {
-        self.fates.iter().filter_map(|(&id, fate)| match fate {
-            Fate::Running(guest) => Some((id, guest.as_ref())),
-            _ => None,
-        })
-    }
-
-    fn vm_overhead(&self) -> Pages {
-        self.running().map(|(_, guest)| guest.spec.overhead).sum()
-    }
-
-    fn overhead(&self) -> Pages {
-        self.scenario.overhead + self.vm_overhead()
-    }
-
-    /// What nobody holds, leases included.
-    pub(super) fn free(&self) -> Pages {
-        let held: Pages = self.running().map(|(_, guest)| guest.held()).sum();
-        self.scenario.budget.saturating_sub(held + self.overhead())
+    pub(super) fn spec(&self, guest: usize) -> &GuestSpec {
+        &self.scenario.guests[guest]
     }
 
     fn step(&mut self) -> Result<(), String> {
-        self.die();
-        self.change();
+        self.die()?;
+        self.change()?;
         self.start();
-        let snapshot = self.snapshot();
-        let plan = decide(&snapshot, &mut self.state);
-        self.decisions += snapshot.vms.len() as u64;
-        laws::check(self, &snapshot, &plan)?;
-        self.trace.note(&snapshot, &plan);
-        for order in &plan.vms {
-            if let Some(Fate::Running(guest)) = self.fates.get_mut(&order.id) {
-                guest.obey(order, self.now);
-            }
+        self.play()?;
+        if self.manager.is_due(self.now) {
+            self.decide()?;
         }
-        self.touch(&plan);
-        self.plan = Some(plan);
-        self.now += STEP;
+        // Nobody takes this host over.
+        self.manager.take_notes();
         Ok(())
     }
 
-    fn snapshot(&self) -> Snapshot {
-        // A lease is memory in need that no VM holds yet: policies squeeze for it.
-        let leased = self.leases.reserved();
-        Snapshot {
-            now: self.now,
-            budget: self.scenario.budget,
-            free: self.free().saturating_sub(leased),
-            overhead: self.overhead() + leased,
-            vms: self
-                .running()
-                .map(|(id, guest)| guest.snapshot(id))
-                .collect(),
-        }
+    fn decide(&mut self) -> Result<(), String> {
+        let (laws, trace) = (&mut self.laws, &mut self.trace);
+        let (guest_of, guests) = (&self.guest_of, &self.scenario.guests);
+        let guest = |vm: VmId| guest_of[vm.0 as usize];
+        let name = |vm: VmId| guests[guest(vm)].name.as_str();
+        let mut lawful = Ok(());
+        self.manager.tick_watched(self.now, |snapshot, plan| {
+            lawful = laws.check(snapshot, plan, name);
+            trace.note(snapshot, plan, guest);
+        });
+        self.deliver();
+        lawful
     }
 
-    fn die(&mut self) {
-        for fate in self.fates.values_mut() {
+    /// Processes end: the host manager learns it at once.
+    fn die(&mut self) -> Result<(), String> {
+        for fate in &mut self.fates {
             let Fate::Running(guest) = fate else {
                 continue;
             };
-            if guest.has_died(self.now) {
-                *fate = Fate::Ended(End::Died, "its process died".into());
-            } else if guest.is_starved() {
-                let left = guest.allocation.size - Pages(guest.ballooned);
+            if let Some(left) = guest.starved_with() {
+                let name = &guest.spec.name;
                 let why = format!("its balloon left it {left}");
+                let breach = Err(format!("{name} was killed: {why}"));
+                self.manager.gone(guest.id);
                 *fate = Fate::Ended(End::Killed, why);
+                return breach;
+            }
+            if guest.has_died(self.now) {
+                self.manager.gone(guest.id);
+                *fate = Fate::Ended(End::Died, "its process died".into());
             }
         }
+        self.deliver();
+        Ok(())
     }
 
-    fn change(&mut self) {
-        let (scenario, now) = (self.scenario, self.now);
-        for change in scenario.changes.iter().filter(|change| change.at == now) {
-            for fate in self.fates.values_mut() {
-                let Fate::Running(guest) = fate else {
-                    continue;
-                };
-                if guest.spec.name != change.vm {
-                    continue;
-                }
-                // Refused, as `set` would, where an earlier change came before the guest's start.
-                if let Ok(changed) = change.keys.change(&guest.allocation) {
-                    guest.allocation = changed;
-                }
-            }
-        }
-    }
-
-    fn books(&self) -> HostBooks {
-        let kind = self.state.kind();
-        let promised = |guest: &Guest| kind.entitlement(&guest.allocation);
-        HostBooks {
-            budget: self.scenario.budget,
-            reserved: self.running().map(|(_, guest)| promised(guest)).sum(),
-            overhead: self.overhead(),
-            vms: self.running().count(),
-            free: self.free(),
-        }
-    }
-
-    /// Who wants to start takes a lease, and starts when that much is free.
-    fn start(&mut self) {
-        let ids: Vec<VmId> = self.fates.keys().copied().collect();
-        for id in ids {
-            let next = match self.fates[&id] {
-                Fate::Waiting if self.now >= self.spec(id).start => self.admit(id),
-                Fate::Leased(lease) => self.redeem(id, lease),
-                _ => None,
+    fn change(&mut self) -> Result<(), String> {
+        for change in &self.scenario.changes {
+            let (true, Some(vm)) = (change.at == self.now, self.manager.find(&change.vm)) else {
+                continue;
             };
-            if let Some(next) = next {
-                self.fates.insert(id, next);
+            let refused = |why: Refused| format!("{} cannot be changed: {why}", change.vm);
+            self.manager.set(vm, &change.keys).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Starts guests whose time has come. A reservation is leased first, and the guest's VM says hello
+    /// once that much memory is free. Where nothing is reserved, or admission is switched off, it says
+    /// hello at once.
+    fn start(&mut self) {
+        for guest in 0..self.fates.len() {
+            match self.fates[guest] {
+                Fate::Waiting if self.now >= self.spec(guest).start => {
+                    let reservation = self.spec(guest).allocation.reservation;
+                    let guards = self.scenario.settings.safeguards;
+                    if reservation == Pages::ZERO || !guards.has(Safeguard::Admission) {
+                        self.hello(guest, None);
+                    } else {
+                        self.lease(guest, reservation);
+                    }
+                }
+                Fate::Leased(lease, needed) => self.redeem(guest, lease, needed),
+                _ => {}
             }
         }
     }
 
-    fn admit(&mut self, id: VmId) -> Option<Fate> {
-        let spec = self.spec(id);
-        if !self.state.settings().safeguards.has(Safeguard::Admission) {
-            return Some(Fate::Running(Box::new(Guest::new(
-                spec,
-                self.scenario.sampling,
-                self.now,
-            ))));
-        }
-        let request = Request {
-            name: spec.name.clone(),
-            reservation: self.state.kind().entitlement(&spec.allocation),
-            overhead: spec.overhead,
-        };
-        let books = self.leases.counted_in(&self.books());
-        let name = |id| self.spec(id).name.clone();
-        let assessed = self.state.assess(&books, &request, &self.snapshot(), name);
-        if let Err(refusal) = assessed {
-            return Some(Fate::Ended(End::Refused, refusal.to_string()));
-        }
-        let until = self.now + START_TIMEOUT;
-        match self.leases.take(&self.books(), &request, OWNER, until) {
-            Ok(lease) => {
-                let next = self.redeem(id, lease);
-                Some(next.unwrap_or(Fate::Leased(lease)))
+    fn lease(&mut self, guest: usize, reservation: Pages) {
+        let expires_at = self.now + START_TIMEOUT;
+        let leased = self
+            .manager
+            .reserve(reservation, None, owner(guest), expires_at);
+        match leased {
+            Ok((id, lease)) => {
+                self.fates[guest] = Fate::Leased(id, lease.pages());
+                self.redeem(guest, id, lease.pages());
             }
-            Err(error) => Some(Fate::Ended(End::Refused, error.to_string())),
+            Err(why) => self.fates[guest] = Fate::Ended(End::Refused, why.to_string()),
         }
     }
 
-    fn redeem(&mut self, id: VmId, lease: LeaseId) -> Option<Fate> {
+    fn redeem(&mut self, guest: usize, lease: LeaseId, needed: Pages) {
         // Other leases wait for the same free memory: only the oldest may take it.
-        let older: Pages = self
-            .leases
-            .iter()
-            .take_while(|(other, _)| *other != lease)
-            .map(|(_, older)| older.pages())
-            .sum();
-        let needed = self.leases.get(lease, OWNER)?.pages();
-        if self.free() >= older + needed {
-            self.leases.redeem(lease, OWNER, self.now).ok()?;
-            let guest = Guest::new(self.spec(id), self.scenario.sampling, self.now);
-            return Some(Fate::Running(Box::new(guest)));
+        let older = self.fates.iter().map(|fate| match *fate {
+            Fate::Leased(other, pages) if other < lease => pages,
+            _ => Pages::ZERO,
+        });
+        if self.manager.ledger().free() >= older.sum::<Pages>() + needed {
+            self.hello(guest, Some(lease));
         }
-        if self.leases.get(lease, OWNER)?.expires_at <= self.now {
-            self.leases.cancel(lease, OWNER).ok()?;
-            let why = format!("{needed} did not come free in {START_TIMEOUT:?}");
-            return Some(Fate::Ended(End::Refused, why));
-        }
-        None
     }
 
-    /// Everybody touches memory; who was first in the last step is last in this one.
-    fn touch(&mut self, plan: &Plan) {
-        let thresholds = self.state.thresholds(self.scenario.budget);
-        let mut free = self.free().saturating_sub(self.leases.reserved());
-        let (state, now) = (plan.state, self.now);
-        let count = plan.vms.len();
-        let guards = self.state.settings().safeguards;
+    fn hello(&mut self, guest: usize, lease: Option<LeaseId>) {
+        let spec = self.spec(guest);
+        let hello = Hello {
+            name: spec.name.clone(),
+            allocation: spec.allocation,
+            share_group: None,
+            held: Pages::ZERO,
+            lease: lease.map(|id| id.0),
+        };
+        // No two of them have it in common. Nobody looks for the process.
+        let process = ProcessId {
+            pid: i32::MAX,
+            started: guest as u64,
+        };
+        match self.manager.admit(hello, process) {
+            Ok(_) => self.guest_of.push(guest),
+            Err(why) => {
+                // Whoever took the lease ends with the VM that it was for.
+                self.manager.owner_gone(owner(guest));
+                self.fates[guest] = Fate::Ended(End::Refused, why.to_string());
+            }
+        }
+        self.deliver();
+    }
+
+    /// Every guest plays its step; who was first in the last step is last in this one.
+    fn play(&mut self) -> Result<(), String> {
+        let guards = self.scenario.settings.safeguards;
         let clock = if guards.has(Safeguard::SleepDecay) {
             PeriodClock::Free
         } else {
             PeriodClock::Busy
         };
-        let first = usize::try_from(now.as_millis() / STEP.as_millis()).unwrap_or(0);
-        for index in (0..count).map(|index| (first + index) % count) {
-            let order = &plan.vms[index];
-            let Some(Fate::Running(guest)) = self.fates.get_mut(&order.id) else {
-                continue;
-            };
-            guest.touch(now, |guest, asked| {
-                let request = CreditRequest {
-                    asked: Pages(asked),
-                    held: guest.held(),
-                    allocation: &guest.allocation,
-                    plan: Some(order),
-                };
-                let granted = grant(&request, free, &thresholds, state);
-                free -= granted;
-                granted.0
-            });
-            guest.sample(clock);
+        let count = self.guest_of.len();
+        let first = usize::try_from(self.now.as_millis() / STEP.as_millis()).unwrap_or(0);
+        for turn in 0..count {
+            let guest = self.guest_of[(first + turn) % count];
+            self.play_one(guest, clock)?;
+        }
+        Ok(())
+    }
+
+    fn play_one(&mut self, guest: usize, clock: PeriodClock) -> Result<(), String> {
+        let now = self.now;
+        let Some(running) = self.running(guest) else {
+            return Ok(());
+        };
+        running.begin(now);
+        // What it is granted comes at once, and it goes on with it.
+        while let Some(said) = self.running(guest).and_then(Guest::go_on) {
+            self.tell(guest, said)?;
+        }
+        let Some(running) = self.running(guest) else {
+            return Ok(());
+        };
+        running.sample(clock);
+        let report = running.report();
+        self.tell(guest, ToHost::Report(Box::new(report)))
+    }
+
+    /// The running guest at that place.
+    fn running(&mut self, guest: usize) -> Option<&mut Guest> {
+        match &mut self.fates[guest] {
+            Fate::Running(guest) => Some(guest),
+            Fate::Waiting | Fate::Leased(..) | Fate::Ended(..) => None,
         }
     }
+
+    /// A guest's VM process says something to the host manager.
+    fn tell(&mut self, guest: usize, said: ToHost) -> Result<(), String> {
+        let Some(id) = self.running(guest).map(|guest| guest.id) else {
+            return Ok(());
+        };
+        let told = self.manager.message(id, said, self.now);
+        told.map_err(|violation| format!("{}: {violation}", self.spec(guest).name))?;
+        self.deliver();
+        Ok(())
+    }
+
+    /// Delivers what the host manager has to say.
+    fn deliver(&mut self) {
+        for outgoing in self.manager.take_outgoing() {
+            match outgoing {
+                Outgoing::Send(vm, message) => {
+                    if let Some(guest) = self.running(self.guest_of[vm.0 as usize]) {
+                        guest.hear(message);
+                    }
+                }
+                Outgoing::Welcome(vm, welcome) => self.run_guest(vm, &welcome),
+                Outgoing::LeaseEnded(of, LeaseEnd::Expired) => {
+                    let why = format!("its memory did not come free in {START_TIMEOUT:?}");
+                    let mut guests = self.fates.iter_mut().enumerate();
+                    if let Some((_, fate)) = guests.find(|(guest, _)| owner(*guest) == of) {
+                        *fate = Fate::Ended(End::Refused, why);
+                    }
+                }
+                Outgoing::LeaseEnded(_, LeaseEnd::Redeemed(_)) => {}
+            }
+        }
+    }
+
+    fn run_guest(&mut self, vm: VmId, welcome: &Welcome) {
+        let guest = self.guest_of[vm.0 as usize];
+        let sampled = self.scenario.sampling.is_some();
+        let running = Guest::new(self.spec(guest), vm, welcome, sampled, self.now);
+        self.fates[guest] = Fate::Running(Box::new(running));
+    }
+}
+
+/// Whoever starts a VM has a connection of its own for the lease.
+fn owner(guest: usize) -> OwnerId {
+    OwnerId(guest as u64)
 }

@@ -1,98 +1,126 @@
-//! What must hold in every step of every scenario, under every policy.
+//! What must hold at every decision of the host manager, in every scenario, under every policy.
 
-use super::host::{Fate, Host};
-use super::scenario::End;
+use std::collections::BTreeMap;
+
 use crate::policy::PolicyKind;
-use crate::policy::types::{Plan, Snapshot};
+use crate::policy::settings::PolicySettings;
+use crate::policy::state::Thresholds;
+use crate::policy::types::{Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
 
-/// Checks the plan of one step.
-///
-/// # Errors
-/// Which law was broken, when and by whom.
-pub(super) fn check(host: &Host<'_>, snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
-    let at = format!("after {:.1} s", snapshot.now.as_secs_f64());
-    nobody_is_killed(host).map_err(|law| format!("{at}: {law}"))?;
-    targets_fit(host.state.kind(), snapshot, plan).map_err(|law| format!("{at}: {law}"))?;
-    promises_are_kept(host, snapshot, plan).map_err(|law| format!("{at}: {law}"))?;
-    growth_is_paid_for(host, snapshot, plan).map_err(|law| format!("{at}: {law}"))
+/// The laws of one host.
+#[derive(Debug)]
+pub(super) struct Laws {
+    policy: PolicyKind,
+    settings: PolicySettings,
+    /// What the balloons were ordered to hold before.
+    balloon_orders: BTreeMap<VmId, Pages>,
 }
 
-fn nobody_is_killed(host: &Host<'_>) -> Result<(), String> {
-    for (id, fate) in &host.fates {
-        if let Fate::Ended(End::Killed, why) = fate {
-            return Err(format!("{} was killed: {why}", host.spec(*id).name));
+impl Laws {
+    pub(super) fn new(policy: PolicyKind, settings: PolicySettings) -> Laws {
+        Laws {
+            policy,
+            settings,
+            balloon_orders: BTreeMap::new(),
         }
     }
-    Ok(())
-}
 
-/// The sum of the targets is at most the budget less overheads, and so is the sum of the promises.
-fn targets_fit(kind: PolicyKind, snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
-    let most = snapshot.budget.saturating_sub(snapshot.overhead);
-    let promised: Pages = snapshot
-        .vms
-        .iter()
-        .map(|vm| kind.entitlement(&vm.allocation))
-        .sum();
-    if promised > most {
-        return Err(format!(
-            "{promised} are promised, but the budget less overheads is {most}"
-        ));
+    /// Checks one decision of the host manager.
+    ///
+    /// # Errors
+    /// Which law was broken, and by whom.
+    pub(super) fn check<'a>(
+        &mut self,
+        snapshot: &Snapshot,
+        plan: &Plan,
+        name: impl Fn(VmId) -> &'a str,
+    ) -> Result<(), String> {
+        budget_is_kept(snapshot)?;
+        self.targets_fit(snapshot, plan)?;
+        self.promises_are_kept(snapshot, plan, name)?;
+        self.growth_is_paid_for(snapshot, plan)?;
+        let orders = plan.vms.iter().map(|vm| (vm.id, vm.balloon_target));
+        self.balloon_orders = orders.collect();
+        Ok(())
     }
-    let targets: Pages = plan.vms.iter().map(|vm| vm.target).sum();
-    if targets > most {
-        return Err(format!(
-            "the targets are {targets} in all, but the budget less overheads is {most}"
-        ));
-    }
-    Ok(())
-}
 
-/// `reservation <= target <= limit`, and nothing is taken below the reservation.
-fn promises_are_kept(host: &Host<'_>, snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
-    let kind = host.state.kind();
-    for (vm, order) in snapshot.vms.iter().zip(&plan.vms) {
-        let name = &host.spec(vm.id).name;
-        let limit = vm.allocation.ceiling();
-        let floor = kind.entitlement(&vm.allocation).min(limit);
-        if order.target < floor {
-            let target = order.target;
+    /// The sum of the targets is at most the budget less overheads, and so is the sum of the promises.
+    fn targets_fit(&self, snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
+        let most = snapshot.budget.saturating_sub(snapshot.overhead);
+        let promised = |vm: &VmSnapshot| self.policy.entitlement(&vm.allocation);
+        let promised: Pages = snapshot.vms.iter().map(promised).sum();
+        if promised > most {
             return Err(format!(
-                "{name} is promised {floor}, its target is {target}"
+                "{promised} are promised, but the budget less overheads is {most}"
             ));
         }
-        if order.target > limit.max(floor) {
-            let target = order.target;
+        let targets: Pages = plan.vms.iter().map(|vm| vm.target).sum();
+        if targets > most {
             return Err(format!(
-                "the limit of {name} is {limit}, its target {target}"
+                "the targets are {targets} in all, but the budget less overheads is {most}"
             ));
         }
-        if let Some(max) = order.private_max
-            && max < vm.private.min(floor)
-        {
-            return Err(format!("{name} is promised {floor} and swapped to {max}"));
-        }
+        Ok(())
     }
-    Ok(())
+
+    /// `reservation <= target <= limit`, and nothing is taken below the reservation.
+    fn promises_are_kept<'a>(
+        &self,
+        snapshot: &Snapshot,
+        plan: &Plan,
+        name: impl Fn(VmId) -> &'a str,
+    ) -> Result<(), String> {
+        for (vm, order) in snapshot.vms.iter().zip(&plan.vms) {
+            let limit = vm.allocation.ceiling();
+            let floor = self.policy.entitlement(&vm.allocation).min(limit);
+            let (name, target) = (name(vm.id), order.target);
+            if target < floor {
+                return Err(format!(
+                    "{name} is promised {floor}, its target is {target}"
+                ));
+            }
+            if target > limit.max(floor) {
+                return Err(format!(
+                    "the limit of {name} is {limit}, its target {target}"
+                ));
+            }
+            if let Some(max) = order.private_max
+                && max < vm.private.min(floor)
+            {
+                return Err(format!("{name} is promised {floor} and swapped to {max}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Balloons that shrink do so out of memory that is free above the high threshold.
+    fn growth_is_paid_for(&self, snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
+        let high = Thresholds::on_scale(snapshot.budget, self.settings.min_free).high;
+        let mut given = Pages::ZERO;
+        for (vm, order) in snapshot.vms.iter().zip(&plan.vms) {
+            let before = self.balloon_orders.get(&vm.id).copied();
+            let before = before.unwrap_or_default().min(vm.ballooned);
+            given += before.saturating_sub(order.balloon_target);
+        }
+        let room = snapshot.free.saturating_sub(high);
+        if given > room {
+            return Err(format!(
+                "balloons give back {given} before it is free: there is room for {room}"
+            ));
+        }
+        Ok(())
+    }
 }
 
-/// Balloons that shrink do so out of memory that is free above the high threshold.
-fn growth_is_paid_for(host: &Host<'_>, snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
-    let high = host.state.thresholds(snapshot.budget).high;
-    let Some(before) = &host.plan else {
-        return Ok(());
-    };
-    let mut given = Pages::ZERO;
-    for (vm, order) in snapshot.vms.iter().zip(&plan.vms) {
-        let old = before.vms.binary_search_by_key(&vm.id, |plan| plan.id);
-        let old = old.map_or(Pages::ZERO, |index| before.vms[index].balloon_target);
-        given += old.min(vm.ballooned).saturating_sub(order.balloon_target);
-    }
-    let room = snapshot.free.saturating_sub(high);
-    if given > room {
+/// What the VMs hold and what was measured of their processes never exceeds the budget.
+fn budget_is_kept(snapshot: &Snapshot) -> Result<(), String> {
+    let held = |vm: &VmSnapshot| vm.consumed + vm.overhead;
+    let held: Pages = snapshot.vms.iter().map(held).sum();
+    if held > snapshot.budget {
+        let budget = snapshot.budget;
         return Err(format!(
-            "balloons give back {given} before it is free: there is room for {room}"
+            "the VMs hold {held} with their overheads, the budget is {budget}"
         ));
     }
     Ok(())

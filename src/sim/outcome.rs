@@ -6,13 +6,15 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::host::{Fate, Host};
-use super::scenario::{End, Expectation};
+use super::scenario::{End, Expectation, Scenario};
+use crate::host::accounts::{Figures, VmFigures};
 use crate::policy::proportional::INACCURACY;
-use crate::policy::types::{Conduct, Plan, Snapshot, VmId, VmPlan};
+use crate::policy::state::Thresholds;
+use crate::policy::types::{Conduct, Plan, Snapshot, VmId};
 use crate::units::Pages;
 use crate::words::MemState;
 
-/// Steps between two points of a curve.
+/// Decisions between two points of a curve.
 const TRACE_EVERY: u64 = 5;
 
 /// What a scenario came to under one policy.
@@ -64,34 +66,37 @@ pub struct VmOutcome {
     pub why: String,
 }
 
-/// What is noted of every step.
+/// What is noted of every decision.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Trace {
-    steps: u64,
-    /// The worst conduct of each VM.
-    conduct: BTreeMap<VmId, Conduct>,
-    /// (time, free, state) of every step.
+    decisions: u64,
+    vm_decisions: u64,
+    /// The worst conduct of each guest.
+    conduct: BTreeMap<usize, Conduct>,
+    /// (time, free, state) of every decision.
     host: Vec<(Duration, Pages, MemState)>,
-    /// Of every fifth step.
+    /// Of every fifth decision.
     pub(super) curves: Vec<CurvePoint>,
 }
 
-/// Time, free memory, and what each VM holds.
-pub(super) type CurvePoint = (Duration, Pages, Vec<(VmId, Pages)>);
+/// Time, free memory, and what each guest holds.
+pub(super) type CurvePoint = (Duration, Pages, Vec<(usize, Pages)>);
 
 impl Trace {
-    pub(super) fn note(&mut self, snapshot: &Snapshot, plan: &Plan) {
+    /// Notes a decision; `guest` says which guest of the scenario a VM is.
+    pub(super) fn note(&mut self, snapshot: &Snapshot, plan: &Plan, guest: impl Fn(VmId) -> usize) {
         for order in &plan.vms {
-            let worst = self.conduct.entry(order.id).or_default();
+            let worst = self.conduct.entry(guest(order.id)).or_default();
             *worst = order.conduct.max(*worst);
         }
         self.host.push((snapshot.now, snapshot.free, plan.state));
-        if self.steps.is_multiple_of(TRACE_EVERY) {
-            let held = snapshot.vms.iter().map(|vm| (vm.id, vm.consumed));
+        if self.decisions.is_multiple_of(TRACE_EVERY) {
+            let held = snapshot.vms.iter().map(|vm| (guest(vm.id), vm.consumed));
             self.curves
                 .push((snapshot.now, snapshot.free, held.collect()));
         }
-        self.steps += 1;
+        self.decisions += 1;
+        self.vm_decisions += plan.vms.len() as u64;
     }
 
     fn since(&self, after: Duration) -> impl Iterator<Item = &(Duration, Pages, MemState)> {
@@ -114,16 +119,32 @@ impl Trace {
     }
 }
 
+/// How everything stands at the end.
+struct Standing<'a> {
+    scenario: &'a Scenario,
+    figures: Figures,
+    trace: Trace,
+    vms: Vec<VmOutcome>,
+}
+
 /// The outcome of a run that came to its end, or broke a law.
-pub(super) fn judge(host: &Host<'_>, run: Result<(), String>) -> Outcome {
-    let policy = host.state.kind();
-    let scenario = host.scenario;
+pub(super) fn judge(mut host: Host<'_>, run: Result<(), String>) -> Outcome {
+    let (scenario, policy) = (host.scenario, host.policy);
+    host.manager.audit();
+    let figures = host.manager.figures();
+    let vms = host.fates.iter().enumerate();
+    let end = Standing {
+        scenario,
+        vms: vms.map(|(guest, _)| vm(&host, guest, &figures)).collect(),
+        figures,
+        trace: host.trace,
+    };
     let checked = run.and_then(|()| {
         let mut expectations = scenario.expectations.iter();
         expectations.try_for_each(|expectation| {
             let meant = expectation.policies.is_empty() || expectation.policies.contains(&policy);
             if meant {
-                check(host, expectation)
+                end.check(expectation)
             } else {
                 Ok(())
             }
@@ -149,28 +170,20 @@ pub(super) fn judge(host: &Host<'_>, run: Result<(), String>) -> Outcome {
         policy: policy.name(),
         ok,
         why,
-        vms: host
-            .fates
-            .iter()
-            .map(|(id, fate)| vm(host, *id, fate))
-            .collect(),
-        vm_decisions: host.decisions,
-        free_bytes_min: host.trace.free_min(Duration::ZERO).bytes(),
-        state_worst: host.trace.state_worst(Duration::ZERO),
-        state_changes: host.trace.state_changes(Duration::ZERO),
-        trace: host.trace.clone(),
+        vms: end.vms,
+        vm_decisions: end.trace.vm_decisions,
+        free_bytes_min: end.trace.free_min(Duration::ZERO).bytes(),
+        state_worst: end.trace.state_worst(Duration::ZERO),
+        state_changes: end.trace.state_changes(Duration::ZERO),
+        trace: end.trace,
     }
 }
 
-fn last_plan<'a>(host: &'a Host<'_>, id: VmId) -> Option<&'a VmPlan> {
-    let plans = &host.plan.as_ref()?.vms;
-    plans.iter().find(|plan| plan.id == id)
-}
-
-fn vm(host: &Host<'_>, id: VmId, fate: &Fate) -> VmOutcome {
-    let plan = last_plan(host, id);
+/// A guest at the end, by the host manager's own figures.
+fn vm(host: &Host<'_>, guest: usize, figures: &Figures) -> VmOutcome {
+    let name = &host.spec(guest).name;
     let ended = |end: End, why: &str| VmOutcome {
-        name: host.spec(id).name.clone(),
+        name: name.clone(),
         target_bytes: 0,
         held_bytes: 0,
         swapped_bytes: 0,
@@ -180,22 +193,24 @@ fn vm(host: &Host<'_>, id: VmId, fate: &Fate) -> VmOutcome {
         end: end.name(),
         why: why.to_owned(),
     };
-    match fate {
+    match &host.fates[guest] {
         Fate::Waiting => ended(End::Refused, "its time has not come"),
-        Fate::Leased(_) => ended(End::Refused, "its memory has not come free yet"),
+        Fate::Leased(..) => ended(End::Refused, "its memory has not come free yet"),
         Fate::Ended(end, why) => ended(*end, why),
-        Fate::Running(guest) => VmOutcome {
-            target_bytes: plan.map_or(0, |plan| plan.target.bytes()),
-            held_bytes: guest.held().bytes(),
-            swapped_bytes: Pages(guest.swapped).bytes(),
-            swap_in_pages: guest.swap_ins,
-            ballooned_bytes: Pages(guest.ballooned).bytes(),
-            conduct: host.trace.conduct.get(&id).copied().unwrap_or_default(),
-            ..ended(
-                End::Running,
-                &plan.map(|plan| plan.why.to_string()).unwrap_or_default(),
-            )
-        },
+        Fate::Running(_) => {
+            let own = |vm: &&VmFigures| vm.name == *name;
+            let vm = figures.vms.iter().find(own);
+            let vm = vm.expect("a running guest is a live VM of the host manager");
+            VmOutcome {
+                target_bytes: vm.memory.target_bytes,
+                held_bytes: vm.memory.consumed_bytes,
+                swapped_bytes: vm.memory.gauges.taken_out().bytes(),
+                swap_in_pages: vm.counters.swap_in_pages,
+                ballooned_bytes: vm.memory.gauges.ballooned.bytes(),
+                conduct: host.trace.conduct.get(&guest).copied().unwrap_or_default(),
+                ..ended(End::Running, &vm.memory.target_why)
+            }
+        }
     }
 }
 
@@ -208,16 +223,62 @@ fn is_meant(name: &str, wanted: &str) -> bool {
             .is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-fn check(host: &Host<'_>, expectation: &Expectation) -> Result<(), String> {
-    let Some(wanted) = &expectation.vm else {
-        return check_host(host, expectation);
-    };
-    for (id, fate) in &host.fates {
-        if is_meant(&host.spec(*id).name, wanted) {
-            check_vm(&vm(host, *id, fate), expectation)?;
-        }
+impl Standing<'_> {
+    fn check(&self, expectation: &Expectation) -> Result<(), String> {
+        let Some(wanted) = &expectation.vm else {
+            return self.check_host(expectation);
+        };
+        let mut meant = self.vms.iter().filter(|vm| is_meant(&vm.name, wanted));
+        meant.try_for_each(|vm| check_vm(vm, expectation))
     }
-    Ok(())
+
+    fn check_host(&self, expectation: &Expectation) -> Result<(), String> {
+        let after = expectation.after;
+        let free = self.trace.free_min(after);
+        if let Some(least) = expectation.free_min.filter(|least| free < *least) {
+            return Err(format!(
+                "free memory went down to {free}, expected at least {least}"
+            ));
+        }
+        let worst = self.trace.state_worst(after);
+        if let Some(most) = expectation.state_worst.filter(|most| worst > *most) {
+            let (worst, most) = (worst.name(), most.name());
+            return Err(format!(
+                "the host was in state {worst}, expected {most} at worst"
+            ));
+        }
+        let changes = self.trace.state_changes(after);
+        if let Some(most) = expectation.state_changes_max.filter(|most| changes > *most) {
+            return Err(format!(
+                "the memory state changed {changes} times, expected at most {most}"
+            ));
+        }
+        if expectation.guaranteed {
+            self.guaranteed()?;
+        }
+        Ok(())
+    }
+
+    /// The high threshold stays free even if every guest rises to its target and its inaccuracy.
+    fn guaranteed(&self) -> Result<(), String> {
+        let budget = self.scenario.budget;
+        let high = Thresholds::on_scale(budget, self.scenario.settings.min_free).high;
+        let rise = |vm: &VmOutcome| {
+            let most = Pages::in_bytes(vm.target_bytes) + INACCURACY;
+            most.saturating_sub(Pages::in_bytes(vm.held_bytes))
+        };
+        let running = self.vms.iter().filter(|vm| vm.end == End::Running.name());
+        let free = Pages::in_bytes(self.figures.host.free_bytes);
+        let free = free.saturating_sub(running.map(rise).sum());
+        if free < high {
+            return Err(format!(
+                "free memory is not guaranteed: {} pages are missing if every guest rises to its \
+                 target and {INACCURACY}",
+                (high - free).0
+            ));
+        }
+        Ok(())
+    }
 }
 
 fn check_vm(vm: &VmOutcome, expectation: &Expectation) -> Result<(), String> {
@@ -240,6 +301,12 @@ fn check_vm(vm: &VmOutcome, expectation: &Expectation) -> Result<(), String> {
             vm.swapped_bytes,
             expectation.swapped_min,
             expectation.swapped_max,
+        ),
+        (
+            "ballooned",
+            vm.ballooned_bytes,
+            expectation.ballooned_min,
+            expectation.ballooned_max,
         ),
         (
             "swapped in",
@@ -275,52 +342,4 @@ fn check_vm(vm: &VmOutcome, expectation: &Expectation) -> Result<(), String> {
         )),
         _ => Ok(()),
     }
-}
-
-fn check_host(host: &Host<'_>, expectation: &Expectation) -> Result<(), String> {
-    let after = expectation.after;
-    let free = host.trace.free_min(after);
-    if let Some(least) = expectation.free_min.filter(|least| free < *least) {
-        return Err(format!(
-            "free memory went down to {free}, expected at least {least}"
-        ));
-    }
-    let worst = host.trace.state_worst(after);
-    if let Some(most) = expectation.state_worst.filter(|most| worst > *most) {
-        let (worst, most) = (worst.name(), most.name());
-        return Err(format!(
-            "the host was in state {worst}, expected {most} at worst"
-        ));
-    }
-    let changes = host.trace.state_changes(after);
-    if let Some(most) = expectation.state_changes_max.filter(|most| changes > *most) {
-        return Err(format!(
-            "the memory state changed {changes} times, expected at most {most}"
-        ));
-    }
-    if expectation.guaranteed {
-        guaranteed(host)?;
-    }
-    Ok(())
-}
-
-/// The high threshold stays free even if every guest rises to its target and its inaccuracy.
-fn guaranteed(host: &Host<'_>) -> Result<(), String> {
-    let high = host.state.thresholds(host.scenario.budget).high;
-    let rise: Pages = host
-        .running()
-        .map(|(id, guest)| {
-            let target = last_plan(host, id).map_or(Pages::ZERO, |plan| plan.target);
-            (target + INACCURACY).saturating_sub(guest.held())
-        })
-        .sum();
-    let free = host.free().saturating_sub(rise);
-    if free < high {
-        return Err(format!(
-            "free memory is not guaranteed: {} pages are missing if every guest rises to its \
-             target and {INACCURACY}",
-            (high - free).0
-        ));
-    }
-    Ok(())
 }

@@ -77,7 +77,7 @@ fn picture(out: &mut String, outcome: &Outcome, top: f64) {
     }
     for (index, vm) in outcome.vms.iter().enumerate() {
         let points = curves.iter().filter_map(|(at, _, vms)| {
-            let (_, held) = vms.iter().find(|(id, _)| id.0 as usize == index)?;
+            let (_, held) = vms.iter().find(|(guest, _)| *guest == index)?;
             Some((x(at.as_secs_f64()), y(*held)))
         });
         let colour = COLOURS[index % COLOURS.len()];

@@ -79,6 +79,8 @@ pub(super) enum Model {
     Trickle,
     /// Its balloon leaves it at least this.
     Refuses { below: Pages },
+    /// Its VM process asks for credit as if nobody swapped it.
+    Greedy,
     /// Its process dies.
     Dies { at: Duration },
     /// It touches nothing from some time on, and serves its balloon.
@@ -131,6 +133,8 @@ pub(super) struct Expectation {
     pub(super) target_max: Option<Pages>,
     pub(super) swapped_min: Option<Pages>,
     pub(super) swapped_max: Option<Pages>,
+    pub(super) ballooned_min: Option<Pages>,
+    pub(super) ballooned_max: Option<Pages>,
     /// Pages that came back from its swap file, from the start.
     pub(super) swap_ins_max: Option<Pages>,
     pub(super) conduct: Option<Conduct>,

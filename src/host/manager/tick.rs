@@ -30,13 +30,20 @@ impl Manager {
 
     /// Decides: new targets, orders to those VMs whose orders changed, credit to those who wait.
     pub fn tick(&mut self, now: Duration) {
+        self.tick_watched(now, |_, _| {});
+    }
+
+    /// The same; `watch` sees what was decided, and from what.
+    pub fn tick_watched(&mut self, now: Duration, watch: impl FnOnce(&Snapshot, &Plan)) {
         self.decided = now;
         self.urgent = false;
         self.shares.expire(now);
         self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
         let snapshot = self.snapshot(now);
-        let Plan { state, vms } = decide(&snapshot, &mut self.policy);
+        let plan = decide(&snapshot, &mut self.policy);
+        watch(&snapshot, &plan);
+        let Plan { state, vms } = plan;
         for plan in vms {
             let orders = Orders {
                 state,

@@ -26,7 +26,7 @@ fn page(fill: u8) -> [u8; PAGE_SIZE] {
 impl Fixture {
     /// A, B and C in one group.
     fn new() -> Fixture {
-        let mut index = ShareIndex::default();
+        let mut index = ShareIndex::new(Box::new(KernelSource));
         let seed = index.join(A, Pages(64), Some("g"), BUDGET).unwrap();
         assert_eq!(index.join(B, Pages(64), Some("g"), BUDGET).unwrap(), seed);
         index.join(C, Pages(64), Some("g"), BUDGET).unwrap();
@@ -170,7 +170,7 @@ fn frame_of(index: &mut ShareIndex, vm: VmId, seed: u64, content: &[u8; PAGE_SIZ
 
 #[test]
 fn every_group_has_a_pool_of_its_own() {
-    let mut index = ShareIndex::default();
+    let mut index = ShareIndex::new(Box::new(KernelSource));
     let mut join = |vm, name| (vm, index.join(vm, Pages(64), name, BUDGET).unwrap());
     let (named, named_seed) = join(A, Some("g"));
     let (sister, _) = join(B, Some("g"));

@@ -25,7 +25,7 @@ struct World {
 impl World {
     fn new() -> World {
         let mut world = World {
-            index: ShareIndex::default(),
+            index: ShareIndex::new(Box::new(KernelSource)),
             vms: BTreeMap::new(),
         };
         for vm in [A, B, C] {
@@ -123,7 +123,7 @@ impl World {
 
     /// The host manager is killed; the next one has its record.
     fn restart(&mut self) {
-        self.index = ShareIndex::default();
+        self.index = ShareIndex::new(Box::new(KernelSource));
         for (&vm, known) in &mut self.vms {
             self.index
                 .expect(vm, Pages(64), Some("g"), known.id)
