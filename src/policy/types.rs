@@ -77,8 +77,8 @@ pub struct VmPlan {
     /// Pages that its balloon should hold.
     pub balloon_target: Pages,
     /// Swap or compress until private pages and compressed store together are at most this;
-    /// `None`: do not swap. While it is set, the VM gives back the credit that it does not use, and takes no pages back above it
-    /// from credit it still has.
+    /// `None`: do not swap. While it is set, the VM gives back the credit that it does not use, but for
+    /// a quarter of a batch.
     pub private_max: Option<Pages>,
     /// What takes memory from it when memory is short.
     pub mechanism: Mechanism,
