@@ -274,13 +274,13 @@ fn credit_is_enforced_at_the_fault() {
                     rig.write(Gfn(gfn), &[1; PAGE_SIZE]);
                 }
             });
-            common::wait_for("a held fault", Duration::from_secs(5), || {
-                rig.pager.held_faults() == 1
+            common::wait_for("a starving fault", Duration::from_secs(5), || {
+                rig.pager.starving_faults() == 1
             });
             assert!(rig.pager.census().unwrap().anonymous <= Pages(100));
             assert!(!guest.is_finished());
             rig.pager.with_credit(|credit| credit.grant(Pages(200)));
-            rig.pager.retry_held().unwrap();
+            rig.pager.retry_starving().unwrap();
         });
         let census = rig.pager.census().unwrap();
         assert_eq!(census.anonymous, Pages(200));

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Error, folder, table};
 use crate::host::accounts::Figures;
-use crate::host::control::{CallError, Request, call, hold};
+use crate::host::control::{CallError, Request, call, take_lease};
 
 /// Which host manager.
 #[derive(Debug, Args)]
@@ -118,8 +118,8 @@ pub fn reserve(args: &ReserveArgs) -> Result<ExitCode, Error> {
         max: args.max.clone(),
         time: args.time.clone(),
     };
-    let held = hold(&path, &request)?;
-    let lease = &held.lease;
+    let taken = take_lease(&path, &request)?;
+    let lease = &taken.lease;
     let id = lease["lease"].clone();
     if args.json {
         println!("{lease}");
@@ -131,7 +131,7 @@ pub fn reserve(args: &ReserveArgs) -> Result<ExitCode, Error> {
             mib("overhead_bytes")
         );
     }
-    let end = held.wait()?;
+    let end = taken.wait()?;
     match end["vm"].as_str() {
         Some(vm) => eprintln!("tidemark: lease {id}: redeemed by {vm}"),
         None => eprintln!("tidemark: lease {id}: expired"),

@@ -59,7 +59,7 @@ pub enum Request {
         /// Name.
         vm: String,
     },
-    /// Takes a lease, which lives as long as the connection: see [`hold`].
+    /// Takes a lease, which lives as long as the connection: see [`take_lease`].
     Reserve {
         /// How much, as the user wrote it.
         size: String,
@@ -177,13 +177,13 @@ pub enum CallError {
 
 /// A lease and the connection that keeps it: dropping this ends it.
 #[derive(Debug)]
-pub struct Held {
+pub struct TakenLease {
     /// `lease`, `reservation_bytes`, `overhead_bytes`.
     pub lease: Value,
     connection: Connection,
 }
 
-impl Held {
+impl TakenLease {
     /// Waits until the lease ends: `end`, and the `vm` that redeemed it.
     ///
     /// # Errors
@@ -239,10 +239,10 @@ pub fn call(path: &Path, request: &Request) -> Result<Value, CallError> {
 ///
 /// # Errors
 /// As [`call`].
-pub fn hold(path: &Path, request: &Request) -> Result<Held, CallError> {
+pub fn take_lease(path: &Path, request: &Request) -> Result<TakenLease, CallError> {
     let connection = Connection::ask(path, request)?;
     let lease = connection.reply(Some(REPLY_TIMEOUT))?;
-    Ok(Held { lease, connection })
+    Ok(TakenLease { lease, connection })
 }
 
 /// A client's side of a request.

@@ -3,7 +3,7 @@
 //! A few threads ([`threads`]) are in [`Pager::serve_faults`] as long as the VM lives. A fault wakes
 //! one of them, which takes the lock for what the fault needs and nothing that waits for a fault.
 //! What it cannot serve yet is served later: by the thread that made the page busy, or when credit
-//! arrives ([`Pager::retry_held`]).
+//! arrives ([`Pager::retry_starving`]).
 //!
 //! A page that must come from disk is a *ticket* in a queue (`swap_in`): the thread that met
 //! the fault reads it itself, without a hand-over, while the others serve the faults that follow. One
@@ -166,7 +166,7 @@ impl Pager {
     ///
     /// # Errors
     /// The VM cannot go on: a page is lost or the kernel refuses.
-    pub fn retry_held(&self) -> Result<(), Error> {
+    pub fn retry_starving(&self) -> Result<(), Error> {
         let starving = self.memory(Cause::Fault).take_starving();
         // A page may have changed since. A touch that still finds no credit waits again.
         starving

@@ -195,11 +195,11 @@ impl Pager {
     /// Makes [`Pager::starved`] unreadable; whether a fault waits.
     pub fn drain_starved(&self) -> bool {
         let _ = self.starved.read();
-        self.held_faults() > 0
+        self.starving_faults() > 0
     }
 
     /// Faults that wait for credit.
-    pub fn held_faults(&self) -> usize {
+    pub fn starving_faults(&self) -> usize {
         self.memory(Cause::Account).starving()
     }
 

@@ -17,7 +17,7 @@ use crate::units::Pages;
 
 /// What the host has promised already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HostBooks {
+pub struct Promises {
     /// Memory for all guests and overheads.
     pub budget: Pages,
     /// Sum of the reservations of all VMs.
@@ -55,8 +55,8 @@ impl Request {
 pub struct Refusal {
     /// Who wanted to start.
     pub request: Request,
-    /// The books at that time.
-    pub books: HostBooks,
+    /// The promises at that time.
+    pub promises: Promises,
     /// Whom memory could be taken from, if asked about.
     pub holders: Vec<Holder>,
     /// Set when the promises would fit, but the holders can give no more than this.
@@ -108,13 +108,15 @@ pub struct Admission {
 impl Refusal {
     /// What could have been reserved.
     pub fn unreserved(&self) -> Pages {
-        unreserved(&self.books)
+        unreserved(&self.promises)
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refusal { request, books, .. } = self;
+        let Refusal {
+            request, promises, ..
+        } = self;
         write!(
             f,
             "cannot admit {:?}: needs {} (reservation {} + overhead {})",
@@ -127,19 +129,19 @@ impl fmt::Display for Refusal {
             Some(surplus) => write!(
                 f,
                 ", but {} is free, and the others have only {surplus} above what they prefer",
-                books.free,
+                promises.free,
             )?,
             None => write!(
                 f,
                 ", but of {} {} are reserved by {} {} and {} are overhead, so {} can be promised \
                  ({} is free now)",
-                books.budget,
-                books.reserved,
-                books.vms,
-                if books.vms == 1 { "VM" } else { "VMs" },
-                books.overhead,
+                promises.budget,
+                promises.reserved,
+                promises.vms,
+                if promises.vms == 1 { "VM" } else { "VMs" },
+                promises.overhead,
                 self.unreserved(),
-                books.free,
+                promises.free,
             )?,
         }
         write_holders(f, &self.holders)
@@ -174,24 +176,24 @@ impl fmt::Display for Admission {
 
 impl std::error::Error for Refusal {}
 
-fn unreserved(books: &HostBooks) -> Pages {
-    books
+fn unreserved(promises: &Promises) -> Pages {
+    promises
         .budget
-        .saturating_sub(books.reserved)
-        .saturating_sub(books.overhead)
+        .saturating_sub(promises.reserved)
+        .saturating_sub(promises.overhead)
 }
 
 /// Whether the VM may start.
 ///
 /// # Errors
 /// The arithmetic, when its reservation and overhead cannot be covered.
-pub fn admit(books: &HostBooks, request: &Request) -> Result<(), Refusal> {
-    if request.needed() <= unreserved(books) {
+pub fn admit(promises: &Promises, request: &Request) -> Result<(), Refusal> {
+    if request.needed() <= unreserved(promises) {
         Ok(())
     } else {
         Err(Refusal {
             request: request.clone(),
-            books: *books,
+            promises: *promises,
             holders: Vec::new(),
             surplus: None,
         })
@@ -203,23 +205,23 @@ pub fn admit(books: &HostBooks, request: &Request) -> Result<(), Refusal> {
 /// # Errors
 /// The arithmetic, with what could be reclaimed from whom.
 pub fn assess(
-    books: &HostBooks,
+    promises: &Promises,
     request: &Request,
     holders: &[Holder],
     squeeze: Squeeze,
 ) -> Result<Admission, Refusal> {
     let needed = request.needed();
-    let missing = needed.saturating_sub(books.free);
+    let missing = needed.saturating_sub(promises.free);
     let total: Pages = holders.iter().map(Holder::reclaimable).sum();
     let refused = |refusal: Refusal| Refusal {
         holders: holders.to_vec(),
         ..refusal
     };
-    admit(books, request).map_err(refused)?;
+    admit(promises, request).map_err(refused)?;
     if squeeze == Squeeze::Surplus && missing > total {
         return Err(Refusal {
             request: request.clone(),
-            books: *books,
+            promises: *promises,
             holders: holders.to_vec(),
             surplus: Some(total),
         });
@@ -236,7 +238,7 @@ pub fn assess(
         .collect();
     Ok(Admission {
         needed,
-        free: books.free,
+        free: promises.free,
         stubborn: squeezed
             .iter()
             .filter(|(holder, _)| holder.conduct != Conduct::Cooperative)
@@ -253,8 +255,8 @@ pub fn assess(
 mod tests {
     use super::*;
 
-    fn books(reserved: u64) -> HostBooks {
-        HostBooks {
+    fn promises(reserved: u64) -> Promises {
+        Promises {
             budget: Pages::mib(512),
             reserved: Pages::mib(reserved),
             overhead: Pages::mib(12),
@@ -273,15 +275,15 @@ mod tests {
 
     #[test]
     fn exactly_covered_is_admitted_and_one_page_less_is_not() {
-        assert_eq!(admit(&books(400), &request()), Ok(()));
-        let mut books = books(400);
-        books.overhead += Pages(1);
-        assert!(admit(&books, &request()).is_err());
+        assert_eq!(admit(&promises(400), &request()), Ok(()));
+        let mut promises = promises(400);
+        promises.overhead += Pages(1);
+        assert!(admit(&promises, &request()).is_err());
     }
 
     #[test]
     fn a_refusal_shows_the_arithmetic() {
-        let refusal = admit(&books(420), &request()).expect_err("80 MiB are left");
+        let refusal = admit(&promises(420), &request()).expect_err("80 MiB are left");
         assert_eq!(
             refusal.to_string(),
             "cannot admit \"web-3\": needs 100.0 MiB (reservation 96.0 MiB + overhead 4.0 MiB), but \
@@ -308,13 +310,13 @@ mod tests {
     #[test]
     fn an_admission_says_who_is_squeezed_and_who_does_not_cooperate() {
         let admission =
-            assess(&books(300), &request(), &holders(), Squeeze::Promises).expect("it fits");
+            assess(&promises(300), &request(), &holders(), Squeeze::Promises).expect("it fits");
         assert_eq!(
             admission.to_string(),
             "needs 100.0 MiB, 20.0 MiB is free; squeezes web-0 by 20.0 MiB, web-2 by 60.0 MiB \
              (does not cooperate: swapped)"
         );
-        let refusal = assess(&books(420), &request(), &holders(), Squeeze::Promises)
+        let refusal = assess(&promises(420), &request(), &holders(), Squeeze::Promises)
             .expect_err("80 MiB are left");
         let line = refusal.to_string();
         assert!(
@@ -332,14 +334,14 @@ mod tests {
             holders[0].consumed = Pages::mib(40 + mib);
             holders
         };
-        assert!(assess(&books(300), &request(), &give(80), Squeeze::Surplus).is_ok());
-        let refusal = assess(&books(300), &request(), &give(79), Squeeze::Surplus);
+        assert!(assess(&promises(300), &request(), &give(80), Squeeze::Surplus).is_ok());
+        let refusal = assess(&promises(300), &request(), &give(79), Squeeze::Surplus);
         assert_eq!(
             refusal.expect_err("a MiB is missing").to_string(),
             "cannot admit \"web-3\": needs 100.0 MiB (reservation 96.0 MiB + overhead 4.0 MiB), but \
              20.0 MiB is free, and the others have only 79.0 MiB above what they prefer; \
              reclaimable: 79.0 MiB from web-0"
         );
-        assert!(assess(&books(300), &request(), &give(79), Squeeze::Promises).is_ok());
+        assert!(assess(&promises(300), &request(), &give(79), Squeeze::Promises).is_ok());
     }
 }

@@ -26,7 +26,7 @@ use super::types::{Mechanism, VmPlan};
 use crate::units::Pages;
 use crate::words::{Allocation, MemState};
 
-/// One request, and what the books say about the VM that makes it.
+/// One request, and what the ledger says about the VM that makes it.
 #[derive(Debug, Clone, Copy)]
 pub struct CreditRequest<'a> {
     /// Further pages wanted.

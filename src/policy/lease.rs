@@ -14,7 +14,7 @@
 //! The book knows no clock and no VM. The host manager calls [`LeaseBook::expire`] in every tick,
 //! [`LeaseBook::owner_gone`] when a connection closes, adds [`LeaseBook::reserved`] to the overhead of
 //! each snapshot and takes it off the free memory (so that policies squeeze for it), and counts a
-//! redeemed lease's VM in its own books in the same step. The sum of all reservations, overheads and
+//! redeemed lease's VM in its ledger in the same step. The sum of all reservations, overheads and
 //! leases never exceeds the budget, because every lease passes [`admit`] with all others counted.
 //!
 //! Source: squeezed's `reserve_memory`, `reserve_memory_range`, `transfer_reservation_to_domain`,
@@ -24,7 +24,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::admission::{HostBooks, Refusal, Request, admit};
+use super::admission::{Promises, Refusal, Request, admit};
 use crate::units::Pages;
 
 /// Leases at a time, at most.
@@ -98,25 +98,25 @@ impl LeaseBook {
         self.leases.iter().map(|(id, lease)| (*id, lease))
     }
 
-    /// The books with the leases counted: what admission must see.
+    /// The promises with the leases counted: what admission must see.
     #[must_use]
-    pub fn counted_in(&self, books: &HostBooks) -> HostBooks {
-        HostBooks {
-            reserved: books.reserved + self.leases.values().map(|l| l.reservation).sum(),
-            overhead: books.overhead + self.leases.values().map(|l| l.overhead).sum(),
-            vms: books.vms + self.leases.len(),
-            free: books.free.saturating_sub(self.reserved()),
-            ..*books
+    pub fn counted_in(&self, promises: &Promises) -> Promises {
+        Promises {
+            reserved: promises.reserved + self.leases.values().map(|l| l.reservation).sum(),
+            overhead: promises.overhead + self.leases.values().map(|l| l.overhead).sum(),
+            vms: promises.vms + self.leases.len(),
+            free: promises.free.saturating_sub(self.reserved()),
+            ..*promises
         }
     }
 
-    /// Takes a lease until `expires_at`; `books` without leases.
+    /// Takes a lease until `expires_at`; `promises` without leases.
     ///
     /// # Errors
     /// When the memory cannot be promised (with the arithmetic), or the name is leased already.
     pub fn take(
         &mut self,
-        books: &HostBooks,
+        promises: &Promises,
         request: &Request,
         owner: OwnerId,
         expires_at: Duration,
@@ -129,7 +129,7 @@ impl LeaseBook {
         if self.leases.len() >= LEASES_MAX {
             return Err(LeaseError::TooMany);
         }
-        admit(&self.counted_in(books), request).map_err(Box::new)?;
+        admit(&self.counted_in(promises), request).map_err(Box::new)?;
         let id = LeaseId(self.next);
         self.next += 1;
         self.leases.insert(
@@ -152,13 +152,13 @@ impl LeaseBook {
     /// As [`LeaseBook::take`].
     pub fn take_range(
         &mut self,
-        books: &HostBooks,
+        promises: &Promises,
         request: &Request,
         most: Pages,
         owner: OwnerId,
         expires_at: Duration,
     ) -> Result<LeaseId, LeaseError> {
-        let counted = self.counted_in(books);
+        let counted = self.counted_in(promises);
         let can = counted
             .budget
             .saturating_sub(counted.reserved)
@@ -168,7 +168,7 @@ impl LeaseBook {
             reservation: most.min(can).max(request.reservation),
             ..request.clone()
         };
-        self.take(books, &request, owner, expires_at)
+        self.take(promises, &request, owner, expires_at)
     }
 
     /// The lease of that owner.
@@ -232,8 +232,8 @@ mod tests {
     const OWNER: OwnerId = OwnerId(7);
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn books() -> HostBooks {
-        HostBooks {
+    fn promises() -> Promises {
+        Promises {
             budget: Pages::mib(512),
             reserved: Pages::mib(300),
             overhead: Pages::mib(12),
@@ -253,27 +253,33 @@ mod tests {
     #[test]
     fn leases_count_against_each_other_until_they_end() {
         let mut book = LeaseBook::default();
-        let first = book.take(&books(), &request("a", 150), OWNER, MINUTE);
+        let first = book.take(&promises(), &request("a", 150), OWNER, MINUTE);
         let first = first.expect("200 MiB can be promised");
         assert_eq!(book.reserved(), Pages::mib(154));
-        let second = book.take(&books(), &request("b", 50), OWNER, MINUTE);
+        let second = book.take(&promises(), &request("b", 50), OWNER, MINUTE);
         let refusal = second.expect_err("46 MiB are left").to_string();
         assert!(refusal.contains("46.0 MiB can be promised"), "{refusal}");
         book.cancel(first, OWNER).expect("it is there");
-        book.take(&books(), &request("b", 50), OWNER, MINUTE)
+        book.take(&promises(), &request("b", 50), OWNER, MINUTE)
             .expect("the lease has ended");
     }
 
     #[test]
     fn a_range_gets_what_there_is() {
         let mut book = LeaseBook::default();
-        let id = book.take_range(&books(), &request("a", 32), Pages::mib(400), OWNER, MINUTE);
+        let id = book.take_range(
+            &promises(),
+            &request("a", 32),
+            Pages::mib(400),
+            OWNER,
+            MINUTE,
+        );
         let id = id.expect("200 MiB can be promised");
         assert_eq!(
             book.get(id, OWNER).map(|lease| lease.reservation),
             Some(Pages::mib(196))
         );
-        let small = book.take_range(&books(), &request("b", 1), Pages::mib(2), OWNER, MINUTE);
+        let small = book.take_range(&promises(), &request("b", 1), Pages::mib(2), OWNER, MINUTE);
         assert!(matches!(small, Err(LeaseError::Refused(_))));
     }
 
@@ -281,12 +287,12 @@ mod tests {
     fn a_lease_ends_once_and_only_for_its_owner() {
         let mut book = LeaseBook::default();
         let mut take = |name: &str| {
-            let id = book.take(&books(), &request(name, 10), OWNER, MINUTE);
+            let id = book.take(&promises(), &request(name, 10), OWNER, MINUTE);
             id.expect("it fits")
         };
         let (a, b, c) = (take("a"), take("b"), take("c"));
         assert!(matches!(
-            book.take(&books(), &request("a", 1), OWNER, MINUTE),
+            book.take(&promises(), &request("a", 1), OWNER, MINUTE),
             Err(LeaseError::NameTaken { .. })
         ));
         assert_eq!(
@@ -308,7 +314,7 @@ mod tests {
     fn leases_die_with_their_owner() {
         let mut book = LeaseBook::default();
         for (name, owner) in [("a", OWNER), ("b", OwnerId(8)), ("c", OWNER)] {
-            book.take(&books(), &request(name, 10), owner, MINUTE)
+            book.take(&promises(), &request(name, 10), owner, MINUTE)
                 .expect("it fits");
         }
         let names: Vec<_> = book.owner_gone(OWNER).into_iter().map(|l| l.name).collect();
@@ -323,7 +329,7 @@ mod tests {
             steps in proptest::collection::vec((0..6_u8, 0..40_u64, 0..3_u64, 0..100_u64), 1..60),
         ) {
             let mut book = LeaseBook::default();
-            let mut books = HostBooks { reserved: Pages::ZERO, overhead: Pages::mib(4), vms: 0, ..books() };
+            let mut promises = Promises { reserved: Pages::ZERO, overhead: Pages::mib(4), vms: 0, ..promises() };
             let mut now = Duration::ZERO;
             for (index, (kind, mib, owner, pick)) in steps.into_iter().enumerate() {
                 now += Duration::from_secs(1);
@@ -332,17 +338,17 @@ mod tests {
                 let expires_at = now + Duration::from_secs(pick);
                 let some = book.iter().nth(usize::try_from(pick % 7)?).map(|(id, _)| id);
                 match (kind, some) {
-                    (0 | 1, _) => drop(book.take(&books, &request(&name, mib * 4), owner, expires_at)),
-                    (2, _) => drop(book.take_range(&books, &request(&name, mib), Pages::mib(mib * 9), owner, expires_at)),
+                    (0 | 1, _) => drop(book.take(&promises, &request(&name, mib * 4), owner, expires_at)),
+                    (2, _) => drop(book.take_range(&promises, &request(&name, mib), Pages::mib(mib * 9), owner, expires_at)),
                     (3, Some(id)) => if let Ok(lease) = book.redeem(id, owner, now) {
-                        books.reserved += lease.reservation;
-                        books.overhead += lease.overhead;
-                        books.vms += 1;
+                        promises.reserved += lease.reservation;
+                        promises.overhead += lease.overhead;
+                        promises.vms += 1;
                     },
                     (4, _) => drop(book.owner_gone(owner)),
                     _ => drop(book.expire(now)),
                 }
-                prop_assert!(books.reserved + books.overhead + book.reserved() <= books.budget);
+                prop_assert!(promises.reserved + promises.overhead + book.reserved() <= promises.budget);
             }
         }
     }

@@ -69,7 +69,7 @@ mod wish;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use self::admission::{Admission, Holder, HostBooks, Refusal, Request, Squeeze};
+use self::admission::{Admission, Holder, Promises, Refusal, Request, Squeeze};
 use self::balloon::BalloonRecord;
 use self::safeguard::Safeguard;
 use self::settings::PolicySettings;
@@ -243,13 +243,13 @@ impl PolicyState {
         record.map_or(Conduct::Cooperative, BalloonRecord::conduct)
     }
 
-    /// Whether a VM may start, and from whom its memory comes; `books` with the leases counted.
+    /// Whether a VM may start, and from whom its memory comes; `promises` with the leases counted.
     ///
     /// # Errors
     /// The arithmetic.
     pub fn assess(
         &self,
-        books: &HostBooks,
+        promises: &Promises,
         request: &Request,
         snapshot: &Snapshot,
         name: impl Fn(VmId) -> String,
@@ -257,7 +257,7 @@ impl PolicyState {
         if !self.settings.safeguards.has(Safeguard::Admission) {
             return Ok(Admission {
                 needed: request.needed(),
-                free: books.free,
+                free: promises.free,
                 squeezed: Vec::new(),
                 stubborn: Vec::new(),
             });
@@ -279,7 +279,7 @@ impl PolicyState {
         } else {
             Squeeze::Promises
         };
-        admission::assess(books, request, &holders, squeeze)
+        admission::assess(promises, request, &holders, squeeze)
     }
 
     /// The last order to a VM's balloon.

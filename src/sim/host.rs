@@ -1,6 +1,6 @@
 //! The simulated host: the real host manager, driven by model guests one step after the other.
 //!
-//! [`Manager`] keeps the books, admits, leases, grants and decides, as on a live host; here are only
+//! [`Manager`] keeps the ledger, admits, leases, grants and decides, as on a live host; here are only
 //! what stands around it there: the clock, the processes, and whoever starts VMs and changes them.
 
 use std::time::Duration;

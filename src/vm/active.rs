@@ -60,8 +60,8 @@ pub(super) struct Active {
     due: Instant,
     /// `/proc/self/task/N/schedstat` of each vCPU: time on a CPU, time waiting for one (ns).
     accounts: Vec<File>,
-    held: Duration,
-    held_since: Option<Instant>,
+    blocked: Duration,
+    blocked_since: Option<Instant>,
     counted: u32,
 }
 
@@ -74,8 +74,8 @@ impl Active {
             started: None,
             due: Instant::now(),
             accounts: Vec::new(),
-            held: Duration::ZERO,
-            held_since: None,
+            blocked: Duration::ZERO,
+            blocked_since: None,
             counted: 0,
         }
     }
@@ -89,20 +89,20 @@ impl Active {
     }
 
     /// The gate was closed or opened.
-    pub fn hold(&mut self, held: bool) {
-        match (self.held_since, held) {
-            (None, true) => self.held_since = Some(Instant::now()),
+    pub fn block(&mut self, blocked: bool) {
+        match (self.blocked_since, blocked) {
+            (None, true) => self.blocked_since = Some(Instant::now()),
             (Some(since), false) => {
-                self.held += since.elapsed();
-                self.held_since = None;
+                self.blocked += since.elapsed();
+                self.blocked_since = None;
             }
             _ => {}
         }
     }
 
     fn clock(&self) -> VmClock {
-        let held = self
-            .held_since
+        let running = self
+            .blocked_since
             .map_or(Duration::ZERO, |since| since.elapsed());
         let elapsed = self
             .started
@@ -114,7 +114,7 @@ impl Active {
             .map_or(Duration::ZERO, |(_, waited)| *waited);
         let free = elapsed
             .saturating_sub(waited)
-            .saturating_sub(self.held + held);
+            .saturating_sub(self.blocked + running);
         let busy = if accounts.is_empty() {
             free
         } else {

@@ -234,7 +234,7 @@ impl<'a> Agent<'a> {
         match message {
             ToVm::Credit { pages } => {
                 self.pager.with_credit(|credit| credit.grant(pages));
-                self.pager.retry_held()?;
+                self.pager.retry_starving()?;
             }
             ToVm::Orders(orders) => self.set_orders(orders, machine),
             ToVm::Candidates { pages } => self.tasks.merge.propose(pages),
@@ -273,7 +273,7 @@ impl<'a> Agent<'a> {
         self.contents.forget();
         self.references.forget();
         self.pager.with_credit(|credit| credit.unlimit());
-        self.pager.retry_held()
+        self.pager.retry_starving()
     }
 
     fn rejoin(&mut self) {
@@ -329,7 +329,7 @@ impl<'a> Agent<'a> {
             _ => {}
         }
         self.blocked = block;
-        self.tasks.sample.hold(block);
+        self.tasks.sample.block(block);
     }
 
     /// Tells the host manager what the tasks have found, and how the VM is.

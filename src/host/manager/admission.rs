@@ -5,7 +5,7 @@ use super::{LeaseEnd, Manager, Note, Outgoing, Refused, VMS_MAX, Vm};
 use crate::host::process::ProcessId;
 use crate::link::message::{Hello, Welcome};
 use crate::policy::PolicyKind;
-use crate::policy::admission::{Admission, HostBooks, Request, admit};
+use crate::policy::admission::{Admission, Promises, Request, admit};
 use crate::policy::types::VmId;
 use crate::units::Pages;
 use crate::words::AllocationKeys;
@@ -26,8 +26,8 @@ impl Manager {
             reservation: self.policy.kind().entitlement(&allocation),
             overhead,
         };
-        let books = leases.counted_in(&self.books_of_vms(None));
-        let admission = self.assess(&books, &request)?;
+        let promises = leases.counted_in(&self.promises_to_vms(None));
+        let admission = self.assess(&promises, &request)?;
         let id = VmId(self.next_vm);
         let group = hello.share_group.as_deref();
         let budget = self.ledger.budget();
@@ -81,7 +81,7 @@ impl Manager {
                 reservation: kind.entitlement(&new),
                 overhead: self.charged_overhead(id, vm),
             };
-            admit(&self.books(Some(id)), &request)?;
+            admit(&self.promises(Some(id)), &request)?;
         }
         self.vms.get_mut(&id).expect("found above").allocation = new;
         self.note(id);
@@ -92,12 +92,12 @@ impl Manager {
     /// Whether the policy lets a VM start, and whom that squeezes.
     pub(super) fn assess(
         &mut self,
-        books: &HostBooks,
+        promises: &Promises,
         request: &Request,
     ) -> Result<Admission, Refused> {
         let snapshot = self.snapshot(self.decided);
         let name = |id: VmId| self.vms[&id].name.clone();
-        Ok(self.policy.assess(books, request, &snapshot, name)?)
+        Ok(self.policy.assess(promises, request, &snapshot, name)?)
     }
 
     /// Changes the budget, the policy, or both.
@@ -112,35 +112,35 @@ impl Manager {
     ) -> Result<(), Refused> {
         let policy = policy.filter(|kind| *kind != self.policy.kind());
         let ruling = policy.unwrap_or(self.policy.kind());
-        let books = HostBooks {
+        let promises = Promises {
             budget: budget.unwrap_or(self.ledger.budget()),
-            ..self.leases.counted_in(&self.books_under(ruling, None))
+            ..self.leases.counted_in(&self.promises_under(ruling, None))
         };
-        let fits = books.reserved + books.overhead <= books.budget;
+        let fits = promises.reserved + promises.overhead <= promises.budget;
         match policy {
-            Some(policy) if !fits => return Err(Refused::Policy { policy, books }),
-            None if !fits && budget.is_some() => return Err(Refused::Budget(books)),
+            Some(policy) if !fits => return Err(Refused::Policy { policy, promises }),
+            None if !fits && budget.is_some() => return Err(Refused::Budget(promises)),
             _ => {}
         }
         self.policy.set_kind(ruling);
-        self.ledger.set_budget(books.budget);
+        self.ledger.set_budget(promises.budget);
         self.notes.push(Note::Host(self.host_record()));
         self.urgent = true;
         Ok(())
     }
 
-    /// The books as admission sees them, without one VM.
-    fn books(&self, without: Option<VmId>) -> HostBooks {
-        self.leases.counted_in(&self.books_of_vms(without))
+    /// What is promised to VMs and leases, without one VM.
+    fn promises(&self, without: Option<VmId>) -> Promises {
+        self.leases.counted_in(&self.promises_to_vms(without))
     }
 
     /// The same without leases.
-    pub(super) fn books_of_vms(&self, without: Option<VmId>) -> HostBooks {
-        self.books_under(self.policy.kind(), without)
+    pub(super) fn promises_to_vms(&self, without: Option<VmId>) -> Promises {
+        self.promises_under(self.policy.kind(), without)
     }
 
     /// The same as if that policy ruled.
-    fn books_under(&self, kind: PolicyKind, without: Option<VmId>) -> HostBooks {
+    fn promises_under(&self, kind: PolicyKind, without: Option<VmId>) -> Promises {
         let others = || self.vms.iter().filter(|(id, _)| Some(**id) != without);
         let host = self.ledger.overhead()
             - self
@@ -148,7 +148,7 @@ impl Manager {
                 .keys()
                 .map(|&id| self.ledger.vm_overhead(id))
                 .sum::<Pages>();
-        HostBooks {
+        Promises {
             budget: self.ledger.budget(),
             reserved: others()
                 .map(|(_, vm)| kind.entitlement(&vm.allocation))
@@ -199,7 +199,7 @@ pub fn credit_batch(budget: Pages) -> Pages {
 }
 
 /// Memory of a VM process beside its guest's RAM before it is measured: page tables, the pager's
-/// books (about 16 bytes a page) and the program itself.
+/// page map (about 16 bytes a page) and the program itself.
 pub(super) fn overhead_estimate(size: Pages) -> Pages {
     Pages(384) + Pages(size.0 / 128)
 }

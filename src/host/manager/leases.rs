@@ -51,11 +51,11 @@ impl Manager {
             reservation: least,
             overhead: overhead_estimate(most),
         };
-        let books = self.books_of_vms(None);
-        self.assess(&self.leases.counted_in(&books), &request)?;
+        let promises = self.promises_to_vms(None);
+        self.assess(&self.leases.counted_in(&promises), &request)?;
         let id = self
             .leases
-            .take_range(&books, &request, most, owner, expires_at)?;
+            .take_range(&promises, &request, most, owner, expires_at)?;
         let lease = self.leases.get(id, owner).expect("just taken").clone();
         self.urgent = true;
         Ok((id, lease))

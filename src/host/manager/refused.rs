@@ -3,7 +3,7 @@
 
 use crate::host::share::JoinError;
 use crate::policy::PolicyKind;
-use crate::policy::admission::{HostBooks, Refusal};
+use crate::policy::admission::{Promises, Refusal};
 use crate::policy::lease::{LeaseError, LeaseId};
 use crate::units::{PAGES_MAX, Pages};
 use crate::words::allocation::AllocationError;
@@ -67,24 +67,24 @@ pub enum Refused {
     /// What is asked for cannot be promised.
     #[error(transparent)]
     Promise(Box<Refusal>),
-    /// The new budget would not cover what is promised; the books have the new budget.
+    /// The new budget would not cover what is promised; the promises have the new budget.
     #[error(
         "host memory {} is less than what is promised: {} are reserved by {} VMs and leases and {} are \
          overhead",
         .0.budget, .0.reserved, .0.vms, .0.overhead
     )]
-    Budget(HostBooks),
-    /// The new policy would promise more than the budget; the books are those under it.
+    Budget(Promises),
+    /// The new policy would promise more than the budget; the promises are those under it.
     #[error(
         "policy {} would promise {} to {} VMs and leases, and {} are overhead: more than the {} that the \
          host has",
-        .policy.name(), .books.reserved, .books.vms, .books.overhead, .books.budget
+        .policy.name(), .promises.reserved, .promises.vms, .promises.overhead, .promises.budget
     )]
     Policy {
         /// The policy.
         policy: PolicyKind,
         /// What would be promised of which budget.
-        books: HostBooks,
+        promises: Promises,
     },
     /// A lease of no memory, or of more than any VM's.
     #[error(

@@ -430,7 +430,7 @@ fn only_dead_sockets_are_replaced() {
 
 #[test]
 fn a_lease_lives_as_long_as_its_connection() {
-    use control::{Request, hold};
+    use control::{Request, take_lease};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("host.sock");
     let mut server = server();
@@ -442,7 +442,7 @@ fn a_lease_lives_as_long_as_its_connection() {
             max: None,
             time: time.map(str::to_owned),
         };
-        serve_while(server, move || hold(&path, &request)).unwrap()
+        serve_while(server, move || take_lease(&path, &request)).unwrap()
     };
     let leased = |server: &mut Server| server.manager().figures().host.leased_bytes;
     // Hung up: over at once.

@@ -64,8 +64,8 @@ impl Task for Measure {
             false => BUSY,
         };
         self.due = start + self.period;
-        // Pages that were filled and not written are free again: they may serve a held fault.
-        self.pager.retry_held()?;
+        // Pages that were filled and not written are free again: they may serve a fault that waits.
+        self.pager.retry_starving()?;
         Ok(Done::since(start, 0))
     }
 }

@@ -55,7 +55,7 @@ impl Swap {
         let Some(most) = self.most else {
             return Pages::ZERO;
         };
-        let waits = self.pager.held_faults() > 0;
+        let waits = self.pager.starving_faults() > 0;
         let room = if waits { BATCH_PAGES as u64 } else { 0 };
         self.pager
             .with_credit(|credit| credit.excess(most, Pages(room)))
@@ -78,7 +78,7 @@ impl Task for Swap {
             let batch = self.reclaimer.step(&self.pager, wanted.min(BATCH_PAGES))?;
             pages += batch.pages;
             self.pager.measure()?;
-            self.pager.retry_held()?;
+            self.pager.retry_starving()?;
             if let Some(failure) = batch.failure {
                 self.failure = Some(failure);
                 self.due = Instant::now() + FAILURE_PAUSE;
