@@ -8,19 +8,21 @@
 //!
 //! | thread | calls |
 //! |---|---|
-//! | fault thread | [`Pager::serve_faults`], and nothing that waits for it |
+//! | fault threads | [`Pager::serve_faults`], and nothing that waits for them |
 //! | vCPU threads | the balloon sink: inflate, deflate, report free (`discard`) |
-//! | worker | measuring, scanning, sharing, reclaiming, credit |
+//! | worker | the [`tasks`], credit, claims |
 //!
-//! **Lock order**: the sample's lock, the memory's, that of the returned stage slots. Nobody who
-//! holds the memory touches guest memory through a mapping that may fault, does disk I/O, or calls
-//! [`GuestSpace::rearm`], which waits for the fault thread. A page under such an operation is
-//! *staged* or *busy* meanwhile, and is looked at again afterwards.
+//! **Lock order**: the sample's lock, the memory's, then those of the userfaultfd's backlog, of the
+//! tickets for swap reads and of the returned stage slots. Nobody who holds the memory touches guest
+//! memory through a mapping that may fault, does disk I/O, or calls [`GuestSpace::rearm`], which waits
+//! for a fault thread. A page under such an operation is *staged* or *busy* meanwhile, and is looked
+//! at again afterwards.
 //!
 //! [`credit`] is the account of what the VM may hold, [`swapfile`] and [`store`] are where content
 //! goes, [`reclaim`] takes it there from where `victims` finds it, [`share`] merges pages with the
 //! host manager's frames, [`claims`] tells a host manager which frames are mapped, [`census`] counts
-//! what really backs the guest, and [`sample`] finds out how much of it is in use.
+//! what really backs the guest, [`sample`] finds out how much of it is in use, and an [`observe`]r
+//! hears of every step.
 //!
 //! [`GuestSpace::rearm`]: crate::sys::space::GuestSpace::rearm
 

@@ -2,7 +2,7 @@
 //!
 //! The kernel does not move such a page, so that it is made stable where it is: armed for write
 //! protection and protected (*frozen*). Then it is compared and mapped over; or copied, and an armed
-//! empty mapping is moved over it (*rearmed*). That last step waits for the fault thread, hence
+//! empty mapping is moved over it (*rearmed*). That last step waits for a fault thread, hence
 //! without the lock; the page is *busy* meanwhile.
 //!
 //! Each isolated page of this kind costs the process kernel mappings, of which there is a bounded

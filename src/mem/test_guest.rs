@@ -53,7 +53,8 @@ pub(super) fn with_mappings(size: Pages, mappings_max: u64, work: impl FnOnce(&P
         mappings_max,
         observer: None,
     };
-    let pager = Arc::new(Pager::new(GuestRam::new(Layout::new(size)).unwrap(), settings).unwrap());
+    let ram = GuestRam::new(Layout::new(size)).expect("guest memory");
+    let pager = Arc::new(Pager::new(ram, settings).expect("userfaultfd is there"));
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..faults::threads(1) {

@@ -4,8 +4,8 @@
 //!
 //! - **EAGAIN while a mapping moves.** While one thread mremaps a registered mapping, every
 //!   userfaultfd transfer of the process answers EAGAIN until somebody has read the event; and
-//!   whoever makes transfers holds the lock that the fault thread waits for. So each thread that
-//!   meets EAGAIN reads the events itself and leaves them in a backlog for the fault thread
+//!   whoever makes transfers holds the lock that the fault threads wait for. So each thread that
+//!   meets EAGAIN reads the events itself and leaves them in a backlog for the fault threads
 //!   (`sys/uffd.rs`).
 //! - **One kernel mapping.** Transfers work within one of the kernel's mappings only, and the kernel
 //!   merges neighbours when it likes. A refused range is tried again in halves (`over_mappings` in

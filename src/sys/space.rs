@@ -467,7 +467,7 @@ impl GuestSpace {
 
     /// Replaces whatever is mapped over `range` by an armed empty mapping, in one step as the guest
     /// sees it. **Waits until a thread has read an event**: the caller must hold no lock that the
-    /// fault thread may want. Wakes nobody: the caller updates its books first.
+    /// fault threads may want. Wakes nobody: the caller updates its books first.
     ///
     /// # Errors
     /// When the kernel refuses for another reason than the number of mappings.

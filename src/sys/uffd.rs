@@ -197,9 +197,9 @@ pub enum Event {
 /// A userfaultfd of this process.
 ///
 /// While a thread moves a registered mapping, every transfer answers EAGAIN until somebody has read
-/// the move's event; and whoever makes transfers may hold a lock that the fault thread waits for.
+/// the move's event; and whoever makes transfers may hold a lock that the fault threads wait for.
 /// So each thread that meets EAGAIN reads the events itself, and leaves them in the backlog for the
-/// fault thread.
+/// fault threads.
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
