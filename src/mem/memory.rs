@@ -8,10 +8,10 @@
 //! A hold is short: nobody who has one does disk I/O, waits, or touches guest memory that may fault,
 //! and each looks at no more than [`HOLD_PAGES`] pages and reads the page tables once.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
+use super::frame_refs::FrameRefs;
 use super::observe::{Cause, Observer, Watch};
 use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
@@ -22,7 +22,7 @@ use crate::page::swapmap::SwapMap;
 use crate::sys::pagemap::Backing;
 use crate::sys::space::{GuestSpace, PageBuf};
 use crate::sys::staging::StageSlot;
-use crate::units::{FrameId, Gfn, GfnRange, Pages, SwapSlot};
+use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
 use crate::words::Counters;
 
 /// Pages that one hold of the lock may look at: a chunk.
@@ -38,14 +38,7 @@ pub(super) struct Books {
     pub(in crate::mem) stage: Stage,
     /// Faults that wait for credit.
     starving: Vec<Gfn>,
-    /// Frames that this VM maps no longer and has to release.
-    released: Vec<FrameId>,
-    /// Pages that map a frame of an earlier host manager's pool.
-    orphans: HashSet<Gfn>,
-    /// Busy pages that still map a frame, and hold its reference.
-    busy_frames: HashMap<Gfn, FrameId>,
-    /// Pages from here on map frames that the host manager has not been told of.
-    untold: Option<Gfn>,
+    pub(in crate::mem) frames: FrameRefs,
     counters: Counters,
     /// Anonymous memory of this process that does not back the guest.
     own_memory: Pages,
@@ -77,10 +70,7 @@ impl Books {
             credit,
             stage: Stage::new(),
             starving: Vec::new(),
-            released: Vec::new(),
-            orphans: HashSet::new(),
-            busy_frames: HashMap::new(),
-            untold: None,
+            frames: FrameRefs::default(),
             counters: Counters::default(),
             own_memory: own,
             mappings_max,
@@ -236,6 +226,12 @@ impl Memory<'_> {
     #[cfg(not(test))]
     #[expect(clippy::unused_self, reason = "the tests count")]
     fn looked(&mut self, _pages: u32, _reads: u32) {}
+
+    /// Whether the guest's RAM may take so many kernel mappings more.
+    pub fn may_map(&self, added: i64) -> bool {
+        let most = i64::try_from(self.books.mappings_max).unwrap_or(i64::MAX);
+        added <= 0 || self.books.pmap.mappings().cast_signed() + added <= most
+    }
 
     /// Whether the page is in the staging area, in this token's slot.
     pub fn is_staged(&self, taken: &Taken) -> bool {
@@ -643,89 +639,6 @@ impl Memory<'_> {
         self.books.own_memory = total.saturating_sub(guest);
         // Whoever found no page to take out may find these.
         self.books.changes += u64::from(guest > Pages::ZERO);
-    }
-}
-
-/// Frames, as far as the host manager is concerned.
-impl Memory<'_> {
-    /// The page does not map its frame any more: the frame is to be released, unless it belongs to
-    /// a pool whose owner is gone, or the host manager does not know of the reference.
-    pub(in crate::mem) fn leave_frame(&mut self, gfn: Gfn, frame: FrameId) {
-        let told = self.books.untold.is_none_or(|untold| gfn < untold);
-        if !self.books.orphans.remove(&gfn) && told {
-            self.books.released.push(frame);
-        }
-    }
-
-    /// The frame that the page maps and holds the reference of, if it does.
-    pub fn frame_of(&self, gfn: Gfn) -> Option<FrameId> {
-        match self.state(gfn) {
-            PageState::Shared(frame) => Some(frame),
-            PageState::Busy => self.books.busy_frames.get(&gfn).copied(),
-            _ => None,
-        }
-    }
-
-    /// Shared or broken to busy.
-    pub(in crate::mem) fn begin_in_pool(&mut self, gfn: Gfn) {
-        if let PageState::Shared(frame) = self.state(gfn) {
-            self.books.busy_frames.insert(gfn, frame);
-        }
-        self.apply(gfn, PageEvent::Begin);
-    }
-
-    /// A busy page does not map its frame any more, if it did.
-    pub(in crate::mem) fn end_in_pool(&mut self, gfn: Gfn) {
-        if let Some(frame) = self.books.busy_frames.remove(&gfn) {
-            self.leave_frame(gfn, frame);
-        }
-    }
-
-    /// Busy to what it was.
-    pub(in crate::mem) fn keep_in_pool(&mut self, gfn: Gfn, was: PageEvent) {
-        self.books.busy_frames.remove(&gfn);
-        self.apply(gfn, was);
-    }
-
-    /// Frames to be released; the list is empty afterwards.
-    pub fn take_released(&mut self) -> Vec<FrameId> {
-        std::mem::take(&mut self.books.released)
-    }
-
-    /// From here on pages map frames that the host manager has not been told of; `None`: of all it
-    /// has.
-    pub fn set_untold(&mut self, from: Option<Gfn>) {
-        self.books.untold = from;
-    }
-
-    /// First page whose frame the host manager has not been told of.
-    pub fn untold(&self) -> Option<Gfn> {
-        self.books.untold
-    }
-
-    /// The page's frame belongs to a pool whose owner is gone.
-    pub fn orphan(&mut self, gfn: Gfn) {
-        self.books.orphans.insert(gfn);
-    }
-
-    /// Whether the page maps a frame whose owner is gone.
-    pub fn is_orphan(&self, gfn: Gfn) -> bool {
-        self.books.orphans.contains(&gfn)
-    }
-
-    /// Pages that map frames whose owner is gone.
-    pub fn orphans(&self) -> u64 {
-        self.books.orphans.len() as u64
-    }
-
-    pub(in crate::mem) fn adopt(&mut self, gfn: Gfn) {
-        self.books.orphans.remove(&gfn);
-    }
-
-    /// Whether the guest's RAM may take so many kernel mappings more.
-    pub fn may_map(&self, added: i64) -> bool {
-        let most = i64::try_from(self.books.mappings_max).unwrap_or(i64::MAX);
-        added <= 0 || self.books.pmap.mappings().cast_signed() + added <= most
     }
 }
 

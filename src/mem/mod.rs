@@ -32,6 +32,7 @@ pub mod claims;
 pub mod credit;
 mod discard;
 pub mod faults;
+mod frame_refs;
 mod memory;
 pub mod observe;
 pub mod pager;

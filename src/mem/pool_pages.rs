@@ -199,6 +199,27 @@ impl Memory<'_> {
         Some(Dropping { gfn, was })
     }
 
+    /// Shared or broken to busy.
+    fn begin_in_pool(&mut self, gfn: Gfn) {
+        if let PageState::Shared(frame) = self.state(gfn) {
+            self.books.frames.begin(gfn, frame);
+        }
+        self.apply(gfn, PageEvent::Begin);
+    }
+
+    /// A busy page does not map its frame any more, if it did.
+    fn end_in_pool(&mut self, gfn: Gfn) {
+        if let Some(frame) = self.books.frames.end(gfn) {
+            self.leave_frame(gfn, frame);
+        }
+    }
+
+    /// Busy to what it was.
+    fn keep_in_pool(&mut self, gfn: Gfn, was: PageEvent) {
+        self.books.frames.end(gfn);
+        self.apply(gfn, was);
+    }
+
     /// Busy to staged, now that armed memory is mapped there.
     fn staged(&mut self, frozen: Frozen) -> Result<Taken, Error> {
         let Frozen { token, .. } = frozen;
