@@ -22,13 +22,13 @@ use super::active;
 use super::building::Building;
 use super::contents::Contents;
 use super::failure::Failure;
-use super::host_link::{Heard, HostLink};
 use super::join::{LAST_WORDS, hello};
 use super::references::References;
 use super::report::report;
 use super::schedule::Schedule;
 use super::tasks::Tasks;
 use super::terminal::Terminal;
+use super::uplink::{Heard, Uplink};
 use super::wait::wait;
 use crate::config::VmSpec;
 use crate::link::message::{OFFER_PAGES_MAX, Orders, ToHost, ToVm, Welcome};
@@ -50,7 +50,7 @@ const REPORT: Duration = Duration::from_millis(100);
 /// See the module documentation.
 pub(super) struct Agent<'a> {
     spec: &'a VmSpec,
-    host: HostLink,
+    host: Uplink,
     pager: Arc<Pager>,
     failure: Arc<Failure>,
     /// Readable when the VM was asked to stop: by a signal, or by whoever writes to `asks`.
@@ -86,7 +86,7 @@ impl<'a> Agent<'a> {
         let now = Instant::now();
         Ok(Agent {
             spec,
-            host: HostLink::new(&spec.name, link),
+            host: Uplink::new(&spec.name, link),
             tasks: Tasks::new(&pager, welcome, pool, seed),
             pager,
             failure,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::host_link::HostLink;
+use super::uplink::Uplink;
 use crate::link::message::{CONTENT_PAGES_MAX, LIST_MAX, ToHost};
 use crate::mem::{self, Pager};
 use crate::units::Gfn;
@@ -38,7 +38,7 @@ impl Contents {
     ///
     /// # Errors
     /// The VM cannot go on.
-    pub fn tell(&mut self, host: &HostLink, pager: &Pager) -> Result<(), mem::Error> {
+    pub fn tell(&mut self, host: &Uplink, pager: &Pager) -> Result<(), mem::Error> {
         while host.has_room() && !self.wanted.is_empty() {
             let count = self.wanted.len().min(CONTENT_PAGES_MAX);
             let fresh = self.wanted.drain(..count);

@@ -11,7 +11,7 @@
 //! | `join` | the first messages of a link, and its last |
 //! | `building` | the machine under construction |
 //! | `agent` | the main thread's loop while the guest runs: orders and credit |
-//! | `host_link` | the link to the host manager, and joining again |
+//! | `uplink` | the link to the host manager, and joining again |
 //! | `tasks`, `schedule` | what is done for the guest's memory now and then; what runs when |
 //! | `references`, `contents`, `report` | what the host manager is told: frames, pages it wants, figures |
 //! | `active` | the task that finds out how much of its memory the VM uses |
@@ -29,7 +29,6 @@ mod contents;
 mod error;
 mod failure;
 pub mod files;
-mod host_link;
 mod join;
 mod pager_sink;
 mod panic;
@@ -40,6 +39,7 @@ mod schedule;
 mod statistics;
 mod tasks;
 pub mod terminal;
+mod uplink;
 mod wait;
 
 pub use self::error::Error;

@@ -2,7 +2,7 @@
 //!
 //! Not one may get lost: what finds no room on the link waits here.
 
-use super::host_link::HostLink;
+use super::uplink::Uplink;
 use crate::link::message::{LIST_MAX, ToHost};
 use crate::mem::Pager;
 use crate::units::FrameId;
@@ -44,7 +44,7 @@ impl References {
     }
 
     /// Tells as much as there is room for.
-    pub fn tell(&mut self, host: &HostLink, pager: &Pager) {
+    pub fn tell(&mut self, host: &Uplink, pager: &Pager) {
         self.claim(host, pager);
         self.released.extend(pager.take_released());
         if !host.is_joined() {
@@ -57,7 +57,7 @@ impl References {
         }
     }
 
-    fn claim(&mut self, host: &HostLink, pager: &Pager) {
+    fn claim(&mut self, host: &Uplink, pager: &Pager) {
         for _ in 0..CLAIMS_A_TURN {
             if !self.claiming || !host.has_room() {
                 return;

@@ -29,7 +29,7 @@ pub(super) enum Heard {
 
 /// See the module documentation.
 #[derive(Debug)]
-pub(super) struct HostLink {
+pub(super) struct Uplink {
     /// Of the VM, for the log.
     name: String,
     link: Link,
@@ -42,10 +42,10 @@ pub(super) struct HostLink {
     due: Instant,
 }
 
-impl HostLink {
+impl Uplink {
     /// A link over which the VM `name` was welcomed.
-    pub fn new(name: &str, link: Link) -> HostLink {
-        HostLink {
+    pub fn new(name: &str, link: Link) -> Uplink {
+        Uplink {
             name: name.to_owned(),
             link,
             joined: true,
