@@ -1,5 +1,7 @@
 //! How far a balloon can go: what it may ever hold, and why it can take nothing more now.
 
+use std::fmt;
+
 use super::Target;
 use super::balloon::BalloonRecord;
 use super::safeguard::{Safeguard, Safeguards};
@@ -15,21 +17,42 @@ const GUEST_MIN: Pages = Pages::mib(16);
 /// Chosen, above the measured 6 MiB.
 const GUEST_AVAILABLE_MIN: Pages = Pages::mib(8);
 
+/// Why a balloon can take nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    NoDriver,
+    AtCeiling,
+    /// By the guest's own statistics.
+    GuestSpent,
+    Stuck,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(match self {
+            Refusal::NoDriver => "no balloon driver",
+            Refusal::AtCeiling => "balloon at its ceiling",
+            Refusal::GuestSpent => "the guest says that it has no memory left to give",
+            Refusal::Stuck => "balloon stuck",
+        })
+    }
+}
+
 /// Why this VM's balloon can take nothing more, if so.
 pub(super) fn cannot_balloon(
     vm: &VmSnapshot,
     ceiling: Pages,
     record: &BalloonRecord,
     guards: Safeguards,
-) -> Option<&'static str> {
+) -> Option<Refusal> {
     if !vm.balloon_driver {
-        Some("no balloon driver")
+        Some(Refusal::NoDriver)
     } else if vm.ballooned >= ceiling {
-        Some("balloon at its ceiling")
+        Some(Refusal::AtCeiling)
     } else if guest_spare(vm, guards) == Some(Pages::ZERO) && guards.has(Safeguard::Measured) {
-        Some("the guest says that it has no memory left to give")
+        Some(Refusal::GuestSpent)
     } else if record.is_stuck() {
-        Some("balloon stuck")
+        Some(Refusal::Stuck)
     } else {
         None
     }

@@ -132,6 +132,14 @@ impl PolicyKind {
         names.join(", ")
     }
 
+    /// Whether its targets are what each guest seems to need, rather than a part of the host's memory.
+    pub fn follows_guest(self) -> bool {
+        match self {
+            PolicyKind::Esx | PolicyKind::Proportional => false,
+            PolicyKind::Own | PolicyKind::Pref | PolicyKind::Pressure => true,
+        }
+    }
+
     /// How its targets are enforced.
     pub fn manner(self) -> Manner {
         match self {

@@ -23,7 +23,7 @@
 //! `size - target` in every state, so that a guest can never use more. The table's columns for
 //! swapping and blocking are the same; and a guest above its target that cannot be ballooned is
 //! swapped in state high too, but only as far as neighbours, or the reserve, wait for what it does
-//! not give.
+//! not give. Beyond that it is kept at what it holds.
 //!
 //! **The balloon loop is closed.** A guest first gives pages that it never touched or that are free
 //! anyway: those lower nothing. So the order is not "so many pages" once, but "that many more than
@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use super::ask::{self, Ask};
 use super::balloon::{BalloonRecord, Shortage};
-use super::ceiling::{cannot_balloon, guest_spare};
+use super::ceiling::{Refusal, cannot_balloon, guest_spare};
 use super::deflate;
 use super::safeguard::Safeguards;
 use super::state::Thresholds;
@@ -60,6 +60,7 @@ const STEP_MIN: Pages = Pages(64);
 struct Situation {
     mem_state: MemState,
     manner: Manner,
+    follows_guest: bool,
     shortage: Shortage,
     now: Duration,
     guards: Safeguards,
@@ -86,6 +87,7 @@ pub fn plan(
     let situation = Situation {
         mem_state: state.mem_state,
         manner: state.kind.manner(),
+        follows_guest: state.kind.follows_guest(),
         shortage: if thresholds.near_soft(snapshot.free) {
             Shortage::Near
         } else {
@@ -132,9 +134,13 @@ fn plan_vm(
     };
     let above = vm.consumed > target.pages;
     // A VM whose directed balloon refuses is kept at what it holds: it would at once take again what was
-    // swapped out of it.
-    let held =
-        situation.manner == Manner::Directed && ask.inflate > Pages::ZERO && cannot.is_some();
+    // swapped out of it. But where targets follow the guest and memory is not scarce, the target of a
+    // guest that has nothing left rises with its next figures: until then it need not swap.
+    let scarce = situation.shortage == Shortage::Near || take.awaited > Pages::ZERO;
+    let soon_follows = |refusal| situation.follows_guest && refusal == Refusal::GuestSpent;
+    let held = situation.manner == Manner::Directed
+        && ask.inflate > Pages::ZERO
+        && cannot.is_some_and(|refusal| scarce || !soon_follows(refusal));
     let cap = held.then(|| vm.private + target.pages.saturating_sub(vm.consumed));
     VmPlan {
         id: vm.id,

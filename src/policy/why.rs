@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use super::ceiling::Refusal;
 use super::pressure;
 use crate::units::Pages;
 
@@ -74,7 +75,7 @@ pub struct Why {
     /// What it holds above its limit.
     pub(super) over_limit: Pages,
     /// Why its balloon cannot give what is wanted.
-    pub(super) cannot: Option<&'static str>,
+    pub(super) cannot: Option<Refusal>,
     pub(super) swapped: bool,
 }
 

@@ -214,6 +214,29 @@ fn self_goes_up_at_once_and_down_by_tenths() {
     assert_eq!(target(&host), Pages::mib(270));
 }
 
+/// A guest that grows faster than its wish is followed has its balloon give pages back, and says that it
+/// has nothing left: with free memory beside it, nothing of it is swapped.
+#[test]
+fn a_guest_above_its_wish_is_held_only_where_memory_is_short() {
+    let kept = |kind, short| {
+        let mut host = ranges();
+        host.vms.truncate(1);
+        host.vms[0].guest.available_bytes = Some(0);
+        let mut state = PolicyState::new(kind);
+        let target = decide(&host, &mut state).vms[0].target;
+        host.vms[0].consumed = target + Pages(4000);
+        host.vms[0].private = host.vms[0].consumed;
+        host.free = state.thresholds(host.budget).high - short;
+        let plan = decide(&host, &mut state);
+        assert!(plan.vms[0].target < host.vms[0].consumed);
+        plan.vms[0].private_max
+    };
+    assert_eq!(kept(PolicyKind::Own, Pages::ZERO), None);
+    assert!(kept(PolicyKind::Own, Pages(1)).is_some());
+    // What the host distributes is no wish of the guest's.
+    assert!(kept(PolicyKind::Proportional, Pages::ZERO).is_some());
+}
+
 /// Linux leaves ballooned pages in its total when its driver deflates on out-of-memory.
 #[test]
 fn a_total_with_the_balloon_in_it_and_one_without_mean_the_same() {
