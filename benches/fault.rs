@@ -8,7 +8,7 @@
 //! | `fault/decompress` | touch of a page in the compressed store |
 //! | `fault/break/{mapped,read}` | write to a shared page, never touched or read before: the kernel's |
 //! | `fault/beside/{nothing,reclaim,scan,merge}` | as `zero_fill/page`, while the worker does that; how long a fault waits for the books is the difference. Median and 99th percentile are printed |
-//! | `fault/guest` | a guest under KVM fills 64 MiB and compares it, given per page |
+//! | `fault/guest/{scarce,plenty}` | a guest under KVM writes to each page of 64 MiB in order and compares it, given per page; while memory is scarce or plenty |
 //!
 //! All but the break include waking the fault thread and being woken by it.
 
@@ -264,14 +264,15 @@ impl BalloonSink for NoBalloon {
 }
 
 /// From the guest's first instruction to its end.
-fn run_guest() -> Duration {
+fn run_guest(plenty: bool) -> Duration {
     let ram = common::ram(GUEST_PAGES);
     let pager = common::pager(ram.clone(), best_path());
+    pager.set_plenty(plenty).expect("an empty stock");
     let spec = MachineSpec {
         disks: Vec::new(),
         kernel: Image::Builtin(builtin::find("touch").expect("it is built in")),
         initrd: None,
-        cmdline: "set=64M passes=1 seed=1".into(),
+        cmdline: "set=64M passes=1 seed=1 write=1".into(),
         cpus: 1,
     };
     let console = Arc::new(Console::new("", Box::new(std::io::sink())));
@@ -294,9 +295,11 @@ fn guest_faults(c: &mut Criterion) {
     group
         .sample_size(10)
         .throughput(Throughput::Elements(GUEST_FILL_PAGES));
-    group.bench_function("guest", |b| {
-        b.iter_custom(|iters| (0..iters).map(|_| run_guest()).sum());
-    });
+    for (name, plenty) in [("guest/scarce", false), ("guest/plenty", true)] {
+        group.bench_function(name, |b| {
+            b.iter_custom(|iters| (0..iters).map(|_| run_guest(plenty)).sum());
+        });
+    }
     group.finish();
 }
 

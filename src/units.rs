@@ -15,6 +15,8 @@ pub const PAGE_SHIFT: u32 = 12;
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 /// Pages of one chunk: the unit in which first touches are resolved (2 MiB, a large page on x86).
 pub const CHUNK_PAGES: u32 = 512;
+/// Bytes of one chunk.
+pub const CHUNK_BYTES: usize = CHUNK_PAGES as usize * PAGE_SIZE;
 
 /// Largest guest, frame pool and swap file in pages: 512 GiB, what an entry of the page map names.
 pub const PAGES_MAX: u64 = 1 << 27;

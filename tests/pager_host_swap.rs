@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::Capability;
-use pager::interleave::{self, PAGES, Plan};
+use pager::interleave::{self, GUEST_PAGES, Plan};
 use pager::os::{self, HostSwap};
 use pager::rig::Rig;
 use pager::{both_paths, seed};
@@ -34,7 +34,7 @@ fn swapped_bytes() -> u64 {
 fn page_out(rig: &Rig) {
     let ram = rig.pager.ram();
     // Refused where a part is no memory, or a mapping just went: the next round sees.
-    let _ = os::page_out(ram.hva(Gfn(0)), PAGES as usize * PAGE_SIZE);
+    let _ = os::page_out(ram.hva(Gfn(0)), GUEST_PAGES as usize * PAGE_SIZE);
     for (start, bytes) in os::anonymous_mappings(MAPPING_BYTES_MIN) {
         let _ = os::page_out(start, bytes);
     }

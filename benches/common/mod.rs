@@ -52,7 +52,7 @@ pub fn ram(pages: u32) -> Arc<GuestRam> {
 
 /// Armed RAM without a pager; its owner may only touch what it installed.
 pub fn space(pages: u32, path: TakePath) -> GuestSpace {
-    GuestSpace::new(ram(pages), path).expect("userfaultfd was asked for")
+    GuestSpace::new(ram(pages), path, false).expect("userfaultfd was asked for")
 }
 
 /// A pool of `frames` frames, each with content of its own.

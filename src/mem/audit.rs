@@ -18,7 +18,7 @@ impl Pager {
         let memory = self.memory(Cause::Census);
         memory.books.pmap.audit();
         assert_eq!(
-            memory.books.stage.waiting() as u64,
+            memory.books.stage.waiting() as u64 + memory.books.large.sampled_pages(),
             memory.counts().staged,
             "pages in the staging area"
         );

@@ -136,6 +136,7 @@ impl Pager {
                     ballooned: Pages(counts.ballooned),
                     compressed: Pages(counts.compressed),
                     swapped: Pages(counts.swapped),
+                    large: memory.large(),
                 },
                 counters: *memory.counters(),
                 ..Measured::default()

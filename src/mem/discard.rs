@@ -1,5 +1,6 @@
 //! Dropping content that the guest declared dead: ballooned pages and reported free pages.
 
+use super::large::Whether;
 use super::memory::HOLD_PAGES;
 use super::observe::Cause;
 use super::pager::{Error, Pager};
@@ -50,6 +51,9 @@ impl Pager {
         let mut mapped = Vec::new();
         let mut in_pool = Vec::new();
         for &gfn in gfns {
+            if let Some(sampled) = memory.sample_of(gfn) {
+                memory.return_large(sampled, Whether::Touched)?;
+            }
             let held = match memory.state(gfn) {
                 PageState::Unbacked => true,
                 PageState::Private => {

@@ -22,7 +22,7 @@ use super::pager::{Error, Pager};
 use super::swap_in::SwapRead;
 use crate::page::state::PageState;
 use crate::sys::uffd::Event;
-use crate::units::{Gfn, GfnRange, Pages};
+use crate::units::{Gfn, Pages};
 
 /// Fault threads of a VM at most. Chosen: one for each vCPU that may wait for the disk, of the few
 /// that a disk serves at once, and one that never reads.
@@ -35,9 +35,11 @@ pub fn threads(cpus: u8) -> usize {
 
 /// What a thread met at a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Touch {
-    /// Nothing is mapped.
-    Missing,
+pub(super) enum Touch {
+    /// A read where nothing is mapped.
+    Read,
+    /// A write where nothing is mapped, or what may be one.
+    Write,
     /// The page is write-protected.
     Protected,
 }
@@ -87,13 +89,18 @@ impl Pager {
         self.read_events()?
             .into_iter()
             .try_for_each(|event| self.fault(event))?;
-        self.read_swapped()
+        self.read_swapped()?;
+        match self.wants_stock.swap(false, Ordering::Relaxed) {
+            true => self.restock(),
+            false => Ok(()),
+        }
     }
 
     fn fault(&self, event: Event) -> Result<(), Error> {
         let touch = match event {
             Event::Protected { .. } => Touch::Protected,
-            Event::Missing { .. } | Event::Remapped => Touch::Missing,
+            Event::Missing { write: false, .. } => Touch::Read,
+            Event::Missing { write: true, .. } | Event::Remapped => Touch::Write,
         };
         match self.space().fault_gfn(event)? {
             Some(gfn) => self.serve_page(gfn, touch),
@@ -107,7 +114,7 @@ impl Pager {
         match (memory.state(gfn), touch) {
             // Whoever made the page busy wakes the waiting threads when it is done.
             (PageState::Busy, _) => Ok(()),
-            (PageState::Unbacked, _) => self.fill(&mut memory, gfn),
+            (PageState::Unbacked, touch) => self.first_touch(&mut memory, gfn, touch),
             (PageState::Staged(slot), _) => memory.give_back_touched(gfn, slot),
             (PageState::Compressed(slot), _) => {
                 if self.starves(&mut memory, gfn) {
@@ -131,35 +138,21 @@ impl Pager {
                 Touch::Protected,
             ) => memory.unprotect(gfn),
             // Served already, on behalf of another vCPU.
-            (PageState::Private | PageState::Shared(_) | PageState::Broken(_), Touch::Missing) => {
-                memory.wake(gfn)
-            }
+            (
+                PageState::Private | PageState::Shared(_) | PageState::Broken(_),
+                Touch::Read | Touch::Write,
+            ) => memory.wake(gfn),
         }
     }
 
     /// Whether there is no credit for a page; its fault waits then.
-    fn starves(&self, memory: &mut Memory<'_>, gfn: Gfn) -> bool {
+    pub(super) fn starves(&self, memory: &mut Memory<'_>, gfn: Gfn) -> bool {
         let starves = memory.credit().headroom() == Pages::ZERO;
         if starves {
             memory.starve(gfn);
             self.tell_starved();
         }
         starves
-    }
-
-    /// Serves a first touch: maps the zero page over as much of the 2 MiB chunk as is unbacked and
-    /// the credit covers. A ballooned page comes back alone.
-    fn fill(&self, memory: &mut Memory<'_>, gfn: Gfn) -> Result<(), Error> {
-        if self.starves(memory, gfn) {
-            return Ok(());
-        }
-        if memory.is_ballooned(gfn) {
-            memory.set_ballooned(gfn, false);
-            return memory.fill(GfnRange::one(gfn));
-        }
-        let stride = u32::try_from(memory.credit().stride().0).unwrap_or(u32::MAX);
-        let run = memory.unbacked_run(gfn, self.ram().layout().chunk_of(gfn));
-        memory.fill(shrink_around(run, gfn, stride))
     }
 
     /// Serves the faults that wait for credit, as far as it reaches.
@@ -171,34 +164,7 @@ impl Pager {
         // A page may have changed since. A touch that still finds no credit waits again.
         starving
             .into_iter()
-            .try_for_each(|gfn| self.serve_page(gfn, Touch::Missing))?;
+            .try_for_each(|gfn| self.serve_page(gfn, Touch::Write))?;
         self.call_reader()
-    }
-}
-
-/// The part of `run` around `gfn` that is at most `pages_max` long, forward first.
-fn shrink_around(run: GfnRange, gfn: Gfn, pages_max: u32) -> GfnRange {
-    let count = run.count.min(pages_max);
-    let start = gfn.0.min(run.end().0 - count);
-    GfnRange::new(Gfn(start), count)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_short_credit_fills_around_the_fault() {
-        let run = GfnRange::new(Gfn(100), 50);
-        assert_eq!(shrink_around(run, Gfn(120), 512), run);
-        assert_eq!(
-            shrink_around(run, Gfn(120), 10),
-            GfnRange::new(Gfn(120), 10)
-        );
-        assert_eq!(
-            shrink_around(run, Gfn(148), 10),
-            GfnRange::new(Gfn(140), 10)
-        );
-        assert_eq!(shrink_around(run, Gfn(149), 1), GfnRange::new(Gfn(149), 1));
     }
 }

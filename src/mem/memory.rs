@@ -12,21 +12,24 @@ use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
 use super::frame_refs::FrameRefs;
+use super::large::{Large, Whether};
 use super::observe::{Cause, Observer, Watch};
 use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
+use super::stock::Stock;
 use super::store::{Compressed, CompressedStore};
 use crate::page::pmap::{Counts, Pmap};
 use crate::page::state::{PageEvent, PageState};
 use crate::page::swapmap::SwapMap;
+use crate::sys::large::SampleSlot;
 use crate::sys::pagemap::Backing;
 use crate::sys::space::{GuestSpace, PageBuf};
 use crate::sys::staging::StageSlot;
-use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
+use crate::units::{CHUNK_PAGES, Gfn, GfnRange, Pages, SwapSlot};
 use crate::words::Counters;
 
 /// Pages that one hold of the lock may look at: a chunk.
-pub(super) const HOLD_PAGES: u32 = crate::units::CHUNK_PAGES;
+pub(super) const HOLD_PAGES: u32 = CHUNK_PAGES;
 
 /// What the lock protects.
 #[derive(Debug)]
@@ -35,11 +38,15 @@ pub(super) struct Books {
     swapmap: SwapMap,
     store: CompressedStore,
     credit: CreditBook,
+    /// Memory is not scarce: a first write gets pages ahead.
+    plenty: bool,
+    pub(in crate::mem) stock: Stock,
+    pub(in crate::mem) large: Large,
     pub(in crate::mem) stage: Stage,
     /// Faults that wait for credit.
     starving: Vec<Gfn>,
     pub(in crate::mem) frames: FrameRefs,
-    counters: Counters,
+    pub(in crate::mem) counters: Counters,
     /// Anonymous memory of this process that does not back the guest.
     own_memory: Pages,
     /// Kernel mappings that the guest's RAM may take.
@@ -68,6 +75,9 @@ impl Books {
             swapmap: SwapMap::new(slots),
             store: CompressedStore::new(size),
             credit,
+            plenty: false,
+            stock: Stock::new(),
+            large: Large::default(),
             stage: Stage::new(),
             starving: Vec::new(),
             frames: FrameRefs::default(),
@@ -89,6 +99,16 @@ pub(super) struct Memory<'a> {
     /// Tells the observer, while the books are held.
     watch: Option<Watch<'a>>,
     pub(in crate::mem) books: MutexGuard<'a, Books>,
+}
+
+/// What a page gets at its first touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// The kernel's zero page, which takes no memory: the guest's first write does, and costs a fault
+    /// of its own.
+    ZeroPage,
+    /// A page of its own.
+    Pages,
 }
 
 /// A run of swap slots that is being written.
@@ -163,6 +183,16 @@ impl Memory<'_> {
     /// The credit account.
     pub fn credit(&mut self) -> &mut CreditBook {
         &mut self.books.credit
+    }
+
+    /// Whether memory is plenty.
+    pub fn is_plenty(&self) -> bool {
+        self.books.plenty
+    }
+
+    /// Notes whether memory is plenty.
+    pub fn set_plenty(&mut self, plenty: bool) {
+        self.books.plenty = plenty;
     }
 
     /// Whether the page takes memory of its own, as far as the books tell: a private page, one that
@@ -269,19 +299,36 @@ impl Memory<'_> {
         }
     }
 
-    /// Unbacked to private: maps the zero page over a range.
+    /// Unbacked to private: zeros for a range.
     ///
     /// # Errors
     /// When the kernel refuses.
     ///
     /// # Panics
     /// When a page is there already: the books are wrong.
-    pub fn fill(&mut self, range: GfnRange) -> Result<(), Error> {
-        let filled = self.space.zero_fill(range)?;
+    pub fn fill(&mut self, range: GfnRange, with: Fill) -> Result<(), Error> {
+        let filled = match with {
+            Fill::ZeroPage => self.space.zero_fill(range)?,
+            Fill::Pages => self.space.populate(range)?,
+        };
+        self.books.credit.mapped(Pages(u64::from(filled)));
+        self.filled(range, filled, with)
+    }
+
+    /// The first `filled` pages of a range, all of which the books say are unbacked, were filled.
+    pub(in crate::mem) fn filled(
+        &mut self,
+        range: GfnRange,
+        filled: u32,
+        with: Fill,
+    ) -> Result<(), Error> {
         for gfn in GfnRange::new(range.start, filled).iter() {
             self.apply(gfn, PageEvent::Fill);
+            if with == Fill::Pages {
+                // Whatever was said of what it held before: it takes memory.
+                self.books.pmap.set_zero(gfn, false);
+            }
         }
-        self.books.credit.mapped(Pages(u64::from(filled)));
         self.books.counters.zero_fills += 1;
         if filled < range.count {
             let obstacle = Gfn(range.start.0 + filled);
@@ -296,6 +343,7 @@ impl Memory<'_> {
     /// # Errors
     /// When the kernel refuses.
     pub fn discard(&mut self, range: GfnRange) -> Result<(), Error> {
+        self.split(range)?;
         self.space.discard(range)?;
         for gfn in range.iter() {
             self.apply(gfn, PageEvent::Discard);
@@ -362,6 +410,7 @@ impl Memory<'_> {
     /// When the kernel refuses, or a slot that ought to be empty is not.
     pub fn take(&mut self, range: GfnRange) -> Result<Vec<Taken>, Error> {
         self.settle_stage()?;
+        self.split(range)?;
         let mut taken = Vec::with_capacity(range.count as usize);
         let mut rest = range;
         while rest.count > 0 {
@@ -392,6 +441,9 @@ impl Memory<'_> {
     /// # Errors
     /// When the kernel refuses.
     pub fn give_back_touched(&mut self, gfn: Gfn, slot: u32) -> Result<(), Error> {
+        if let Some(sampled) = SampleSlot::of(slot) {
+            return self.return_large(sampled, Whether::Touched);
+        }
         let slot = stage_slot(slot);
         self.space.give_back(GfnRange::one(gfn), slot)?;
         self.apply(gfn, PageEvent::GiveBack);
@@ -636,7 +688,8 @@ impl Memory<'_> {
 
     /// Enters an exact count: of `total` anonymous pages, `guest` back the guest.
     pub fn counted(&mut self, total: Pages, guest: Pages) {
-        self.books.own_memory = total.saturating_sub(guest);
+        // The stock is the guest's, though it is not there yet.
+        self.books.own_memory = total.saturating_sub(guest + self.books.stock.pages());
         // Whoever found no page to take out may find these.
         self.books.changes += u64::from(guest > Pages::ZERO);
     }

@@ -69,6 +69,8 @@ pub struct Settings {
     pub readers: usize,
     /// The account to start with.
     pub credit: CreditBook,
+    /// Whether a guest may have large pages, where pages are moved.
+    pub large_pages: bool,
     /// Kernel mappings that the guest's RAM may take: see [`mappings_max`].
     pub mappings_max: u64,
     /// Hears of every step of every page.
@@ -102,6 +104,8 @@ pub struct Pager {
     observer: Option<Arc<dyn Observer>>,
     pub(super) swap: Box<dyn SwapStore>,
     pub(super) reads: SwapReads,
+    /// The stock of large pages may want to be filled.
+    pub(super) wants_stock: AtomicBool,
     /// A fault could not be served, and none is any more.
     pub(super) failed: AtomicBool,
     pub(super) sample: Mutex<Sample>,
@@ -116,7 +120,7 @@ impl Pager {
     pub fn new(ram: Arc<GuestRam>, settings: Settings) -> Result<Pager, Error> {
         let size = ram.layout().size();
         let end = ram.layout().end();
-        let space = GuestSpace::new(ram, settings.path)?;
+        let space = GuestSpace::new(ram, settings.path, settings.large_pages)?;
         let own = space.anonymous()?;
         let books = Books::new(end, size, settings.credit, own, settings.mappings_max);
         Ok(Pager {
@@ -127,6 +131,7 @@ impl Pager {
             observer: settings.observer,
             swap: settings.swap,
             reads: SwapReads::new(settings.readers),
+            wants_stock: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             sample: Mutex::default(),
             seed: settings.seed,
@@ -206,6 +211,19 @@ impl Pager {
     /// The VM may use at most `most` now: its compressed store gets a part of that.
     pub fn bound_store(&self, most: Option<Pages>) {
         self.memory(Cause::Account).bound_store(most);
+    }
+
+    /// Whether memory is plenty, so that a guest gets pages ahead of its first writes. It is not
+    /// until this is said. When it is not any more, what is in stock is freed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_plenty(&self, plenty: bool) -> Result<(), Error> {
+        self.memory(Cause::Account).set_plenty(plenty);
+        match plenty {
+            true => Ok(()),
+            false => self.drop_stock(),
+        }
     }
 
     /// Works on the credit account under the lock.

@@ -1,7 +1,9 @@
 //! Working-set sampling, the mechanism: pages are taken out of the guest and given back on touch.
 //!
 //! Which pages, and what the count means, is the caller's (ESX's estimate: 100 random pages in each
-//! period). A sampled page that backs the guest waits in a stage slot of its own; the first touch
+//! period). A page in a large one samples all of it: it goes out whole and comes back whole at the
+//! first touch, so that the estimate is of the memory that is touched in units as large as they are.
+//! A sampled page that backs the guest waits in a stage slot of its own; the first touch
 //! costs the guest one fault and is counted. A page that does not back the guest (never touched,
 //! ballooned, swapped) needs no preparation: a touch changes its state. The zero page is dropped,
 //! which makes it one of those. Pages that map a frame cannot be sampled: dropping their page table
@@ -13,6 +15,7 @@ use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::stage::{Occupant, Taken};
 use crate::page::state::PageState;
+use crate::sys::large::SampleSlot;
 use crate::sys::pagemap::Backing;
 use crate::units::{Gfn, GfnRange};
 
@@ -24,6 +27,8 @@ pub const SAMPLE_MAX: u16 = 128;
 pub(super) struct Sample {
     /// Pages taken out.
     taken: Vec<Taken>,
+    /// Large pages taken out, once for each page drawn in one.
+    large: Vec<SampleSlot>,
     /// Pages that did not back the guest when the sample began.
     absent: Vec<Gfn>,
 }
@@ -31,9 +36,14 @@ pub(super) struct Sample {
 impl Pager {
     /// Whether a page can be sampled as it is now.
     pub fn can_sample(&self, gfn: Gfn) -> bool {
-        self.ram().layout().contains_gfn(gfn)
-            && !matches!(
-                self.memory(Cause::Sample).state(gfn),
+        if !self.ram().layout().contains_gfn(gfn) {
+            return false;
+        }
+        let memory = self.memory(Cause::Sample);
+        // A large page that is out is back before the next sample begins.
+        memory.sample_of(gfn).is_some()
+            || !matches!(
+                memory.state(gfn),
                 PageState::Shared(_)
                     | PageState::Broken(_)
                     | PageState::Busy
@@ -56,15 +66,23 @@ impl Pager {
         for &gfn in gfns {
             self.sample_page(gfn, &mut sample)?;
         }
-        let count = sample.taken.len() + sample.absent.len();
+        let count = sample.taken.len() + sample.large.len() + sample.absent.len();
         Ok(u32::try_from(count).expect("as many as there are pages"))
     }
 
     fn sample_page(&self, gfn: Gfn, sample: &mut Sample) -> Result<(), Error> {
         let mut memory = self.memory(Cause::Sample);
+        // Drawn in a large page that is out already: it stands for both.
+        if let Some(slot) = memory.sample_of(gfn) {
+            sample.large.push(slot);
+            return Ok(());
+        }
         match memory.state(gfn) {
             PageState::Unbacked | PageState::Swapped(_) | PageState::Compressed(_) => {
                 sample.absent.push(gfn);
+            }
+            PageState::Private if memory.is_large(gfn) => {
+                sample.large.extend(memory.sample_large(gfn)?);
             }
             PageState::Private if sample.taken.len() < usize::from(SAMPLE_MAX) => {
                 match memory.backing(GfnRange::one(gfn))?[0] {
@@ -92,6 +110,8 @@ impl Pager {
         let memory = self.memory(Cause::Sample);
         let touched = |taken: &&Taken| memory.occupant(taken) == Occupant::Touched;
         let mut count = sample.taken.iter().filter(touched).count();
+        let large = sample.large.iter();
+        count += large.filter(|slot| memory.was_touched(**slot)).count();
         drop(memory);
         for &gfn in &sample.absent {
             let mut memory = self.memory(Cause::Sample);
@@ -109,7 +129,11 @@ impl Pager {
     /// # Errors
     /// The VM cannot go on.
     pub fn end_sample(&self) -> Result<(), Error> {
-        *self.sample() = Sample::default();
+        let ended = std::mem::take(&mut *self.sample());
+        for slot in ended.large {
+            self.memory(Cause::Sample).end_large(slot)?;
+        }
+        drop(ended.taken);
         self.memory(Cause::Sample).settle_stage().map(drop)
     }
 }

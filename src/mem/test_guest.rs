@@ -50,6 +50,7 @@ pub(super) fn with_mappings(size: Pages, mappings_max: u64, work: impl FnOnce(&P
         seed: 5,
         readers: 1,
         credit: CreditBook::unlimited(),
+        large_pages: true,
         mappings_max,
         observer: None,
     };

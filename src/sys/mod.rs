@@ -16,6 +16,13 @@
 //! - **Large pages of memory files.** With `shmem_enabled` = always, within_size or force one
 //!   written frame is backed with 2 MiB; the pool punches out what is no frame, and charges what is
 //!   left.
+//! - **A missing fault leaves a page table**, and a large page that is moved there becomes 512 small
+//!   ones. Dropping what is not there frees the table, from Linux 6.14 on (CONFIG_PT_RECLAIM); before,
+//!   only a mapping advised to have large pages would have none, for which the kernel clears a large
+//!   page in each first fault and throws it away.
+//! - **Dropping a part of a large page frees nothing**: the kernel keeps all of it until memory is
+//!   short everywhere, while its count of this process's memory falls. It is split first
+//!   (`GuestSpace::split`).
 //! - **A stale write protection.** A writer that met the protection of a page which was taken out
 //!   meanwhile must be woken, or it sleeps for ever; and its event may arrive when the page is
 //!   something else (`Pager::fault`, `unprotect`).
@@ -45,6 +52,7 @@ pub mod host_swap;
 pub mod inherited;
 pub mod ksm;
 pub mod kvm;
+pub mod large;
 pub mod pagemap;
 pub mod peer;
 pub mod pool_view;
@@ -56,3 +64,4 @@ pub mod staging;
 pub mod take_path;
 mod transfer;
 pub mod uffd;
+mod zeros;

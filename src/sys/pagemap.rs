@@ -2,12 +2,15 @@
 //!
 //! Source: `Documentation/admin-guide/mm/pagemap.rst`. Frame numbers are hidden from unprivileged
 //! readers; the flags used here are not.
+#![expect(unsafe_code)]
+// UNSAFETY: ioctl(2) with structures that the kernel fills in.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::proc;
-use crate::units::{PAGE_SHIFT, PAGE_SIZE, Pages};
+use crate::units::{CHUNK_BYTES, PAGE_SHIFT, PAGE_SIZE, Pages};
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -16,6 +19,44 @@ const WRITE_PROTECTED: u64 = 1 << 57;
 const EXCLUSIVE: u64 = 1 << 56;
 /// Of an entry that is not present: any of these says that there is something.
 const NOT_PRESENT_BITS: u64 = SWAPPED | FILE_OR_SHARED | WRITE_PROTECTED | EXCLUSIVE;
+
+/// `struct pm_scan_arg` of the request PAGEMAP_SCAN (Linux 6.7 and later), `include/uapi/linux/fs.h`.
+#[repr(C)]
+#[derive(Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `struct page_region`: a run of pages of the same categories.
+#[repr(C)]
+#[derive(Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Scan>() == 96);
+    assert!(size_of::<Region>() == 24);
+};
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: u64 = (3 << 30) | (96 << 16) | ((b'f' as u64) << 8) | 16;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_HUGE: u64 = 1 << 6;
 
 /// What backs one page of our address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +147,49 @@ impl PageTables {
             *there != Backing::Nothing && *here == Backing::Nothing
         };
         Ok(there.into_iter().zip(here).take_while(gone).count())
+    }
+
+    /// Whether the chunk at `hva`, a large page's bound, is mapped as one large page.
+    ///
+    /// # Errors
+    /// When the kernel does not answer: it is older than Linux 6.7.
+    pub fn is_large(&self, hva: usize) -> std::io::Result<bool> {
+        let first = self.first_of(hva, PAGE_IS_HUGE)?;
+        Ok(first
+            .is_some_and(|(start, end)| start == hva as u64 && end - start == CHUNK_BYTES as u64))
+    }
+
+    /// Whether there is nothing in the chunk at `hva`, a large page's bound.
+    ///
+    /// # Errors
+    /// When the kernel does not answer: it is older than Linux 6.7.
+    pub fn is_empty(&self, hva: usize) -> std::io::Result<bool> {
+        Ok(self
+            .first_of(hva, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)?
+            .is_none())
+    }
+
+    /// Where the first run of pages of any of these categories begins and ends in the chunk at `hva`.
+    fn first_of(&self, hva: usize, categories: u64) -> std::io::Result<Option<(u64, u64)>> {
+        let mut region = Region::default();
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            start: hva as u64,
+            end: (hva + CHUNK_BYTES) as u64,
+            vec: std::ptr::from_mut(&mut region) as u64,
+            vec_len: 1,
+            category_anyof_mask: categories,
+            return_mask: categories,
+            ..Scan::default()
+        };
+        // SAFETY: the request encodes the size of `Scan`; the structure is valid for reads and writes,
+        // and its vector is `region`, one element, which outlives the call.
+        let found = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+        match found {
+            0 => Ok(None),
+            1 => Ok(Some((region.start, region.end))),
+            _ => Err(std::io::Error::last_os_error()),
+        }
     }
 
     /// Anonymous memory of this process: guest RAM, staged pages and the process's own.

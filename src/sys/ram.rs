@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::units::{CHUNK_PAGES, Gfn, GfnRange, PAGE_SIZE, PAGES_MAX, Pages};
+use crate::units::{CHUNK_BYTES, CHUNK_PAGES, Gfn, GfnRange, PAGE_SIZE, PAGES_MAX, Pages};
 
 /// First guest-physical byte that is never RAM: devices live from here to 4 GiB.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
@@ -25,7 +26,7 @@ pub enum Error {
         /// Length of the mapping.
         bytes: usize,
         /// The kernel's answer.
-        source: rustix::io::Errno,
+        source: Errno,
     },
     /// vm-memory refused the ranges.
     #[error("cannot describe guest memory: {0}")]
@@ -118,16 +119,57 @@ impl Layout {
     }
 }
 
+/// Address space without memory, for a mapping that begins at a large page's bound.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    start: usize,
+    bytes: usize,
+}
+
+impl Reserved {
+    /// Room for `bytes` from [`Reserved::aligned`] on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn new(bytes: usize) -> Result<Reserved, Errno> {
+        let bytes = bytes + CHUNK_BYTES;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let start = std::ptr::null_mut();
+        // SAFETY: a new reservation at an address of the kernel's choice; nothing is mapped there.
+        let mapped = unsafe { rustix::mm::mmap_anonymous(start, bytes, ProtFlags::empty(), flags) };
+        let start = mapped? as usize;
+        Ok(Reserved { start, bytes })
+    }
+
+    /// The first large page's bound in it.
+    pub fn aligned(&self) -> usize {
+        self.start.next_multiple_of(CHUNK_BYTES)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: the reservation was made in `new`, and whoever owns this value keeps addresses into
+        // it no longer than it lives.
+        if let Err(error) = unsafe { rustix::mm::munmap(self.start as *mut _, self.bytes) } {
+            log::error!("cannot unmap {} bytes: {error}", self.bytes);
+        }
+    }
+}
+
 /// The host mapping of one guest's RAM: private anonymous memory, small pages, nothing reserved.
 ///
 /// The whole guest-physical span, hole included, is one reservation, so that
-/// `host address = base + guest-physical address`. The mapping lives as long as this value; page
+/// `host address = base + guest-physical address`; and the base is that of a large page, so that a
+/// chunk of the guest's can be one. The mapping lives as long as this value; page
 /// operations on it are the pager's alone.
 #[derive(Debug)]
 pub struct GuestRam {
     base: usize,
     layout: Layout,
     memory: GuestMemoryMmap,
+    /// Dropped last: the others point into it.
+    _reserved: Reserved,
 }
 
 impl GuestRam {
@@ -136,18 +178,10 @@ impl GuestRam {
     /// # Errors
     /// When the address space is refused.
     pub fn new(layout: Layout) -> Result<Arc<GuestRam>, Error> {
-        let span = GfnRange::new(Gfn(0), layout.end().0).bytes();
         let map_error = |bytes| move |source| Error::Map { bytes, source };
-        // SAFETY: a new reservation at an address of the kernel's choice; nothing is mapped there.
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                span,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }
-        .map_err(map_error(span))? as usize;
+        let span = GfnRange::new(Gfn(0), layout.end().0).bytes();
+        let reserved = Reserved::new(span).map_err(map_error(span))?;
+        let base = reserved.aligned();
         let mut regions = Vec::new();
         for range in layout.ranges() {
             let start = base + range.start.index() * PAGE_SIZE;
@@ -178,6 +212,7 @@ impl GuestRam {
             base,
             layout,
             memory,
+            _reserved: reserved,
         }))
     }
 
@@ -205,17 +240,6 @@ impl GuestRam {
     pub fn gfn_at(&self, hva: usize) -> Option<Gfn> {
         let gfn = Gfn::containing(hva.checked_sub(self.base)? as u64)?;
         self.layout.contains_gfn(gfn).then_some(gfn)
-    }
-}
-
-impl Drop for GuestRam {
-    fn drop(&mut self) {
-        let span = GfnRange::new(Gfn(0), self.layout.end().0).bytes();
-        // SAFETY: the reservation was made in `new`; `memory` does not own it and nobody else
-        // keeps addresses into it beyond the life of this value.
-        if let Err(error) = unsafe { rustix::mm::munmap(self.base as *mut _, span) } {
-            log::error!("cannot unmap guest memory: {error}");
-        }
     }
 }
 

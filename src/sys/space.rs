@@ -11,6 +11,7 @@
 //! | operation | system call | cost on the development machine, us a page |
 //! |---|---|---|
 //! | zero fill | UFFDIO_ZEROPAGE, 2 MiB at a time | 0.08 |
+//! | populate | UFFDIO_COPY of zeros | TODO |
 //! | take, give back (move) | UFFDIO_MOVE | 0.07-0.15 in bulk, 2.6 alone |
 //! | discard | MADV_DONTNEED | 0.3 in bulk, 3.2 alone |
 //! | map frames | mmap MAP_FIXED | 0.27 in a run, 8.1 alone |
@@ -19,18 +20,22 @@
 // UNSAFETY: page-table system calls on mappings that this value owns, and raw copies out of memory
 // that a guest writes at the same time.
 
+mod large;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
+use super::large::LargeAreas;
 use super::pagemap::{Backing, PageTables};
 use super::pool_view::PoolView;
 use super::ram::GuestRam;
 use super::staging::{StageSlot, Staging};
 use super::transfer::{complete, moved, stopped, transferred};
 use super::uffd::{self, Event, Stop, Transferred, Uffd};
+use super::zeros::Zeros;
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, PAGE_SIZE, Pages};
 use crate::words::TakePath;
 
@@ -96,6 +101,9 @@ pub enum Error {
     },
 }
 
+/// Pages that [`GuestSpace::populate`] takes at a time, at most.
+pub const POPULATE_MAX: u32 = 128;
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct GuestSpace {
@@ -104,6 +112,9 @@ pub struct GuestSpace {
     path: TakePath,
     tables: PageTables,
     staging: Staging,
+    zeros: Zeros,
+    /// Where pages can be moved.
+    large: Option<LargeAreas>,
 }
 
 /// Result of an operation that may need a kernel mapping more.
@@ -135,11 +146,12 @@ pub enum Obstacle {
 }
 
 impl GuestSpace {
-    /// Arms `ram` and makes the staging area. Pages will be taken out as `path` says.
+    /// Arms `ram` and makes the staging area. Pages will be taken out as `path` says; where they are
+    /// moved there may be large ones.
     ///
     /// # Errors
     /// When userfaultfd is not to be had or a mapping is refused.
-    pub fn new(ram: Arc<GuestRam>, path: TakePath) -> Result<GuestSpace, Error> {
+    pub fn new(ram: Arc<GuestRam>, path: TakePath, large: bool) -> Result<GuestSpace, Error> {
         let mut features =
             uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP | uffd::FEATURE_WP_SHMEM;
         if path == TakePath::Move {
@@ -152,12 +164,18 @@ impl GuestSpace {
         }
         let tables = PageTables::open().map_err(Error::PageTables)?;
         let staging = Staging::new(&uffd, path)?;
+        let large = match path {
+            TakePath::Move if large => Some(LargeAreas::new(&uffd)?),
+            _ => None,
+        };
         Ok(GuestSpace {
             ram,
             uffd,
             path,
             tables,
             staging,
+            zeros: Zeros::new(POPULATE_MAX)?,
+            large,
         })
     }
 
@@ -188,7 +206,7 @@ impl GuestSpace {
     pub fn fault_gfn(&self, event: Event) -> Result<Option<Gfn>, Error> {
         match event {
             Event::Remapped => Ok(None),
-            Event::Missing { hva } | Event::Protected { hva } => self
+            Event::Missing { hva, .. } | Event::Protected { hva } => self
                 .ram
                 .gfn_at(hva)
                 .map(Some)
@@ -220,6 +238,19 @@ impl GuestSpace {
         let hva = self.hva(range);
         let done = transferred("zero-fill", range, |at, len| {
             self.uffd.zeropage(hva + at, len)
+        })?;
+        Ok(done.0)
+    }
+
+    /// Puts zeroed pages of their own over `range`, at most [`POPULATE_MAX`] pages and all of them
+    /// missing, and wakes. Returns how many were put there before one that is there already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn populate(&self, range: GfnRange) -> Result<u32, Error> {
+        let hva = self.hva(range);
+        let done = transferred("populate", range, |at, len| {
+            self.uffd.copy(hva + at, self.zeros.hva(len), len)
         })?;
         Ok(done.0)
     }
@@ -280,10 +311,15 @@ impl GuestSpace {
     /// # Errors
     /// When the kernel refuses.
     pub fn give_back(&self, range: GfnRange, slot: StageSlot) -> Result<(), Error> {
-        let hva = self.hva(range);
         let stage = self.staging.hva(slot, range.count);
+        self.give_back_from(range, stage, Staging::is_moved(slot))
+    }
+
+    /// Gives pages back that lie at `stage`, by moving or copying them.
+    fn give_back_from(&self, range: GfnRange, stage: usize, moved: bool) -> Result<(), Error> {
+        let hva = self.hva(range);
         let copy = |at: usize, len: usize| self.uffd.copy(hva + at, stage + at, len);
-        if !Staging::is_moved(slot) {
+        if !moved {
             return complete("give back", range, copy);
         }
         let (mut done, mut stop) = transferred("give back", range, |at, len| {

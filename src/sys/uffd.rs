@@ -54,6 +54,7 @@ const REGISTER_MODE_WP: u64 = 1 << 1;
 const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_REMAP: u8 = 0x14;
+const PAGEFAULT_FLAG_WRITE: u64 = 1 << 0;
 const PAGEFAULT_FLAG_WP: u64 = 1 << 1;
 
 #[repr(C)]
@@ -184,6 +185,8 @@ pub enum Event {
     Missing {
         /// Faulting address, page-aligned.
         hva: usize,
+        /// Whether the thread writes.
+        write: bool,
     },
     /// A thread wrote to a write-protected page at this address and waits.
     Protected {
@@ -548,11 +551,12 @@ fn decode(message: &[u8]) -> Option<Event> {
     match *message.first()? {
         EVENT_PAGEFAULT => {
             let hva = usize::try_from(word(2)?).ok()? & !(crate::units::PAGE_SIZE - 1);
-            let protected = word(1)? & PAGEFAULT_FLAG_WP != 0;
-            Some(if protected {
+            let flags = word(1)?;
+            Some(if flags & PAGEFAULT_FLAG_WP != 0 {
                 Event::Protected { hva }
             } else {
-                Event::Missing { hva }
+                let write = flags & PAGEFAULT_FLAG_WRITE != 0;
+                Event::Missing { hva, write }
             })
         }
         EVENT_REMAP => Some(Event::Remapped),

@@ -236,7 +236,7 @@ impl<'a> Agent<'a> {
                 self.pager.with_credit(|credit| credit.grant(pages));
                 self.pager.retry_starving()?;
             }
-            ToVm::Orders(orders) => self.set_orders(orders, machine),
+            ToVm::Orders(orders) => self.set_orders(orders, machine)?,
             ToVm::Candidates { pages } => self.tasks.merge.propose(pages),
             ToVm::Want { gfns } => self.contents.want(gfns),
             ToVm::Stop => self.stop(machine),
@@ -247,12 +247,14 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
-    fn set_orders(&mut self, orders: Orders, machine: Option<&Machine>) {
+    fn set_orders(&mut self, orders: Orders, machine: Option<&Machine>) -> Result<(), mem::Error> {
         if let Some(machine) = machine {
             machine.balloon().set_target(orders.balloon_target);
         }
         self.tasks.obey(&orders);
+        let plenty = orders.state == MemState::High && orders.private_max.is_none();
         self.orders = orders;
+        self.pager.set_plenty(plenty)
     }
 
     /// Nobody limits the VM any more, and nobody would unblock it.
@@ -268,7 +270,7 @@ impl<'a> Agent<'a> {
             balloon_target: self.orders.balloon_target,
             ..no_orders()
         };
-        self.set_orders(orders, machine);
+        self.set_orders(orders, machine)?;
         self.tasks.merge.forget();
         self.contents.forget();
         self.references.forget();

@@ -100,6 +100,7 @@ fn prepare(
             seed,
             readers: faults::threads(spec.cpus) - 1,
             credit,
+            large_pages: true,
             mappings_max: pager::mappings_max(),
             observer: None,
         },

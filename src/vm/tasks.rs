@@ -10,6 +10,7 @@ use crate::mem::tasks::census::CensusTask;
 use crate::mem::tasks::measure::Measure;
 use crate::mem::tasks::merge::Merge;
 use crate::mem::tasks::scan::Scan;
+use crate::mem::tasks::stock::DropStock;
 use crate::mem::tasks::swap::Swap;
 use crate::sys::pool_view::PoolView;
 use crate::words::MemState;
@@ -23,6 +24,7 @@ pub(super) struct Tasks {
     pub census: CensusTask,
     pub sample: Active,
     pub scan: Scan,
+    stock: DropStock,
 }
 
 impl Tasks {
@@ -35,6 +37,7 @@ impl Tasks {
             census: CensusTask::new(Arc::clone(pager)),
             sample: Active::new(Arc::clone(pager), welcome.sampling, seed),
             scan: Scan::new(Arc::clone(pager), welcome.key_seed),
+            stock: DropStock::new(Arc::clone(pager)),
         }
     }
 
@@ -48,10 +51,11 @@ impl Tasks {
     /// All of them, the most important first; each with the memory state from which on it does not
     /// wait for the time budget. What is ordered never waits; and where memory is short, neither does
     /// what gives some back or finds what can be taken.
-    pub fn ranked(&mut self) -> [Ranked<'_>; 6] {
+    pub fn ranked(&mut self) -> [Ranked<'_>; 7] {
         [
             (&mut self.measure, Some(MemState::High)),
             (&mut self.swap, Some(MemState::High)),
+            (&mut self.stock, Some(MemState::High)),
             (&mut self.merge, Some(MemState::Hard)),
             (&mut self.census, Some(MemState::Hard)),
             (&mut self.sample, None),

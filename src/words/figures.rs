@@ -35,6 +35,10 @@ pub struct Counters {
     pub merged_pages: u64,
     /// Pages that the kernel would not let go of when they were to be taken out.
     pub take_refusals: u64,
+    /// First touches that got a large page.
+    pub large_fills: u64,
+    /// Large pages that the kernel would not split when a part was to be dropped.
+    pub split_refusals: u64,
 }
 
 impl Counters {
@@ -51,6 +55,8 @@ impl Counters {
             credit_waits,
             merged_pages,
             take_refusals,
+            large_fills,
+            split_refusals,
         } = self;
         Counters {
             swap_in_pages: bounded(swap_in_pages),
@@ -61,12 +67,14 @@ impl Counters {
             credit_waits: bounded(credit_waits),
             merged_pages: bounded(merged_pages),
             take_refusals: bounded(take_refusals),
+            large_fills: bounded(large_fills),
+            split_refusals: bounded(split_refusals),
         }
     }
 }
 
-/// Guest pages that have no memory of their own, by what took it. The encoded form is that of the
-/// JSON contract: bytes.
+/// How much of the guest's memory is not small pages of its own: by what took it, and in large ones.
+/// The encoded form is that of the JSON contract: bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gauges {
     /// Found to be all zero and discarded, and still unbacked.
@@ -81,6 +89,9 @@ pub struct Gauges {
     /// In the swap file.
     #[serde(rename = "swapped_bytes", with = "in_bytes")]
     pub swapped: Pages,
+    /// In large pages of 2 MiB.
+    #[serde(rename = "large_bytes", with = "in_bytes")]
+    pub large: Pages,
 }
 
 impl Gauges {
@@ -98,6 +109,7 @@ impl Gauges {
             ballooned,
             compressed,
             swapped,
+            large,
         } = self;
         let compressed = compressed.min(size);
         Gauges {
@@ -105,6 +117,7 @@ impl Gauges {
             ballooned: ballooned.min(size),
             compressed,
             swapped: swapped.min(size - compressed),
+            large: large.min(size),
         }
     }
 }

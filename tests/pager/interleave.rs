@@ -16,14 +16,18 @@ use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::share::Scanner;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::space::PageBuf;
-use tidemark::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
+use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, PAGE_SIZE, Pages};
 use tidemark::words::TakePath;
 
+use super::chunks::{CHUNKS, Chunks};
+use super::os::has_large_pages;
 use super::pool::{KEY_SEED, Pool};
 use super::rig::{Rig, merge};
 
-/// Pages of the guest.
+/// Pages that the vCPUs own.
 pub const PAGES: u32 = 1024;
+/// Pages of the guest: behind those of the vCPUs are the worker's own.
+pub const GUEST_PAGES: u32 = PAGES + CHUNKS * CHUNK_PAGES;
 /// Accesses of each vCPU for each operation of the worker.
 const ACCESSES: u64 = 24;
 /// How many operations the vCPUs and the worker may be apart.
@@ -72,7 +76,7 @@ struct Shared {
 /// When a page is corrupt, the books disagree with the page tables or the pool, batches cannot be
 /// taken any more, or something hangs.
 pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) -> Outcome {
-    let (rig, replay) = Rig::replayed(plan.path, PAGES);
+    let (rig, replay) = Rig::replayed(plan.path, GUEST_PAGES);
     let shared = Arc::new(Shared {
         plan,
         rig,
@@ -98,6 +102,9 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     let report = rig.pager.report().unwrap();
     let counters = report.measured.counters;
     assert!(counters.swap_in_pages > 0 && counters.swap_out_pages > 0 && counters.cow_breaks > 0);
+    if plan.path == TakePath::Move && has_large_pages() {
+        assert!(counters.large_fills > 0, "seed {seed}: no large page");
+    }
     // A reference for each page that maps a frame, and no other.
     assert_eq!(Pages(pool.lent()), report.measured.shared, "seed {seed}");
     replay.check(&rig.pager);
@@ -247,15 +254,16 @@ fn work(shared: &Shared) -> (u64, Pool) {
     let mut rng = fastrand::Rng::with_seed(!seed);
     let mut reclaimer = Reclaimer::new(seed);
     let mut scanner = Scanner::new(KEY_SEED);
-    let mut pool = Pool::new(PAGES);
+    let mut pool = Pool::new(GUEST_PAGES);
     let view = pool.view();
+    let mut chunks = Chunks::new(PAGES, seed);
     let mut merged = 0;
     for done in 1..=shared.plan.operations {
         shared.pace_worker();
         if shared.stops() {
             break;
         }
-        match kinds.u32(0..11) {
+        match kinds.u32(0..13) {
             0..=2 => {
                 reclaimer.step(&rig.pager, kinds.usize(1..=32)).unwrap();
             }
@@ -264,16 +272,19 @@ fn work(shared: &Shared) -> (u64, Pool) {
                 rig.pager.census().unwrap();
             }
             8 => {
-                let drawn: Vec<Gfn> = (0..40).map(|_| Gfn(kinds.u32(0..PAGES))).collect();
+                let drawn: Vec<Gfn> = (0..40).map(|_| Gfn(kinds.u32(0..GUEST_PAGES))).collect();
                 rig.pager.begin_sample(&drawn).unwrap();
                 rig.pager.touched_in_sample().unwrap();
             }
             9 => rig.store.fail_writes(kinds.u32(0..4) == 0),
+            10 => rig.pager.set_plenty(kinds.u32(0..3) > 0).unwrap(),
+            11 => chunks.step(rig),
             _ => replace_link(rig, &mut reclaimer, &mut pool),
         }
         pool.release(&rig.pager.take_released());
         shared.operations.store(done, Ordering::Relaxed);
     }
+    chunks.check_all(rig);
     shared.end.store(true, Ordering::Relaxed);
     (merged, pool)
 }

@@ -8,6 +8,7 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
 
+pub mod chunks;
 pub mod faults;
 pub mod interleave;
 pub mod os;

@@ -175,3 +175,9 @@ impl Drop for Ksm {
         }
     }
 }
+
+/// Whether the kernel gives large pages to who asks for them.
+pub fn has_large_pages() -> bool {
+    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    enabled.is_ok_and(|enabled| !enabled.contains("[never]"))
+}

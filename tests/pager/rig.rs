@@ -64,6 +64,7 @@ impl Rig {
             seed: 5,
             readers: READERS,
             credit,
+            large_pages: true,
             mappings_max: MAPPINGS_MAX,
             observer,
         };

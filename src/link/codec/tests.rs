@@ -32,7 +32,7 @@ fn hello() -> impl Strategy<Value = ToHost> {
 }
 
 fn report() -> impl Strategy<Value = ToHost> {
-    (any::<[u64; 14]>(), any::<bool>(), any::<Option<u64>>()).prop_map(|(n, driver, stat)| {
+    (any::<[u64; 15]>(), any::<bool>(), any::<Option<u64>>()).prop_map(|(n, driver, stat)| {
         ToHost::Report(Box::new(Report {
             holding: Holding {
                 private: Pages(n[0]),
@@ -47,6 +47,7 @@ fn report() -> impl Strategy<Value = ToHost> {
                     ballooned: Pages::in_bytes(n[6]),
                     compressed: Pages::in_bytes(n[7]),
                     swapped: Pages::in_bytes(n[8]),
+                    large: Pages::in_bytes(n[14]),
                 },
                 counters: Counters {
                     swap_in_pages: n[9],

@@ -10,6 +10,7 @@
 //! | [`swap`] | while more is used than the orders allow | batches of 32 pages |
 //! | [`merge`] | while there are candidates | runs of neighbours, 128 candidates at a time |
 //! | [`census`] | a second after the last one | chunks of 512 pages; the next run goes on |
+//! | [`stock`] | a second after a large page was wanted last | frees the stock |
 //! | [`scan`] | as often as its rate asks for | slices of 64 pages |
 //!
 //! Sampling is a task too, beside the estimate that it is for (`vm::active`). Dropping what the guest
@@ -23,6 +24,7 @@ pub mod census;
 pub mod measure;
 pub mod merge;
 pub mod scan;
+pub mod stock;
 pub mod swap;
 
 /// What a run of a task achieved.

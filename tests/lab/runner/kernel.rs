@@ -59,6 +59,7 @@ impl Space {
             seed: 7,
             credit: CreditBook::unlimited(),
             readers: READERS,
+            large_pages: true,
             mappings_max: mappings_max(),
             observer: None,
         };

@@ -115,6 +115,7 @@ impl Rig {
             seed: 7,
             credit: plan.credit.clone(),
             readers: READERS,
+            large_pages: true,
             mappings_max: mappings_max(),
             observer: None,
         };

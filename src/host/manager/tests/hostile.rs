@@ -32,7 +32,7 @@ fn guest_memory() -> impl Strategy<Value = GuestMemoryStats> {
 }
 
 fn hostile_report() -> impl Strategy<Value = Report> {
-    let figures = prop::array::uniform17(figure());
+    let figures = prop::array::uniform18(figure());
     let others = (prop::option::of(figure()), any::<bool>(), guest_memory());
     (figures, others).prop_map(|(n, (active, balloon_driver, guest_memory))| Report {
         holding: Holding {
@@ -48,6 +48,7 @@ fn hostile_report() -> impl Strategy<Value = Report> {
                 ballooned: Pages(n[6]),
                 compressed: Pages(n[7]),
                 swapped: Pages(n[8]),
+                large: Pages(n[17]),
             },
             counters: Counters {
                 swap_in_pages: n[9],

@@ -1,0 +1,209 @@
+//! Large pages: chunks of 2 MiB that the kernel maps whole.
+//!
+//! A large page is 512 private pages of the books, and nothing that is done to a page needs to know
+//! of it but for this:
+//!
+//! - a part of it is never dropped or taken out: it is *split* first, because the kernel would keep
+//!   what was dropped ([`Memory::split`]);
+//! - sampling takes it out whole, and a touch of any of its pages brings it back whole.
+//!
+//! A chunk is in the set only after the page tables said that it is large. The kernel may split it
+//! since, so that the set says which chunks *may* be; that costs a figure its exactness, and no more.
+
+use std::collections::BTreeSet;
+
+use super::memory::{Fill, Memory};
+use super::pager::Error;
+use crate::page::state::{PageEvent, PageState};
+use crate::sys::large::{SAMPLES_MAX, SampleSlot};
+use crate::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
+
+/// Why a large page comes back from its sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whether {
+    /// The guest touched it.
+    Touched,
+    /// The sample is over.
+    Untouched,
+}
+
+/// A large page that is sampled, by its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sampled {
+    chunk: Gfn,
+    /// It is back already.
+    touched: bool,
+}
+
+/// The books of the large pages.
+#[derive(Debug)]
+pub(super) struct Large {
+    /// First frames of the chunks that are large pages.
+    chunks: BTreeSet<Gfn>,
+    sampled: Vec<Option<Sampled>>,
+}
+
+impl Default for Large {
+    fn default() -> Large {
+        Large {
+            chunks: BTreeSet::new(),
+            sampled: vec![None; usize::from(SAMPLES_MAX)],
+        }
+    }
+}
+
+impl Large {
+    fn get(&self, slot: SampleSlot) -> Option<Sampled> {
+        self.sampled[usize::from(slot.0)]
+    }
+
+    fn free_slot(&self) -> Option<SampleSlot> {
+        let free = |slot: &SampleSlot| self.get(*slot).is_none();
+        (0..SAMPLES_MAX).map(SampleSlot).find(free)
+    }
+
+    /// Pages that are out of the guest.
+    pub fn sampled_pages(&self) -> u64 {
+        let out = self.sampled.iter().flatten();
+        out.filter(|sampled| !sampled.touched).count() as u64 * u64::from(CHUNK_PAGES)
+    }
+}
+
+fn chunk_from(start: Gfn) -> GfnRange {
+    GfnRange::new(start, CHUNK_PAGES)
+}
+
+impl Memory<'_> {
+    /// Memory in large pages.
+    pub fn large(&self) -> Pages {
+        Pages(self.books.large.chunks.len() as u64 * u64::from(CHUNK_PAGES))
+    }
+
+    /// Whether the page lies in a large one.
+    pub fn is_large(&self, gfn: Gfn) -> bool {
+        self.books.large.chunks.contains(&gfn.chunk_start())
+    }
+
+    /// Unbacked to private: a large page of the stock for a whole chunk. False when the stock is
+    /// empty.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    ///
+    /// # Panics
+    /// When a page is there already: the books are wrong.
+    pub fn fill_large(&mut self, chunk: GfnRange) -> Result<bool, Error> {
+        let Some(slot) = self.books.stock.take() else {
+            return Ok(false);
+        };
+        let filled = self.space.give_large(slot, chunk)?;
+        // It was charged when it was zeroed.
+        self.filled(chunk, filled, Fill::Pages)?;
+        if self.space.is_large(chunk)? {
+            self.books.large.chunks.insert(chunk.start);
+            self.books.counters.large_fills += 1;
+        }
+        Ok(true)
+    }
+
+    /// Makes small pages of the large ones of which the range is a part: it is to be taken out or
+    /// dropped.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn split(&mut self, range: GfnRange) -> Result<(), Error> {
+        if self.books.large.chunks.is_empty() || range.count == 0 {
+            return Ok(());
+        }
+        let last = Gfn(range.end().0 - 1);
+        let within = range.start.chunk_start()..=last.chunk_start();
+        let met: Vec<Gfn> = self.books.large.chunks.range(within).copied().collect();
+        for start in met {
+            self.books.large.chunks.remove(&start);
+            let chunk = chunk_from(start);
+            let whole = range.start <= start && chunk.end() <= range.end();
+            // Where the kernel does not split now, no byte is lost: a move splits by itself, and what
+            // is dropped is free as soon as the rest of the page is.
+            if !whole && !self.space.split(chunk)? {
+                self.books.counters.split_refusals += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Private to staged: takes a large page out of the guest, whole. `None` when there is no slot,
+    /// or the kernel does not let go of it now.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sample_large(&mut self, gfn: Gfn) -> Result<Option<SampleSlot>, Error> {
+        let chunk = chunk_from(gfn.chunk_start());
+        let Some(slot) = self.books.large.free_slot() else {
+            return Ok(None);
+        };
+        if !self.space.take_large(chunk, slot)? {
+            return Ok(None);
+        }
+        for (place, gfn) in (0..).zip(chunk.iter()) {
+            self.apply(gfn, PageEvent::Take(slot.page(place)));
+        }
+        self.books.large.sampled[usize::from(slot.0)] = Some(Sampled {
+            chunk: chunk.start,
+            touched: false,
+        });
+        Ok(Some(slot))
+    }
+
+    /// Staged to private, for all pages of a large one, and wakes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    ///
+    /// # Panics
+    /// When no page is in the slot.
+    pub fn return_large(&mut self, slot: SampleSlot, whether: Whether) -> Result<(), Error> {
+        let sampled = self.books.large.get(slot);
+        let sampled = sampled.expect("a page is staged in a slot that is held");
+        let chunk = chunk_from(sampled.chunk);
+        self.space.return_large(chunk, slot)?;
+        for gfn in chunk.iter() {
+            self.apply(gfn, PageEvent::GiveBack);
+        }
+        self.books.large.sampled[usize::from(slot.0)] = match whether {
+            Whether::Touched => Some(Sampled {
+                touched: true,
+                ..sampled
+            }),
+            Whether::Untouched => None,
+        };
+        Ok(())
+    }
+
+    /// Whether a sampled large page was touched.
+    pub fn was_touched(&self, slot: SampleSlot) -> bool {
+        let sampled = self.books.large.get(slot);
+        sampled.is_some_and(|sampled| sampled.touched)
+    }
+
+    /// The slot in which this page's large one is sampled.
+    pub fn sample_of(&self, gfn: Gfn) -> Option<SampleSlot> {
+        match self.state(gfn) {
+            PageState::Staged(slot) => SampleSlot::of(slot),
+            _ => None,
+        }
+    }
+
+    /// Ends the sample of a large page: what is still out comes back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn end_large(&mut self, slot: SampleSlot) -> Result<(), Error> {
+        match self.books.large.get(slot) {
+            Some(sampled) if !sampled.touched => self.return_large(slot, Whether::Untouched),
+            _ => {
+                self.books.large.sampled[usize::from(slot.0)] = None;
+                Ok(())
+            }
+        }
+    }
+}

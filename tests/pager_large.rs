@@ -1,0 +1,245 @@
+//! Large pages: who gets them, what splits them, and that no byte and no memory is lost with them.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+mod pager;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use common::Capability::Uffd;
+use common::{note, require, wait_for};
+use pager::os::has_large_pages;
+use pager::rig::Rig;
+use pager::{take_paths, unique};
+use tidemark::mem::credit::CreditBook;
+use tidemark::mem::reclaim::Reclaimer;
+use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
+use tidemark::words::TakePath;
+
+const CHUNKS: u32 = 16;
+const LONG: Duration = Duration::from_secs(10);
+
+/// The kernel's count of large pages is the process's: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn chunk(number: u32) -> GfnRange {
+    GfnRange::new(Gfn(number * CHUNK_PAGES), CHUNK_PAGES)
+}
+
+fn page(gfn: Gfn) -> [u8; 4096] {
+    unique(u64::from(gfn.0)).0
+}
+
+/// What a guest may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Granted {
+    All,
+    Only(Pages),
+}
+
+/// A guest that has filled all its memory in order, so slowly that there was a large page for each
+/// chunk behind the second, if it may hold all; `None` where there are no large pages to be had.
+fn filled(granted: Granted) -> Option<Rig> {
+    require(&[Uffd])?;
+    if !take_paths().contains(&TakePath::Move) || !has_large_pages() {
+        note("no large pages here, or no moving: not tested");
+        return None;
+    }
+    let credit = match granted {
+        Granted::All => CreditBook::unlimited(),
+        Granted::Only(pages) => CreditBook::new(pages, Pages(256)),
+    };
+    let rig = Rig::new(TakePath::Move, CHUNKS * CHUNK_PAGES, credit);
+    rig.pager.set_plenty(true).unwrap();
+    for number in 0..CHUNKS {
+        // The second chunk's touch is the first that wants a large page.
+        let has_stock = || rig.pager.stock_expires().is_some();
+        if number >= 2 && granted == Granted::All {
+            wait_for("a large page in stock", LONG, has_stock);
+        }
+        for gfn in chunk(number).iter() {
+            rig.write(gfn, &page(gfn));
+        }
+    }
+    Some(rig)
+}
+
+fn large(rig: &Rig) -> Pages {
+    rig.pager.report().unwrap().measured.gauges.large
+}
+
+/// Compares all pages with what was written, but those that `but` names.
+fn compare(rig: &Rig, but: impl Fn(Gfn) -> bool) {
+    for gfn in (0..CHUNKS).flat_map(|number| chunk(number).iter()) {
+        assert!(but(gfn) || rig.read(gfn) == page(gfn), "{gfn} is corrupt");
+    }
+}
+
+/// Memory of this process in large pages, as the kernel counts it.
+fn anon_huge() -> Pages {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let line = text.lines().find(|line| line.starts_with("AnonHugePages:"));
+    let kib: u64 = line
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    Pages::in_bytes(kib << 10)
+}
+
+#[test]
+fn memory_filled_in_order_is_large() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    let all_but_two = Pages(u64::from((CHUNKS - 2) * CHUNK_PAGES));
+    assert_eq!(large(&rig), all_but_two);
+    assert!(anon_huge() >= large(&rig), "{:?}", anon_huge());
+    rig.pager.audit().unwrap();
+    compare(&rig, |_| false);
+    rig.finish().unwrap();
+}
+
+#[test]
+fn scarce_memory_is_not() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    rig.pager.set_plenty(false).unwrap();
+    assert_eq!(rig.pager.stock_expires(), None, "the stock is dropped");
+    let before = large(&rig);
+    for number in 0..CHUNKS {
+        rig.pager.report_free(chunk(number)).unwrap();
+    }
+    assert_eq!(large(&rig), Pages::ZERO, "{before:?} before");
+    for gfn in (0..CHUNKS).flat_map(|number| chunk(number).iter()) {
+        rig.write(gfn, &page(gfn));
+    }
+    assert_eq!(large(&rig), Pages::ZERO);
+    compare(&rig, |_| false);
+    rig.finish().unwrap();
+}
+
+/// What is dropped of a large page would not be free: the kernel keeps it whole until memory is
+/// short.
+#[test]
+fn a_large_page_is_split_before_a_part_is_dropped() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    rig.pager.drop_stock().unwrap();
+    let before = large(&rig);
+    assert!(before > Pages::ZERO);
+    let dead = |gfn: Gfn| gfn.0 % 8 == 3;
+    for number in 0..CHUNKS {
+        let gfns: Vec<Gfn> = chunk(number).iter().filter(|gfn| dead(*gfn)).collect();
+        rig.pager.inflate(&gfns).unwrap();
+    }
+    let counters = rig.pager.report().unwrap().measured.counters;
+    assert_eq!((large(&rig), counters.split_refusals), (Pages::ZERO, 0));
+    assert_eq!(anon_huge(), Pages::ZERO, "{before:?} before");
+    rig.pager.audit().unwrap();
+    compare(&rig, dead);
+    rig.finish().unwrap();
+}
+
+#[test]
+fn a_large_page_goes_to_swap_a_part_at_a_time() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    let mut reclaimer = Reclaimer::new(7);
+    let mut taken = 0;
+    while taken < CHUNKS * CHUNK_PAGES / 2 {
+        taken += reclaimer.step(&rig.pager, 32).unwrap().pages;
+    }
+    rig.pager.audit().unwrap();
+    compare(&rig, |_| false);
+    rig.finish().unwrap();
+}
+
+/// Ten samples: the large pages that were touched count, and all are as large as before.
+#[test]
+fn a_sample_splits_nothing() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    let before = large(&rig);
+    let huge = anon_huge();
+    for round in 0..10 {
+        // Two pages of each chunk, so that a large one is drawn twice.
+        let drawn: Vec<Gfn> = (0..CHUNKS)
+            .flat_map(|number| [round, 300].map(|place| Gfn(number * CHUNK_PAGES + place)))
+            .collect();
+        assert_eq!(rig.pager.begin_sample(&drawn).unwrap(), 2 * CHUNKS);
+        rig.pager.audit().unwrap();
+        // A page that was not drawn, in the last chunk, which is large, and one in the first.
+        let last = Gfn((CHUNKS - 1) * CHUNK_PAGES + 411);
+        assert!(rig.read(last) == page(last));
+        assert_eq!(rig.pager.touched_in_sample().unwrap(), 2);
+        let first = Gfn(300);
+        assert!(rig.read(first) == page(first));
+        assert_eq!(rig.pager.touched_in_sample().unwrap(), 3);
+    }
+    // The guest frees one that is out, and a part of another.
+    rig.pager.report_free(chunk(CHUNKS - 2)).unwrap();
+    let part = GfnRange::new(chunk(CHUNKS - 3).start, 5);
+    rig.pager.report_free(part).unwrap();
+    rig.pager.end_sample().unwrap();
+    assert_eq!(large(&rig) + Pages(2 * u64::from(CHUNK_PAGES)), before);
+    assert_eq!(anon_huge() + Pages(2 * u64::from(CHUNK_PAGES)), huge);
+    rig.pager.audit().unwrap();
+    compare(&rig, |gfn| {
+        chunk(CHUNKS - 2).contains(gfn) || part.contains(gfn)
+    });
+    rig.finish().unwrap();
+}
+
+/// What is in stock is used, as the account sees it, and is not when nobody wants it any more.
+#[test]
+fn the_stock_is_charged_and_freed() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    wait_for("a stock", LONG, || rig.pager.stock_expires().is_some());
+    let used = || {
+        rig.pager.measure().unwrap();
+        rig.pager.with_credit(|credit| credit.used())
+    };
+    rig.pager.census().unwrap();
+    let with_stock = used();
+    rig.pager.drop_stock().unwrap();
+    assert_eq!(rig.pager.stock_expires(), None);
+    let freed = with_stock.saturating_sub(used());
+    // The kernel's count is kept per CPU, a little off.
+    assert!(freed.0 >= u64::from(CHUNK_PAGES) - 128, "{freed:?}");
+    rig.finish().unwrap();
+}
+
+/// A guest with little credit gets what the credit covers, and large pages never beyond it.
+#[test]
+fn large_pages_keep_within_the_credit() {
+    let granted = Pages(u64::from((CHUNKS + 1) * CHUNK_PAGES) + 400);
+    let _alone = alone();
+    let Some(rig) = filled(Granted::Only(granted)) else {
+        return;
+    };
+    rig.pager.measure().unwrap();
+    let used = rig.pager.with_credit(|credit| credit.used());
+    assert!(used <= granted + Pages(128), "{used:?} of {granted:?}");
+    compare(&rig, |_| false);
+    rig.finish().unwrap();
+}
