@@ -5,6 +5,7 @@
 mod common;
 mod pager;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,33 @@ fn filled(granted: Granted) -> Option<Rig> {
     };
     let rig = Rig::new(TakePath::Move, CHUNKS * CHUNK_PAGES, credit);
     rig.pager.set_plenty(true).unwrap();
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // As the VM process's worker.
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                rig.pager.measure().unwrap();
+                rig.pager.retry_starving().unwrap();
+                std::thread::yield_now();
+            }
+        });
+        // Also where the test fails: the scope waits for the thread.
+        let _guard = End(&end);
+        fill(&rig, granted);
+    });
+    Some(rig)
+}
+
+/// Ends the worker.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn fill(rig: &Rig, granted: Granted) {
     for number in 0..CHUNKS {
         // The second chunk's touch is the first that wants a large page.
         let has_stock = || rig.pager.stock_expires().is_some();
@@ -66,7 +94,6 @@ fn filled(granted: Granted) -> Option<Rig> {
             rig.write(gfn, &page(gfn));
         }
     }
-    Some(rig)
 }
 
 fn large(rig: &Rig) -> Pages {
@@ -92,6 +119,15 @@ fn anon_huge() -> Pages {
         .parse()
         .unwrap();
     Pages::in_bytes(kib << 10)
+}
+
+/// Drops the stock, also what a fault thread is about to put there.
+fn empty_stock(rig: &Rig) {
+    rig.pager.set_plenty(false).unwrap();
+    wait_for("an empty stock", LONG, || {
+        rig.pager.drop_stock().unwrap();
+        rig.pager.stock() == Pages::ZERO
+    });
 }
 
 #[test]
@@ -137,7 +173,7 @@ fn a_large_page_is_split_before_a_part_is_dropped() {
     let Some(rig) = filled(Granted::All) else {
         return;
     };
-    rig.pager.drop_stock().unwrap();
+    empty_stock(&rig);
     let before = large(&rig);
     assert!(before > Pages::ZERO);
     let dead = |gfn: Gfn| gfn.0 % 8 == 3;
@@ -176,8 +212,9 @@ fn a_sample_splits_nothing() {
     let Some(rig) = filled(Granted::All) else {
         return;
     };
-    let before = large(&rig);
-    let huge = anon_huge();
+    empty_stock(&rig);
+    let (before, huge) = (large(&rig), anon_huge());
+    assert_eq!(huge, before);
     for round in 0..10 {
         // Two pages of each chunk, so that a large one is drawn twice.
         let drawn: Vec<Gfn> = (0..CHUNKS)

@@ -80,6 +80,12 @@ impl CreditBook {
         self.mapped_since += pages;
     }
 
+    /// Pages that were [`CreditBook::mapped`] are not there after all. Where they were measured since,
+    /// the next measurement tells.
+    pub fn unmapped(&mut self, pages: Pages) {
+        self.mapped_since = self.mapped_since.saturating_sub(pages);
+    }
+
     /// A new measurement replaces all earlier knowledge.
     pub fn measured(&mut self, pages: Pages) {
         self.measured = pages;

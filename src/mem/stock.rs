@@ -14,6 +14,9 @@ use super::pager::{Error, Pager};
 use crate::sys::large::{STOCK_MAX, StockSlot};
 use crate::units::{CHUNK_PAGES, Pages};
 
+/// What a slot takes.
+const LARGE: Pages = Pages(CHUNK_PAGES as u64);
+
 /// How long a stock is kept that nobody takes from.
 const KEPT: Duration = Duration::from_secs(1);
 
@@ -82,7 +85,7 @@ impl Stock {
     /// Pages in the stock, those that are being zeroed included.
     pub fn pages(&self) -> Pages {
         let held = self.slots.iter().filter(|slot| **slot != Slot::Empty);
-        Pages(held.count() as u64 * u64::from(CHUNK_PAGES))
+        Pages(held.count() as u64 * LARGE.0)
     }
 
     /// When the stock is to be dropped, unless somebody takes from it; `None` while it is empty.
@@ -114,6 +117,11 @@ impl Pager {
         }
     }
 
+    /// What the stock takes, pages that are being zeroed included.
+    pub fn stock(&self) -> Pages {
+        self.memory(Cause::Account).stock().pages()
+    }
+
     /// When [`Pager::drop_stock`] is due; `None` while there is nothing to drop.
     pub fn stock_expires(&self) -> Option<Instant> {
         self.memory(Cause::Account).stock().expires()
@@ -136,18 +144,20 @@ impl Memory<'_> {
 
     /// Begins to fill a slot, if a page is wanted, memory is plenty and the credit covers it.
     fn begin_restock(&mut self) -> Option<StockSlot> {
-        let large = Pages(CHUNK_PAGES.into());
         let may = self.is_plenty() && self.space.has_stock();
-        if !may || self.credit().headroom() < large {
+        if !may || self.credit().headroom() < LARGE {
             return None;
         }
         let slot = self.stock().begin(Instant::now())?;
-        self.credit().mapped(large);
+        self.credit().mapped(LARGE);
         Some(slot)
     }
 
     fn end_restock(&mut self, slot: StockSlot, filled: bool) {
         self.stock().end(slot, filled, Instant::now());
+        if !filled {
+            self.credit().unmapped(LARGE);
+        }
     }
 
     /// Frees what is in the stock.
@@ -155,6 +165,7 @@ impl Memory<'_> {
         self.stock().wanted = None;
         while let Some(slot) = self.stock().take() {
             self.space.drop_large(slot)?;
+            self.credit().unmapped(LARGE);
         }
         Ok(())
     }

@@ -45,12 +45,10 @@ impl GuestSpace {
     /// When the kernel refuses.
     pub fn give_large(&self, slot: StockSlot, chunk: GfnRange) -> Result<u32, Error> {
         let (to, from) = (self.hva(chunk), self.large().stock_hva(slot));
-        if !self.tables.is_empty(to).map_err(Error::PageTables)? {
+        if !self.clear_table(chunk)? {
             self.large().empty(slot)?;
             return Ok(0);
         }
-        // The fault left an empty page table, beside which no large page can be mapped.
-        dont_need(to, chunk.bytes()).map_err(|source| guest_error("empty", chunk, source))?;
         let (moved, _) = transferred("give a large page to", chunk, |at, len| {
             self.relocate(to + at, from + at, len)
         })?;
@@ -58,6 +56,17 @@ impl GuestSpace {
             self.large().empty(slot)?;
         }
         Ok(moved)
+    }
+
+    /// Frees the empty page table that a fault left of a chunk, beside which no large page can be
+    /// mapped. False when the chunk is not empty.
+    fn clear_table(&self, chunk: GfnRange) -> Result<bool, Error> {
+        let hva = self.hva(chunk);
+        if !self.tables.is_empty(hva).map_err(Error::PageTables)? {
+            return Ok(false);
+        }
+        dont_need(hva, chunk.bytes()).map_err(|source| guest_error("empty", chunk, source))?;
+        Ok(true)
     }
 
     /// Frees a large page of the stock.
@@ -93,6 +102,8 @@ impl GuestSpace {
     /// When the kernel refuses.
     pub fn return_large(&self, chunk: GfnRange, slot: SampleSlot) -> Result<(), Error> {
         let hva = self.large().sample_hva(slot);
+        // What is there already is said when it is met.
+        let _ = self.clear_table(chunk)?;
         self.give_back_from(chunk, hva, true)?;
         dont_need(hva, chunk.bytes())
             .map_err(|source| guest_error("empty the slot of", chunk, source))
