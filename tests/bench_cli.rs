@@ -1,4 +1,8 @@
 //! `tidemark bench`: measures a little, prints what it promises, leaves nothing behind.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: a panic is their way to fail"
+)]
 
 mod common;
 
@@ -66,6 +70,7 @@ fn the_bench_of_a_guest_has_its_rows() {
         "steady_large",
         "rewritten_early",
         "rewritten_late",
+        "rewritten_rested",
     ] {
         let row = &result["ratios"][key];
         let (ours, peer) = (figure(row, "ours"), figure(row, "peer"));
@@ -79,6 +84,61 @@ fn the_bench_of_a_guest_has_its_rows() {
         assert_eq!(row["runs"], 1, "{row}");
         assert!(row["peer_is"].as_str().is_some(), "{row}");
     }
+}
+
+/// A row that has a ratio, or says why it has none.
+fn check_row(row: &Value) {
+    assert!(figure(row, "ours") > 0.0, "{row}");
+    match row.get("could_not_run") {
+        Some(why) => {
+            eprintln!("NOTE: the peer could not run: {why}");
+            assert!(
+                row.get("peer").is_none() && row.get("ratio").is_none(),
+                "{row}"
+            );
+        }
+        None => {
+            assert!(
+                figure(row, "peer") > 0.0 && figure(row, "ratio") > 0.0,
+                "{row}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_storm_puts_ksm_back() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let result = bench(&["storm", "--size", "8M", "--runs", "1"]);
+    for key in ["storm_worst_ms", "storm_p50_us", "storm_p99_us"] {
+        check_row(&result["ratios"][key]);
+    }
+}
+
+#[test]
+fn the_wake_leaves_no_swap_on() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let swaps = || std::fs::read_to_string("/proc/swaps").unwrap();
+    let before = swaps();
+    let args = [
+        "wake",
+        "--size",
+        "16M",
+        "--runs",
+        "1",
+        "--for-ratio",
+        "wake_seq",
+    ];
+    let result = bench(&args);
+    check_row(&result["ratios"]["wake_seq"]);
+    assert!(result["ratios"].get("wake_random").is_none(), "{result}");
+    assert_eq!(swaps(), before);
 }
 
 #[test]

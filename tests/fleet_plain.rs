@@ -1,4 +1,8 @@
 //! VMs whose memory tidemark does not manage, beside one that it does.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: a panic is their way to fail"
+)]
 
 mod common;
 

@@ -9,6 +9,7 @@
 //! | `steady_large` | reads and writes whole pages at random, compares; nothing to share | plain arm, hugepage |
 //! | `rewritten_early` | two thirds common or zero; a quarter of operations write, half of those draw the kind again; the first 2 s | plain arm, nohugepage |
 //! | `rewritten_late` | the same from 10 s on | the same |
+//! | `rewritten_rested` | the same in the first 2 s after a rest in which all of it was looked at three times | the same |
 //!
 //! Common pages have one of 256 contents, so that a lone guest has equal pages.
 
@@ -28,6 +29,7 @@ pub(super) const KEYS: &[&str] = &[
     "steady_large",
     "rewritten_early",
     "rewritten_late",
+    "rewritten_rested",
 ];
 
 const SMALL: Arm = Arm::Plain(Advice::NoHugePage);
@@ -36,6 +38,8 @@ const LARGE: Arm = Arm::Plain(Advice::HugePage);
 const SIZE: u64 = 256 << 20;
 /// A third each of common, unique and zero pages.
 const THIRDS: &str = "kinds=cuz run=16 common=256";
+/// Milliseconds in which 8192 pages are looked at three times.
+const LOOKS_MS: u64 = 3000;
 /// Seconds of rewriting that are early, and the first that is late.
 const EARLY: u64 = 2;
 const LATE: u64 = 10;
@@ -70,6 +74,12 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
         let early = work.row("rewritten_early", SMALL, 0, EARLY.min(late));
         let late = work.row("rewritten_late", SMALL, late, u64::MAX);
         rows.extend([early, late].into_iter().filter(|row| bench.wants(row.key)));
+    }
+    if bench.wants("rewritten_rested") {
+        let rest_ms = bench.size(SIZE) / 4096 * LOOKS_MS / 8192;
+        let options = format!("{THIRDS} write=25 redraw=50 do=fill,sleep:{rest_ms},ops:{ms}");
+        let work = worked(bench, "rewritten_rested", SMALL, &options)?;
+        rows.push(work.row("rewritten_rested", SMALL, 0, EARLY.min(ms / 1000 - 1)));
     }
     Ok(rows)
 }

@@ -144,6 +144,9 @@ impl Row {
         }
         object.insert("unit".to_owned(), json!(self.unit));
         object.insert("runs".to_owned(), json!(self.ours.len()));
+        if let Peer::Measured(peer) = &self.peer {
+            object.insert("peer_runs".to_owned(), json!(peer.len()));
+        }
         object.extend(self.notes.clone());
         Value::Object(object)
     }
@@ -163,6 +166,22 @@ impl Row {
             self.ratio().map_or(String::new(), short),
             self.ours.len().to_string(),
         ]
+    }
+}
+
+/// The runs of an arm that were any good; why one was not, if none was.
+pub(super) fn those_that_ran<T>(runs: Vec<Result<T, String>>) -> Result<Vec<T>, String> {
+    let mut last = "it was not tried".to_owned();
+    let mut good = Vec::new();
+    for run in runs {
+        match run {
+            Ok(figures) => good.push(figures),
+            Err(why) => last = why,
+        }
+    }
+    match good.is_empty() {
+        true => Err(last),
+        false => Ok(good),
     }
 }
 
@@ -238,6 +257,17 @@ mod tests {
         // A division by nothing is no ratio either.
         let peer = Peer::Measured(vec![1.0]);
         assert_eq!(row(Better::Lower, &[0.0], peer).ratio(), None);
+    }
+
+    #[test]
+    fn an_arm_counts_if_any_of_its_runs_was_good() {
+        let bad = || Err("no".to_owned());
+        assert_eq!(
+            those_that_ran(vec![bad(), Ok(1), bad(), Ok(2)]),
+            Ok(vec![1, 2])
+        );
+        assert_eq!(those_that_ran::<u8>(vec![bad()]), Err("no".to_owned()));
+        assert!(those_that_ran::<u8>(Vec::new()).is_err());
     }
 
     #[test]

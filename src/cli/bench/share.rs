@@ -21,7 +21,7 @@ use serde_json::json;
 use super::cpu::Threads;
 use super::fleet::{Arm, Fleet, Guest};
 use super::ksm::{Ksm, Settings};
-use super::row::{Better, Peer, Row, Spread};
+use super::row::{Better, Peer, Row, Spread, those_that_ran};
 use super::{Bench, Error};
 use crate::words::Advice;
 
@@ -40,7 +40,7 @@ const TRIES: u32 = 3;
 /// Pages that our scan looks at in a second, in each VM.
 const OUR_SCAN: u64 = 8192;
 /// How long ksmd or we may take until 95 %.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One arm until 95 % of what can be saved was.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +96,7 @@ impl Both {
         let what = format!("sharing in runs of {run}");
         bench.say(&format!("{what}: without anything to share"));
         let baseline = baseline(bench)?;
-        let (mut ours, mut peer) = (Vec::new(), Ok(Vec::new()));
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
         let mut settings = Settings {
             pages_to_scan: FIRST_PACE,
             smart_scan: true,
@@ -104,24 +104,20 @@ impl Both {
         for number in 1..=bench.flags.runs {
             bench.say(&format!("{what}: run {number} of {}", bench.flags.runs));
             ours.push(managed(bench, run, baseline)?);
-            let Ok(merged) = &mut peer else { continue };
-            let goal = ours.iter().map(Merged::share_of_a_cpu).collect::<Vec<_>>();
-            let goal = Spread::of(&goal).map_or(0.5, |spread| spread.median);
-            if number == 1 {
-                match tune(bench, run, goal, settings)? {
-                    Ok((tuned, first)) => {
-                        settings = tuned;
-                        merged.push(first);
-                    }
-                    Err(why) => peer = Err(why),
-                }
+            if number > 1 {
+                peer.push(ksm(bench, run, settings)?);
                 continue;
             }
-            match ksm(bench, run, settings)? {
-                Ok(figures) => merged.push(figures),
-                Err(why) => peer = Err(why),
+            let goal = ours[0].share_of_a_cpu();
+            match tune(bench, run, goal, settings)? {
+                Ok((tuned, first)) => {
+                    settings = tuned;
+                    peer.push(Ok(first));
+                }
+                Err(why) => peer.push(Err(why)),
             }
         }
+        let peer = those_that_ran(peer);
         Ok(Both {
             ours,
             peer,

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::fleet::{Arm, Fleet, Guest};
 use super::ksm::{Ksm, Settings};
 use super::meter::Pages;
-use super::row::{Better, Peer, Row};
+use super::row::{Better, Peer, Row, those_that_ran};
 use super::{Bench, Error, Side};
 use crate::words::Advice;
 
@@ -61,8 +61,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
         Side::Ours => managed(bench),
         Side::Peer => ksm(bench),
     })?;
-    let peer: Result<Vec<Storm>, String> = theirs.into_iter().collect();
-    let ours: Result<Vec<Storm>, String> = ours.into_iter().collect();
+    let (ours, peer) = (those_that_ran(ours), those_that_ran(theirs));
     let ours = ours.map_err(|why| Error::Fleet {
         what: "our storm".to_owned(),
         why,

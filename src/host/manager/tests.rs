@@ -440,4 +440,16 @@ fn what_is_not_managed_is_promised_in_full_and_stays_so() {
     };
     let again = manager.rejoin(id, &changed, None);
     assert!(matches!(again, Err(Refused::Changed)));
+    // The next host manager knows it by the record, before it joins again.
+    let record = manager.all_notes().into_iter().find_map(|note| match note {
+        Note::Vm(record) => Some(record),
+        _ => None,
+    });
+    let line = serde_json::to_string(&record.unwrap()).unwrap();
+    let mut next = self::manager();
+    let id = next
+        .restore(serde_json::from_str(&line).unwrap(), size)
+        .unwrap();
+    let refused = next.set(id, &keys("limit", "16M")).unwrap_err();
+    assert!(matches!(refused, Refused::Unmanaged { .. }), "{refused}");
 }
