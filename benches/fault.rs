@@ -273,6 +273,7 @@ fn run_guest(plenty: bool) -> Duration {
         kernel: Image::Builtin(builtin::find("touch").expect("it is built in")),
         initrd: None,
         cmdline: "set=64M passes=1 seed=1 write=1".into(),
+        balloon: true,
         cpus: 1,
     };
     let console = Arc::new(Console::new("", Box::new(std::io::sink())));

@@ -93,6 +93,7 @@ fn host(vms: u32) -> (Manager, Vec<VmId>) {
             },
             share_group: Some("all".to_owned()),
             held: Pages::ZERO,
+            managed: true,
             lease: None,
         };
         let process = ProcessId {

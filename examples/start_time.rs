@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         initrd: None,
         cmdline: String::new(),
         disks: Vec::new(),
+        balloon: true,
         cpus: 1,
     };
     let mut machine = Machine::new(spec, ram, Arc::new(Ignore), console)?;

@@ -97,6 +97,7 @@ fn of_set(memory: Pages, keys: &Keys) -> Outcome {
         allocation: Allocation::of(memory),
         share_group: None,
         held: Pages::ZERO,
+        managed: true,
         lease: None,
     };
     let process = ProcessId { pid: 2, started: 1 };

@@ -257,3 +257,36 @@ fn the_verbs_find_the_only_host_manager_and_ask_when_there_are_two() {
     let third = Host::start(folder, "other.sock");
     assert!(third.socket.exists());
 }
+
+#[test]
+fn plain_memory_and_what_contradicts_it_are_status_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let off = ["--memory-management", "off"];
+    let run = |flags: &[&'static str]| [&["run", "--guest", "hello"], flags].concat();
+    let cases: [(Vec<&str>, &[&str]); 6] = [
+        (
+            run(&["--memory-management", "no"]),
+            &["memory_management", "on or off"],
+        ),
+        (run(&["--advise", "hugepage"]), &["advise", "not managed"]),
+        (
+            run(&[&off[..], &["--advise", "big"]].concat()),
+            &["advise", "nohugepage"],
+        ),
+        (
+            run(&[&off[..], &["--reservation", "1M"]].concat()),
+            &["reservation", "all of"],
+        ),
+        (
+            run(&[&off[..], &["--limit", "1M"]].concat()),
+            &["limit", "all of"],
+        ),
+        (
+            run(&[&off[..], &["--share-group", "g"]].concat()),
+            &["share_group", "not shared"],
+        ),
+    ];
+    for (args, words) in cases {
+        fails(folder.path(), &args, 2, words);
+    }
+}

@@ -125,3 +125,60 @@ fn verify_reports_what_it_compared() {
     assert!(report.pages_verified > 0);
     assert_eq!(report.pages_corrupt, 0);
 }
+
+#[test]
+fn the_meter_says_what_it_measured() {
+    let Some(host) = require(&[Kvm]) else { return };
+    let options = "set=4M kinds=cuz common=8 run=2 write=25 redraw=50 seed=3 \
+                   do=word,page,fill,read,read_seq,ops:1200,write,write_seq,sleep:20,verify";
+    let vm = TestVm::start(host, image("meter"), options, 16);
+    let exit = vm.wait();
+    assert_eq!(
+        (exit.reason, exit.code),
+        (ExitReason::GuestExit, 0),
+        "{exit:?}"
+    );
+    let text = vm.log.text();
+    for (number, phase) in [
+        (0, "word"),
+        (1, "page"),
+        (2, "fill"),
+        (3, "read"),
+        (4, "read_seq"),
+        (6, "write"),
+        (7, "write_seq"),
+    ] {
+        let line = format!("meter: phase={number} {phase} pages=1024 ns=");
+        assert!(text.contains(&line), "no {line:?} in\n{text}");
+    }
+    assert!(
+        text.contains("meter: phase=5 ops=") && text.contains(" window=1 "),
+        "{text}"
+    );
+    assert!(text.ends_with("meter: end\n"), "{text}");
+    let report = vm.machine.console().report().expect("figures");
+    assert!(
+        report.pages_verified > 1024 && report.pages_corrupt == 0,
+        "{report:?}"
+    );
+}
+
+#[test]
+fn the_meter_refuses_what_it_cannot_do() {
+    for options in [
+        "do=fil",
+        "do=verify",
+        "kinds=x",
+        "run=0",
+        "common=-1",
+        "size=4M",
+    ] {
+        let Some(host) = require(&[Kvm]) else { return };
+        let exit = TestVm::start(host, image("meter"), options, 16).wait();
+        assert_eq!(
+            (exit.reason, exit.code),
+            (ExitReason::GuestExit, 2),
+            "{options}"
+        );
+    }
+}

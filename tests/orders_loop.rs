@@ -123,6 +123,7 @@ fn start(private: u64, compressed: u64) -> (Manager, Vm) {
         },
         share_group: None,
         held: Pages(private) + vm.store(),
+        managed: true,
         lease: None,
     };
     let process = ProcessId { pid: 2, started: 1 };

@@ -1,5 +1,6 @@
 //! The command line: text in, calls to the host manager or a VM, text out.
 
+pub mod bench;
 pub mod check;
 mod control;
 mod folder;
@@ -52,6 +53,8 @@ pub enum Command {
     Stop(control::StopArgs),
     /// Replay scenarios with model guests on the policies' own code
     Simulate(simulate::SimulateArgs),
+    /// Measure what being managed costs a guest, beside plain memory, KSM and the kernel's swap
+    Bench(bench::BenchCommand),
     /// Show what this host offers and what will be used
     Check(check::CheckArgs),
 }
@@ -80,6 +83,9 @@ pub enum Error {
     /// A VM process.
     #[error(transparent)]
     Vm(#[from] crate::vm::Error),
+    /// A measurement.
+    #[error(transparent)]
+    Bench(#[from] bench::Error),
     /// The host lacks something.
     #[error("{0}")]
     Missing(String),
@@ -139,6 +145,7 @@ fn carry_out(command: Command, started: Instant, out: &Out) -> ExitCode {
         Command::Reserve(args) => control::reserve(&args),
         Command::Stop(args) => control::stop(&args),
         Command::Simulate(args) => return simulate::simulate(&args),
+        Command::Bench(args) => bench::run(&args, out),
         Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {

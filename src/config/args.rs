@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::error::{COMMAND_LINE, ConfigError};
 use super::fleet::Resources;
 use super::spec::VmSpec;
+use super::switch::Switch;
 use crate::words::{AllocationKeys, Written};
 
 /// One VM as somebody wrote it. Numbers are checked with the rest, not by clap, so that a mistake
@@ -45,6 +46,12 @@ pub struct VmArgs {
     #[arg(long)]
     #[serde(default)]
     pub disk_read_only: bool,
+    /// Whether tidemark manages its memory; off: the host's kernel does, and all of it is reserved [default: on]
+    #[arg(long, value_name = "on|off")]
+    pub memory_management: Option<Switch>,
+    /// What the kernel is told about memory that tidemark does not manage: hugepage, nohugepage or mergeable
+    #[arg(long, value_name = "ADVICE")]
+    pub advise: Option<String>,
     /// VMs of one group share equal pages
     #[arg(long, value_name = "NAME")]
     pub share_group: Option<String>,

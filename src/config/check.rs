@@ -9,11 +9,12 @@ use super::args::VmArgs;
 use super::error::ConfigError;
 use super::fleet::Resources;
 use super::spec::{Boot, VmSpec};
+use super::switch::Switch;
 use crate::units::Pages;
-use crate::words::Written;
 use crate::words::allocation::AllocationError;
 use crate::words::names::{NAME_FORMS, is_name};
 use crate::words::size::parse_size;
+use crate::words::{Advice, Management, Written};
 
 /// Folder of swap files unless said otherwise: on disk on every distribution, unlike /tmp.
 pub(super) const SWAP_DIR: &str = "/var/tmp";
@@ -81,7 +82,12 @@ impl VmArgs {
         if let Some(group) = &self.share_group {
             check_name(&place, "share_group", group)?;
         }
-        let allocation = place.allocation(self.allocation.resolve())?;
+        let management = self.management(&place)?;
+        let allocation = match management {
+            Management::Managed => self.allocation.resolve(),
+            Management::Plain(_) => self.allocation.resolve_whole(),
+        };
+        let allocation = place.allocation(allocation)?;
         let cpus = self.cpus(&place)?;
         let boot = self.boot(&place, folder, resources)?;
         let cmdline = self.cmdline(&place)?;
@@ -97,6 +103,7 @@ impl VmArgs {
         Ok(VmSpec {
             name: name.to_owned(),
             allocation,
+            management,
             cpus,
             boot,
             cmdline,
@@ -106,6 +113,38 @@ impl VmArgs {
             console: self.console.as_ref().map(|path| folder.join(path)),
             swap_dir,
         })
+    }
+
+    fn management(&self, place: &Place) -> Result<Management, ConfigError> {
+        let key = "memory_management";
+        match (&self.memory_management, &self.advise) {
+            (Some(Switch::Neither(text)), _) => {
+                let problem = "must be true or false (as a flag, on or off)";
+                return Err(place.wrong(key, format!("{text:?}"), problem));
+            }
+            (Some(Switch::Off), _) => {}
+            (None | Some(Switch::On), None) => return Ok(Management::Managed),
+            (None | Some(Switch::On), Some(text)) => {
+                let problem = format!("is for memory that is not managed (`{key} = false`)");
+                return Err(place.wrong("advise", format!("{text:?}"), problem));
+            }
+        }
+        if let Some(group) = &self.share_group {
+            let problem = format!("memory that is not managed (`{key} = false`) is not shared");
+            return Err(place.wrong("share_group", format!("{group:?}"), problem));
+        }
+        let named = |text: &String| {
+            Advice::named(text).ok_or_else(|| {
+                let problem = format!(
+                    "must be one of {}",
+                    Advice::ALL.map(Advice::name).join(", ")
+                );
+                place.wrong("advise", format!("{text:?}"), problem)
+            })
+        };
+        Ok(Management::Plain(
+            self.advise.as_ref().map(named).transpose()?,
+        ))
     }
 
     fn cpus(&self, place: &Place) -> Result<u8, ConfigError> {

@@ -22,6 +22,7 @@
 //! | `args` | one VM as a user writes it: a table, or flags |
 //! | `check` | from there to a spec: every rule about a single VM but its allocation's |
 //! | `fleet` | `[host]`, `count`, seeds: rules about VMs together |
+//! | `switch` | a key that is on or off |
 //! | `spec` | what comes out |
 //! | `error` | the one line |
 
@@ -32,6 +33,7 @@ mod error;
 mod file;
 mod fleet;
 mod spec;
+mod switch;
 #[cfg(test)]
 mod tests;
 

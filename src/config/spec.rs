@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::policy::PolicyKind;
 use crate::policy::settings::PolicySettings;
 use crate::units::Pages;
-use crate::words::{Allocation, Sampling};
+use crate::words::{Allocation, Management, Sampling};
 
 /// A host and its VMs. Names are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub struct VmSpec {
     pub name: String,
     /// What it is entitled to.
     pub allocation: Allocation,
+    /// Who manages its memory.
+    pub management: Management,
     /// Number of virtual CPUs, 1 to 64.
     pub cpus: u8,
     /// What it boots.
@@ -104,6 +106,12 @@ impl VmSpec {
         flag("limit", bytes(allocation.limit));
         flag("dynamic-min", bytes(allocation.dynamic_min));
         flag("dynamic-max", bytes(allocation.dynamic_max));
+        if let Management::Plain(advice) = self.management {
+            flag("memory-management", "off".into());
+            if let Some(advice) = advice {
+                flag("advise", advice.name().into());
+            }
+        }
         if let Some(disk) = &self.disk {
             flag("disk", disk.into());
         }

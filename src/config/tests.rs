@@ -9,7 +9,7 @@ use super::*;
 use crate::policy::PolicyKind;
 use crate::policy::settings::MinFree;
 use crate::units::Pages;
-use crate::words::Allocation;
+use crate::words::{Advice, Allocation, Management};
 
 const GUESTS: &[&str] = &["hello", "verify"];
 const RESOURCES: Resources<'_> = Resources {
@@ -339,8 +339,8 @@ fn mistakes_in_the_syntax_name_line_and_key() {
         (
             "[[vm]]\nname = \"a\"\nlimt = \"1G\"\n",
             "fleet.toml:3: limt: unknown field `limt`, expected one of `name`, `cpus`, `guest`, \
-             `kernel`, `initrd`, `cmdline`, `disk`, `disk_read_only`, `share_group`, `console`, `count`, \
-             `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
+             `kernel`, `initrd`, `cmdline`, `disk`, `disk_read_only`, `memory_management`, \
+             `advise`, `share_group`, `console`, `count`, `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
         ),
         (
             "[[vm]]\nname = \"a\"\nlimit = true\n",
@@ -418,11 +418,21 @@ prop_compose! {
         kernel in proptest::option::of(any::<bool>()), cmdline in "[ -~é]{0,60}",
         shares in 0_u64..=1_000_000_000, parts in proptest::array::uniform4(0_u64..=100),
         disk in proptest::option::of(any::<bool>()), share_group in proptest::option::of("[a-z-]{1,9}"), console in any::<bool>(),
+        plain in proptest::option::of(0_usize..4),
     ) -> VmSpec {
+        let management = match plain {
+            None => Management::Managed,
+            Some(number) => Management::Plain(Advice::ALL.get(number).copied()),
+        };
+        let parts = match plain {
+            None => parts,
+            Some(_) => [100; 4],
+        };
         let limit = memory * parts[0] / 100;
         let dynamic_max = memory * parts[1] / 100;
         VmSpec {
-            name, cpus, cmdline, share_group,
+            name, cpus, cmdline, management,
+            share_group: share_group.filter(|_| plain.is_none()),
             allocation: Allocation {
                 size: Pages(memory),
                 reservation: Pages(limit * parts[2] / 100),
@@ -462,4 +472,68 @@ fn a_fleet_file_needs_no_host_table() {
     let without = parse(vm).expect("the defaults hold");
     let with = parse(&format!("[host]\n{vm}")).expect("the same");
     assert_eq!(without.host, with.host);
+}
+
+#[test]
+fn memory_that_is_not_managed_is_promised_in_full() {
+    let vm = |keys: &str| {
+        let text = format!("[[vm]]\nname = \"a\"\nguest = \"hello\"\nmemory = \"64M\"\n{keys}");
+        parse(&text).map(|fleet| fleet.vms[0].clone())
+    };
+    for off in ["false", "\"off\"", "\"false\""] {
+        let plain = vm(&format!("memory_management = {off}\nadvise = \"hugepage\"")).expect(off);
+        assert_eq!(plain.management, Management::Plain(Some(Advice::HugePage)));
+        let size = Pages::mib(64);
+        let Allocation { shares, .. } = plain.allocation;
+        let all = Allocation {
+            size,
+            reservation: size,
+            limit: size,
+            shares,
+            dynamic_min: size,
+            dynamic_max: size,
+        };
+        assert_eq!(plain.allocation, all);
+    }
+    for on in ["true", "\"on\""] {
+        let managed = vm(&format!("memory_management = {on}")).expect(on);
+        assert_eq!(managed.management, Management::Managed);
+        assert_eq!(managed.allocation.reservation, Pages::ZERO);
+    }
+    let off = "memory_management = false\n";
+    for (keys, words) in [
+        (
+            "memory_management = \"no\"",
+            ["memory_management", "true or false"],
+        ),
+        (
+            "advise = \"hugepage\"",
+            ["advise", "memory_management = false"],
+        ),
+        (
+            &format!("{off}advise = \"large\""),
+            ["advise", "nohugepage"],
+        ),
+        (
+            &format!("{off}share_group = \"g\""),
+            ["share_group", "not shared"],
+        ),
+        (
+            &format!("{off}reservation = \"32M\""),
+            ["reservation = \"32M\"", "all of"],
+        ),
+        (
+            &format!("{off}limit = \"32M\""),
+            ["limit = \"32M\"", "all of"],
+        ),
+        (
+            &format!("{off}dynamic_min = \"1M\""),
+            ["dynamic_min = \"1M\"", "all of"],
+        ),
+    ] {
+        let error = vm(keys).expect_err(keys).to_string();
+        for word in words {
+            assert!(error.contains(word), "{keys}: {error}");
+        }
+    }
 }

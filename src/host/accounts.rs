@@ -119,6 +119,9 @@ pub struct VmFigures {
     /// Its memory at this moment.
     #[serde(flatten)]
     pub memory: VmMemory,
+    /// Present, and false, where the host's kernel manages its memory and not tidemark.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory_management: Option<bool>,
     /// How its pages are taken out, once it has said so.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub take_path: Option<TakePath>,

@@ -531,6 +531,7 @@ mod tests {
             allocation: Allocation::of(Pages::mib(64)),
             share_group: None,
             held: Pages::ZERO,
+            managed: true,
             lease: None,
         };
         let process = ProcessId { pid: 2, started: 1 };

@@ -105,6 +105,8 @@ struct Vm {
     process: ProcessId,
     reach: Reach,
     allocation: Allocation,
+    /// Whether its memory follows orders; if not, it is promised all of it.
+    managed: bool,
     /// From whom its memory was to come when it was admitted.
     admission: String,
     /// Its last report, less what the ledger has of it.

@@ -341,6 +341,7 @@ mod tests {
                 dynamic_min: Pages::ZERO,
                 dynamic_max: size,
             },
+            managed: true,
             share_group: Some("g".to_owned()),
             pool: PoolId {
                 device: 1,

@@ -12,7 +12,7 @@ use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use crate::words::{Allocation, Exit, Key, MemState, Report, Run, Sampling};
 
 /// Version of the messages below; a peer of another version is refused at `Hello`.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 /// Largest datagram either side sends or accepts, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 /// Pages offered in one [`ToHost::Offer`], at most.
@@ -76,6 +76,9 @@ pub struct Hello {
     pub name: String,
     /// What it is entitled to.
     pub allocation: Allocation,
+    /// Whether its memory follows orders. Where it is not managed, the VM is promised all of it and
+    /// holds credit for all of it.
+    pub managed: bool,
     /// VMs of one group may share pages; `None`: this VM shares only with itself.
     pub share_group: Option<String>,
     /// Memory held already: zero for a new VM, what it holds when it joins again after the host

@@ -43,8 +43,17 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Its disks, in order: /dev/vda is the first.
     pub disks: Vec<Disk>,
+    /// Whether it has a balloon.
+    pub balloon: bool,
     /// Number of vCPUs. In a ring-3 guest only the first one runs.
     pub cpus: u8,
+}
+
+impl MachineSpec {
+    /// How many virtio devices it has: balloon, entropy, disks.
+    fn devices(&self) -> usize {
+        usize::from(self.balloon) + 1 + self.disks.len()
+    }
 }
 
 impl Machine {
@@ -68,8 +77,7 @@ impl Machine {
             let cpus = spec.cpus;
             return Err(Error::Cpus { cpus, allowed });
         }
-        // Balloon, entropy, disks.
-        let windows_used = u32::try_from(spec.disks.len()).map_or(u32::MAX, |disks| 2 + disks);
+        let windows_used = u32::try_from(spec.devices()).unwrap_or(u32::MAX);
         if windows_used > platform::VIRTIO_WINDOWS {
             return Err(Error::Disks {
                 count: spec.disks.len(),
@@ -91,11 +99,19 @@ impl Machine {
         });
         let irq = |window| wiring.line(&vm, platform::virtio_irq(window));
         let idle = || Arc::clone(&ending.idle);
-        let balloon = Balloon::new(Arc::clone(&ram), sink, irq(0)?, idle());
-        let entropy = rng::bus_device(Arc::clone(&ram), irq(1)?, idle());
-        let mut devices = vec![balloon.bus_device(), entropy];
-        for (window, disk) in (2..).zip(spec.disks) {
-            let disk = block::bus_device(disk, Arc::clone(&ram), irq(window)?, idle());
+        let mut devices = Vec::new();
+        let mut lines = 0..;
+        let mut next_irq = || irq(lines.next().expect("windows were counted"));
+        // One that is on no bus is never found by a driver.
+        let balloon_irq: Arc<dyn Interrupt> = match spec.balloon {
+            true => next_irq()?,
+            false => Arc::new(NoInterrupt),
+        };
+        let balloon = Balloon::new(Arc::clone(&ram), sink, balloon_irq, idle());
+        devices.extend(spec.balloon.then(|| balloon.bus_device()));
+        devices.push(rng::bus_device(Arc::clone(&ram), next_irq()?, idle()));
+        for disk in spec.disks {
+            let disk = block::bus_device(disk, Arc::clone(&ram), next_irq()?, idle());
             devices.push(disk);
         }
         let serial_irq = wiring.line(&vm, serial::IRQ)?;
@@ -184,7 +200,9 @@ fn load(spec: &MachineSpec, ram: &GuestRam, windows: u32) -> Result<(StartState,
     let loaded = elf::load(&spec.kernel, ram)?;
     match loaded.entry {
         Entry::Ring3 { gpa } => {
-            let cmdline = platform::cmdline_with_devices(&spec.cmdline, 1);
+            // The balloon, the only device that test guests drive.
+            let windows = u32::from(spec.balloon);
+            let cmdline = platform::cmdline_with_devices(&spec.cmdline, windows);
             let start = direct::prepare(ram, &loaded, gpa, &cmdline, platform::VIRTIO_START)?;
             Ok((start, Guest::Program))
         }

@@ -201,6 +201,7 @@ impl<'a> Host<'a> {
             allocation: spec.allocation,
             share_group: None,
             held: Pages::ZERO,
+            managed: true,
             lease: lease.map(|id| id.0),
         };
         // No two of them have it in common. Nobody looks for the process.

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_userspace_memory_region};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::ram::GuestRam;
@@ -39,6 +39,12 @@ pub enum Error {
         /// The kernel's answer.
         source: vmm_sys_util::errno::Error,
     },
+}
+
+/// Frequency of the time-stamp counter that guests read, kHz; `None` where KVM does not say.
+pub fn tsc_khz() -> Option<u32> {
+    let vm = Kvm::new().ok()?.create_vm().ok()?;
+    vm.create_vcpu(0).ok()?.get_tsc_khz().ok()
 }
 
 /// A KVM VM together with the memory its memslots point into.

@@ -50,6 +50,7 @@ pub mod event;
 pub mod guest_range;
 pub mod host_swap;
 pub mod inherited;
+pub mod kernel_swap;
 pub mod ksm;
 pub mod kvm;
 pub mod large;

@@ -11,6 +11,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::units::{CHUNK_BYTES, CHUNK_PAGES, Gfn, GfnRange, PAGE_SIZE, PAGES_MAX, Pages};
+use crate::words::Advice as Wanted;
 
 /// First guest-physical byte that is never RAM: devices live from here to 4 GiB.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
@@ -20,6 +21,14 @@ pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 /// What went wrong while guest RAM was set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The kernel does not do with the memory what was asked for.
+    #[error("cannot advise {advice} for guest memory")]
+    Advise {
+        /// What was asked for.
+        advice: Wanted,
+        /// The kernel's answer.
+        source: Errno,
+    },
     /// The address space or a mapping in it was refused.
     #[error("cannot map {bytes} bytes of guest memory")]
     Map {
@@ -173,11 +182,19 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// Maps RAM for `layout`. Nothing is backed yet.
+    /// Maps RAM for `layout`, without large pages. Nothing is backed yet.
     ///
     /// # Errors
     /// When the address space is refused.
     pub fn new(layout: Layout) -> Result<Arc<GuestRam>, Error> {
+        GuestRam::advised(layout, Some(Wanted::NoHugePage))
+    }
+
+    /// Maps RAM for `layout` and tells the kernel what it is like. Nothing is backed yet.
+    ///
+    /// # Errors
+    /// When the address space is refused, or the advice.
+    pub fn advised(layout: Layout, advice: Option<Wanted>) -> Result<Arc<GuestRam>, Error> {
         let map_error = |bytes| move |source| Error::Map { bytes, source };
         let span = GfnRange::new(Gfn(0), layout.end().0).bytes();
         let reserved = Reserved::new(span).map_err(map_error(span))?;
@@ -190,9 +207,16 @@ impl GuestRam {
             // SAFETY: the range lies inside the reservation made above, which nobody else knows.
             unsafe { rustix::mm::mmap_anonymous(start as *mut _, range.bytes(), prot, flags) }
                 .map_err(map_error(range.bytes()))?;
-            // SAFETY: the range was mapped just above; the advice only forbids large pages.
-            unsafe { rustix::mm::madvise(start as *mut _, range.bytes(), Advice::LinuxNoHugepage) }
-                .map_err(map_error(range.bytes()))?;
+            if let Some(advice) = advice {
+                let known = match advice {
+                    Wanted::HugePage => Advice::LinuxHugepage,
+                    Wanted::NoHugePage => Advice::LinuxNoHugepage,
+                    Wanted::Mergeable => Advice::LinuxMergeable,
+                };
+                // SAFETY: the range was mapped just above; none of these changes its content.
+                unsafe { rustix::mm::madvise(start as *mut _, range.bytes(), known) }
+                    .map_err(|source| Error::Advise { advice, source })?;
+            }
             let builder = MmapRegionBuilder::new(range.bytes())
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);

@@ -9,7 +9,6 @@
 //! time between its other work; under `tidemark run`, whose end nobody else would notice, the VM ends
 //! with it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -18,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use super::active;
 use super::building::Building;
 use super::contents::Contents;
 use super::failure::Failure;
 use super::join::{LAST_WORDS, hello};
+use super::launch;
 use super::references::References;
 use super::report::report;
 use super::schedule::Schedule;
@@ -40,7 +39,6 @@ use crate::mem::{self, Pager};
 use crate::out::Out;
 use crate::sys::pool_view::PoolView;
 use crate::sys::signals;
-use crate::threads::sandbox;
 use crate::units::Pages;
 use crate::words::{Exit, ExitReason, MemState, Run};
 
@@ -124,8 +122,8 @@ impl<'a> Agent<'a> {
             if machine.is_none() {
                 let built = building.take();
                 let start = |machine| {
-                    self.connect(terminal, &machine)
-                        .and_then(|()| start(machine, self.spec.cpus))
+                    launch::connect(terminal, &machine, &self.asks)?;
+                    launch::start(machine, self.spec.cpus)
                 };
                 match built.map(|built| built.and_then(start)) {
                     Some(Ok((built, accounts))) => {
@@ -146,20 +144,6 @@ impl<'a> Agent<'a> {
             self.wait(machine.as_ref(), &building);
         };
         self.end(machine, ended)
-    }
-
-    fn connect(
-        &self,
-        terminal: Option<(&Terminal, &Out)>,
-        machine: &Machine,
-    ) -> Result<(), super::Error> {
-        let Some((terminal, out)) = terminal else {
-            return Ok(());
-        };
-        let leave = self.asks.try_clone();
-        leave
-            .and_then(|leave| terminal.connect(Arc::clone(machine.serial()), leave, out.clone()))
-            .map_err(|source| super::Error::Terminal { source })
     }
 
     fn wait(&mut self, machine: Option<&Machine>, building: &Building) {
@@ -376,17 +360,6 @@ impl<'a> Agent<'a> {
         std::mem::forget(machine);
         ended
     }
-}
-
-/// Closes the way back, then lets the guest run. The last files to be opened are the accounts of its
-/// `cpus` vCPUs, which exist once their threads do.
-fn start(mut machine: Machine, cpus: u8) -> Result<(Machine, Vec<File>), super::Error> {
-    machine.gate().close(Hold::Paused);
-    machine.start()?;
-    let accounts = active::accounts(cpus);
-    sandbox::enter()?;
-    machine.gate().open(Hold::Paused);
-    Ok((machine, accounts))
 }
 
 fn no_orders() -> Orders {

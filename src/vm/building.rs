@@ -31,7 +31,7 @@ pub(super) struct Building {
 
 impl Building {
     /// Starts a thread that builds the machine of `spec` and `files`, and then the one that asks for
-    /// the guest's statistics.
+    /// the guest's statistics, where it has a balloon.
     ///
     /// # Errors
     /// When the thread or its eventfd cannot be had.
@@ -47,14 +47,18 @@ impl Building {
             initrd: files.initrd,
             disks: files.disk.into_iter().collect(),
             cmdline: spec.cmdline.clone(),
+            balloon: spec.management.is_managed(),
             cpus: spec.cpus,
         };
+        let has_balloon = machine.balloon;
         let done = EventFd::new(libc::EFD_NONBLOCK).map_err(os("create an eventfd"))?;
         let tell = done.try_clone().map_err(os("create an eventfd"))?;
         let (sender, result) = mpsc::sync_channel(1);
         let build = move || -> Result<Machine, Error> {
             let machine = Machine::new(machine, ram, sink, console)?;
-            statistics::start(machine.balloon().clone()).map_err(os("start a thread"))?;
+            if has_balloon {
+                statistics::start(machine.balloon().clone()).map_err(os("start a thread"))?;
+            }
             Ok(machine)
         };
         let work = move || {

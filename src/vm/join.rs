@@ -33,6 +33,7 @@ pub(super) fn hello(spec: &VmSpec, held: Pages, lease: Option<u64>) -> ToHost {
     ToHost::Hello(Hello {
         name: spec.name.clone(),
         allocation: spec.allocation,
+        managed: spec.management.is_managed(),
         share_group: spec.share_group.clone(),
         held,
         lease,

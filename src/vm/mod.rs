@@ -9,8 +9,9 @@
 //! | `files` | what the VM boots from, opened and checked before anything is started |
 //! | `process` | the order of things, from the hello to the end |
 //! | `join` | the first messages of a link, and its last |
-//! | `building` | the machine under construction |
+//! | `building`, `launch` | the machine under construction; its last steps before it runs |
 //! | `agent` | the main thread's loop while the guest runs: orders and credit |
+//! | `plain` | the main thread's loop of a VM whose memory is not managed |
 //! | `uplink` | the link to the host manager, and joining again |
 //! | `tasks`, `schedule` | what is done for the guest's memory now and then; what runs when |
 //! | `references`, `contents`, `report` | what the host manager is told: frames, pages it wants, figures |
@@ -30,8 +31,10 @@ mod error;
 mod failure;
 pub mod files;
 mod join;
+mod launch;
 mod pager_sink;
 mod panic;
+mod plain;
 pub mod process;
 mod references;
 mod report;

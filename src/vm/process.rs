@@ -12,6 +12,7 @@ use super::files::Files;
 use super::join::{self, LAST_WORDS};
 use super::pager_sink::PagerSink;
 use super::panic::stop_on_panic;
+use super::plain::{self, Plain};
 use super::terminal::Terminal;
 use crate::config::VmSpec;
 use crate::link::message::{ToHost, Welcome};
@@ -25,7 +26,7 @@ use crate::sys::ksm;
 use crate::sys::ram::{GuestRam, Layout};
 use crate::sys::uffd;
 use crate::threads::{FAULTS, sandbox};
-use crate::words::{Exit, ExitReason, TakePath};
+use crate::words::{Exit, ExitReason, Management, TakePath};
 
 /// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other
 /// end of `link`. The time to the guest's first instruction is reported from `started` on. `lease`
@@ -52,6 +53,17 @@ pub fn run(
         None => Terminal::open(),
         Some(_) => None,
     };
+    if let Management::Plain(advice) = spec.management {
+        return Ok(
+            match plain::prepare(spec, advice, files, terminal.as_ref()) {
+                Ok(prepared) => {
+                    let vm = Plain::new(spec, prepared, link, &welcome, pool, failure, started);
+                    vm.run(terminal.as_ref())
+                }
+                Err(error) => unprepared(spec, &link, &failure, &error),
+            },
+        );
+    }
     match prepare(spec, files, terminal.as_ref(), &welcome, &failure) {
         Ok((pager, building, seed, console)) => {
             let agent = Agent::new(spec, link, &welcome, pool, pager, failure, seed)
@@ -62,19 +74,22 @@ pub fn run(
             let _ = console.finish(out::FINISH);
             Ok(ended)
         }
-        Err(error) => {
-            failure.set(&error);
-            let ended = Exit {
-                message: failure.get(),
-                ..Exit::plain(ExitReason::Error)
-            };
-            // The process says it as well, on standard error and by its status.
-            if let Err(error) = link.send_last(&ToHost::Exited(ended.clone()), LAST_WORDS) {
-                log::warn!("{}: the host manager does not hear it: {error}", spec.name);
-            }
-            Ok(ended)
-        }
+        Err(error) => Ok(unprepared(spec, &link, &failure, &error)),
     }
+}
+
+/// How a VM ended of which nothing ever ran.
+fn unprepared(spec: &VmSpec, link: &Link, failure: &Failure, error: &Error) -> Exit {
+    failure.set(error);
+    let ended = Exit {
+        message: failure.get(),
+        ..Exit::plain(ExitReason::Error)
+    };
+    // The process says it as well, on standard error and by its status.
+    if let Err(error) = link.send_last(&ToHost::Exited(ended.clone()), LAST_WORDS) {
+        log::warn!("{}: the host manager does not hear it: {error}", spec.name);
+    }
+    ended
 }
 
 /// Everything up to the guest's first instruction, which waits for the agent.

@@ -198,6 +198,7 @@ impl TestVm {
             initrd: None,
             cmdline: cmdline.to_string(),
             disks: Vec::new(),
+            balloon: true,
             cpus,
         };
         let machine = Machine::new(spec, ram.clone(), sink.clone(), console).unwrap();

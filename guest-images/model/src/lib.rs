@@ -5,6 +5,9 @@
 pub mod cmdline;
 pub mod content;
 pub mod frames;
+pub mod histogram;
 pub mod layout;
+pub mod meter;
+pub mod order;
 pub mod ring;
 pub mod rng;

@@ -39,6 +39,12 @@ impl Clock {
         Ok(Self { ticks_per_ms: khz })
     }
 
+    /// That many ticks in nanoseconds.
+    #[must_use]
+    pub fn ns(self, ticks: u64) -> u64 {
+        (u128::from(ticks) * 1_000_000 / u128::from(self.ticks_per_ms)) as u64
+    }
+
     /// That many milliseconds in ticks.
     #[must_use]
     pub const fn ms(self, milliseconds: u64) -> u64 {

@@ -20,6 +20,8 @@ use tidemark_guest_model::rng::mix;
 use crate::boot::BootInfo;
 use crate::page::{self, Frame};
 
+/// Bytes of a large page.
+const LARGE_BYTES: u64 = 2 << 20;
 /// Frame of an absent page.
 const ABSENT: u32 = u32::MAX;
 
@@ -110,6 +112,16 @@ impl Arena {
         unsafe { core::slice::from_raw_parts_mut(first, count) }
     }
 
+    /// The rest of memory from the next large page on, as far as `count` frames, untouched.
+    pub fn rest(&mut self, count: u32) -> Frames {
+        self.next = self.next.next_multiple_of(LARGE_BYTES).min(self.end);
+        let first = (self.next / page::BYTES) as u32;
+        let left = ((self.end - self.next) / page::BYTES) as u32;
+        let count = count.min(left);
+        self.next += u64::from(count) * page::BYTES;
+        Frames { first, count }
+    }
+
     /// A frame of zeros of its own.
     pub fn frame(&mut self) -> Frame {
         self.next = self.next.next_multiple_of(page::BYTES);
@@ -119,6 +131,31 @@ impl Arena {
         assert!(self.next <= self.end, "a frame does not fit into memory");
         (0..tidemark_guest_model::content::WORDS).for_each(|word| frame.set_word(word, 0));
         frame
+    }
+}
+
+/// Neighbouring frames that an arena handed out.
+#[derive(Debug)]
+pub struct Frames {
+    first: u32,
+    count: u32,
+}
+
+impl Frames {
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The frame with this index.
+    ///
+    /// **Panics** if there are not so many.
+    #[must_use]
+    pub fn get(&self, index: u32) -> Frame {
+        assert!(index < self.count, "frame {index} of {}", self.count);
+        // SAFETY: memory after the image that the arena gave to nobody else.
+        unsafe { Frame::new(self.first + index) }
     }
 }
 

@@ -8,8 +8,8 @@ use crate::policy::PolicyKind;
 use crate::policy::admission::{Admission, Promises, Request, admit};
 use crate::policy::types::VmId;
 use crate::units::Pages;
-use crate::words::AllocationKeys;
 use crate::words::names::is_name;
+use crate::words::{Allocation, AllocationKeys};
 
 impl Manager {
     /// Admits a VM that runs in `process`: its `Welcome` is in the outgoing messages.
@@ -40,10 +40,9 @@ impl Manager {
         }
         self.next_vm += 1;
         self.ledger.open(id, hello.held, overhead);
-        self.vms.insert(
-            id,
-            Vm::new(hello.name, process, allocation, admission.to_string()),
-        );
+        let mut vm = Vm::new(hello.name, process, allocation, admission.to_string());
+        vm.managed = hello.managed;
+        self.vms.insert(id, vm);
         let welcome = Welcome {
             key_seed,
             pool_frames,
@@ -73,6 +72,14 @@ impl Manager {
     pub fn set(&mut self, id: VmId, keys: &AllocationKeys) -> Result<(), Refused> {
         let vm = self.vms.get(&id).ok_or(Refused::Ended)?;
         let old = vm.allocation;
+        let shares_alone = AllocationKeys {
+            shares: keys.shares.clone(),
+            ..AllocationKeys::default()
+        };
+        if !vm.managed && *keys != shares_alone {
+            let name = vm.name.clone();
+            return Err(Refused::Unmanaged { name });
+        }
         let new = keys.change(&old)?;
         let kind = self.policy.kind();
         if kind.entitlement(&new) > kind.entitlement(&old) {
@@ -179,6 +186,15 @@ impl Manager {
             return Err(Refused::TooManyVms);
         }
         hello.allocation.check()?;
+        let Allocation {
+            size,
+            reservation: reserved,
+            limit,
+            ..
+        } = hello.allocation;
+        if !hello.managed && (reserved < size || limit < size) {
+            return Err(Refused::NotReserved { reserved, size });
+        }
         check_held(hello)
     }
 }

@@ -77,6 +77,7 @@ impl Manager {
             memory_bytes: vm.allocation.size.bytes(),
             admission: vm.admission.clone(),
             memory: self.vm_memory(id, vm, &measured),
+            memory_management: (!vm.managed).then_some(false),
             take_path: measured.take_path,
             counters: measured.counters,
             peak: vm.peak,

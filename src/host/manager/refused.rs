@@ -47,6 +47,20 @@ pub enum Refused {
     /// The allocation breaks a rule, or was not written as one.
     #[error(transparent)]
     Allocation(#[from] AllocationError),
+    /// Keys of a VM whose memory is not managed: nothing can be taken from it.
+    #[error("the memory of {name:?} is not managed: nothing but its shares can be changed")]
+    Unmanaged {
+        /// The VM.
+        name: String,
+    },
+    /// A VM whose memory is not managed is promised less than all of it.
+    #[error("memory that is not managed must be reserved: {reserved} of {size} are")]
+    NotReserved {
+        /// What it wants to be promised.
+        reserved: Pages,
+        /// Configured memory.
+        size: Pages,
+    },
     /// A VM process says that it holds more than its VM has.
     #[error("holds {held} of {size}")]
     HeldTooMuch {
@@ -133,6 +147,7 @@ impl Refused {
             Refused::Name { .. }
             | Refused::Allocation(_)
             | Refused::HeldTooMuch { .. }
+            | Refused::NotReserved { .. }
             | Refused::PoolSize { .. }
             | Refused::LeaseSize { .. } => Kind::Invalid,
             Refused::Ended | Refused::NoLease(_) | Refused::Lease(LeaseError::Unknown) => {
@@ -142,6 +157,7 @@ impl Refused {
             | Refused::NameTaken { .. }
             | Refused::ProcessTaken { .. }
             | Refused::Changed
+            | Refused::Unmanaged { .. }
             | Refused::Lease(LeaseError::NameTaken { .. }) => Kind::Conflict,
             Refused::TooManyVms
             | Refused::Promise(_)

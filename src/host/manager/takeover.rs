@@ -48,10 +48,18 @@ pub struct VmRecord {
     pub process: ProcessId,
     /// What it is promised.
     pub allocation: Allocation,
+    /// Whether its memory follows orders.
+    #[serde(default = "managed")]
+    pub managed: bool,
     /// Its share group, if it named one.
     pub share_group: Option<String>,
     /// The pool that it maps.
     pub pool: PoolId,
+}
+
+/// Every VM of a host manager that knew nothing else.
+fn managed() -> bool {
+    true
 }
 
 impl VmRecord {
@@ -119,6 +127,7 @@ impl Vm {
             process,
             reach: Reach::Open,
             allocation,
+            managed: true,
             admission,
             measured: None,
             plan: None,
@@ -198,6 +207,7 @@ impl Manager {
             return Err(Refused::Exited);
         }
         if hello.allocation.size != vm.allocation.size
+            || hello.managed != vm.managed
             || hello.share_group.as_deref() != self.shares.group_name(id)
         {
             return Err(Refused::Changed);
@@ -256,6 +266,7 @@ impl Manager {
             record.allocation,
             "admitted by an earlier host manager".to_owned(),
         );
+        vm.managed = record.managed;
         vm.reach = Reach::Detached;
         // An earlier host manager has heard of it: it does not start.
         vm.measured = Some(Measured::default());
@@ -301,6 +312,7 @@ impl Manager {
             name: vm.name.clone(),
             process: vm.process,
             allocation: vm.allocation,
+            managed: vm.managed,
             share_group: self.shares.group_name(id).map(str::to_owned),
             pool: self.shares.pool_id(id)?,
         }))

@@ -30,6 +30,7 @@ fn hello(name: &str, mib: u64) -> Hello {
         },
         share_group: Some("g".to_owned()),
         held: Pages::ZERO,
+        managed: true,
         lease: None,
     }
 }
@@ -386,4 +387,69 @@ fn a_lease_ends_with_its_owner_and_its_time() {
         .unwrap();
     manager.owner_gone(OwnerId(2));
     assert_eq!(manager.figures().host.leased_bytes, 0);
+}
+
+#[test]
+fn what_is_not_managed_is_promised_in_full_and_stays_so() {
+    let mut manager = manager();
+    let size = Pages::mib(32);
+    let plain = |reservation| Hello {
+        managed: false,
+        share_group: None,
+        allocation: Allocation {
+            reservation,
+            ..Allocation::of(size)
+        },
+        ..hello("plain", 32)
+    };
+    // A VM process that says otherwise could not be held to less than all.
+    let refused = manager.join(plain(Pages::mib(31))).unwrap_err();
+    assert!(matches!(refused, Refused::NotReserved { .. }), "{refused}");
+    let id = manager.join(plain(size)).unwrap();
+    let first = welcome(&mut manager, id).credit;
+    assert_eq!(first + take_all(&mut manager, id), size);
+    manager.audit();
+    let keys = |name: &str, value: &str| {
+        let mut keys = AllocationKeys::default();
+        let key = crate::words::AllocationKey::named(name).unwrap();
+        keys.write(key, value.into());
+        keys
+    };
+    for key in ["reservation", "limit", "dynamic_min"] {
+        let refused = manager.set(id, &keys(key, "16M")).unwrap_err();
+        assert!(
+            matches!(refused, Refused::Unmanaged { .. }),
+            "{key}: {refused}"
+        );
+    }
+    manager.set(id, &keys("shares", "high")).unwrap();
+    // Memory that is promised to others does not fit beside it.
+    let second = Hello {
+        name: "second".to_owned(),
+        ..plain(size)
+    };
+    assert!(matches!(manager.join(second), Err(Refused::Promise(_))));
+    let figures = manager.figures();
+    let vm = figures.vms.iter().find(|vm| vm.name == "plain").unwrap();
+    assert_eq!(vm.memory_management, Some(false));
+    assert_eq!(vm.memory.credit_bytes, size.bytes());
+    // And it joins again as what it was, or not at all.
+    let changed = Hello {
+        managed: true,
+        ..plain(size)
+    };
+    let again = manager.rejoin(id, &changed, None);
+    assert!(matches!(again, Err(Refused::Changed)));
+    // The next host manager knows it by the record, before it joins again.
+    let record = manager.all_notes().into_iter().find_map(|note| match note {
+        Note::Vm(record) => Some(record),
+        _ => None,
+    });
+    let line = serde_json::to_string(&record.unwrap()).unwrap();
+    let mut next = self::manager();
+    let id = next
+        .restore(serde_json::from_str(&line).unwrap(), size)
+        .unwrap();
+    let refused = next.set(id, &keys("limit", "16M")).unwrap_err();
+    assert!(matches!(refused, Refused::Unmanaged { .. }), "{refused}");
 }

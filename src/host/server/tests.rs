@@ -46,6 +46,7 @@ fn hello(name: &str) -> ToHost {
         },
         share_group: Some("demo".to_owned()),
         held: Pages::ZERO,
+        managed: true,
         lease: None,
     })
 }

@@ -26,6 +26,7 @@ fn hello() -> impl Strategy<Value = ToHost> {
                 },
                 share_group: group.map(|bytes| format!("{bytes:02x?}")),
                 held: Pages(n[6]),
+                managed: true,
                 lease: None,
             })
         })

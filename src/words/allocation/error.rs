@@ -69,6 +69,13 @@ pub enum AllocationError {
         /// The one that bounds it.
         high: Operand,
     },
+    /// Less than all of the memory of a VM whose memory is not managed.
+    Whole {
+        /// What is less.
+        operand: Operand,
+        /// All of it.
+        memory: Operand,
+    },
     /// The memory of a VM that runs.
     Fixed(Written),
 }
@@ -93,6 +100,10 @@ impl fmt::Display for AllocationError {
                 write!(f, "{high}: must be at least {low}")
             }
             AllocationError::Order { low, high } => write!(f, "{low}: must be at most {high}"),
+            AllocationError::Whole { operand, memory } => write!(
+                f,
+                "{operand}: must be all of {memory}, which is not managed"
+            ),
             AllocationError::Fixed(written) => {
                 write!(f, "`memory = {written}`: is fixed while the VM runs")
             }

@@ -125,6 +125,36 @@ impl AllocationKeys {
         sizes.allocation(self.shares(size)?.unwrap_or(per_mib(NORMAL, size)))
     }
 
+    /// The allocation of a new VM that is promised all of its memory, since none of it can be taken
+    /// back: what is not written is the memory's size.
+    ///
+    /// # Errors
+    /// The first mistake, such as a written size that is less than the memory.
+    pub fn resolve_whole(&self) -> Result<Allocation, AllocationError> {
+        let memory = read(
+            AllocationKey::Memory,
+            &self.memory,
+            MEMORY_DEFAULT,
+            Source::Default,
+        )?;
+        let size = memory.in_range()?.pages;
+        let mut keys = self.clone();
+        for (key, place) in [
+            (AllocationKey::Reservation, &mut keys.reservation),
+            (AllocationKey::Limit, &mut keys.limit),
+            (AllocationKey::DynamicMin, &mut keys.dynamic_min),
+            (AllocationKey::DynamicMax, &mut keys.dynamic_max),
+        ] {
+            let operand = read(key, place, size, Source::Default)?;
+            if operand.pages < size {
+                let memory = memory.clone();
+                return Err(AllocationError::Whole { operand, memory });
+            }
+            place.get_or_insert(Written::from(size));
+        }
+        keys.resolve()
+    }
+
     /// The allocation of a VM that had `old`: what is not written stays.
     ///
     /// # Errors

@@ -134,6 +134,7 @@ impl Rig {
             kernel: Image::File(open(&plan.guest.join(plan.kernel))?),
             initrd: Some(Image::File(open(&plan.guest.join("initrd.gz"))?)),
             cmdline: format!("console=ttyS0 tidemark.commands {} {more}", plan.cmdline),
+            balloon: true,
             cpus: plan.cpus,
             disks: disk.transpose()?.into_iter().collect(),
         };

@@ -1,0 +1,309 @@
+//! `tidemark bench`: what being managed costs a guest, beside what a user would pick instead.
+//!
+//! Each row is measured on this machine, in this run, by fleets of the built-in guest `meter` that
+//! this same program runs as `tidemark run` in a temporary folder. Its peer is the *plain arm*, the
+//! same virtual machine with `memory_management = false`, alone or beside KSM or the kernel's swap.
+//! The arms take turns, and who begins alternates. A figure is the median of the runs, with the least and the
+//! most of them beside it. A peer that could not run says so, and is no number.
+//!
+//! | file | job |
+//! |---|---|
+//! | `fleet` | one fleet under measurement: started, watched, ended, whatever happens |
+//! | `meter` | what the guest `meter` prints |
+//! | `row` | figures, their ratio, as JSON and as a table |
+//! | `cpu` | CPU time of threads, from /proc |
+//! | `ksm` | KSM's settings, put back whatever happens |
+//! | `guest`, `share`, `storm`, `wake`, `idle` | the rows |
+
+mod cpu;
+mod fleet;
+mod guest;
+mod idle;
+mod ksm;
+mod meter;
+mod row;
+mod share;
+mod storm;
+mod wake;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use self::fleet::Scratch;
+use self::row::Row;
+use super::{Error as CliError, check};
+use crate::out::Out;
+use crate::sys::kvm;
+use crate::words::size::parse_size;
+
+/// Exit status after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+/// Runs of each arm, at most.
+const RUNS_MAX: u8 = 99;
+
+/// Flags of `tidemark bench`.
+#[derive(Debug, Args)]
+pub struct BenchCommand {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// First touch of memory, steady work, work on memory that is worth sharing
+    Guest(Flags),
+    /// Sharing, beside KSM: CPU a page, time until it is done, what it costs to keep
+    Share(Flags),
+    /// Writes to pages that are shared, beside KSM
+    Storm(Flags),
+    /// Out to disk and back, beside the kernel's swap
+    Wake(Flags),
+    /// Guests that rest, a busy host manager, the demo: what tidemark itself needs
+    Idle(Flags),
+}
+
+/// Flags of every bench.
+#[derive(Debug, Args)]
+struct Flags {
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+    /// Runs of each arm
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(RUNS_MAX)))]
+    runs: u8,
+    /// Memory that a guest works on [default: guest 256M, share 128M, storm and wake 64M, idle 4M]
+    #[arg(long, value_name = "SIZE", value_parser = set_bytes)]
+    size: Option<u64>,
+    /// Seconds of each timed piece of work
+    #[arg(long, value_name = "N", default_value_t = 14, value_parser = clap::value_parser!(u32).range(2..=3600))]
+    seconds: u32,
+    /// Measure only these rows, by their keys
+    #[arg(long, value_name = "KEY", value_delimiter = ',')]
+    for_ratio: Vec<String>,
+    /// Folder for swap files, logs and sockets, which are removed
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    dir: PathBuf,
+}
+
+/// Least and largest working set: the guests have 3 GiB at most.
+const SET_BYTES: std::ops::RangeInclusive<u64> = 4 << 20..=2 << 30;
+
+fn set_bytes(text: &str) -> Result<u64, String> {
+    let pages = parse_size(text).map_err(|error| error.to_string())?;
+    match SET_BYTES.contains(&pages.bytes()) {
+        true => Ok(pages.bytes()),
+        false => Err("must be 4M to 2G".to_owned()),
+    }
+}
+
+/// Why a bench ends early. Nothing of it is left then, either.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Ctrl-C, or SIGTERM.
+    #[error("interrupted")]
+    Interrupted,
+    /// A fleet did not do what it must.
+    #[error("{what}: {why}")]
+    Fleet {
+        /// What was to be seen.
+        what: String,
+        /// What was seen instead.
+        why: String,
+    },
+    /// A guest found a page that did not hold what it must.
+    #[error("{guest}: {pages} pages were corrupt")]
+    Corrupt {
+        /// Which guest.
+        guest: String,
+        /// How many.
+        pages: u64,
+    },
+    /// A file, a folder or a process.
+    #[error("cannot {what}")]
+    Io {
+        /// What failed.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+    let what = what.into();
+    move |source| Error::Io { what, source }
+}
+
+/// What there is to be measured.
+struct Verb {
+    name: &'static str,
+    keys: &'static [&'static str],
+    measure: Measure,
+}
+
+/// Measures those of a verb's rows that are wanted.
+type Measure = fn(&Bench<'_>) -> Result<Vec<Row>, Error>;
+
+impl Verb {
+    fn new(name: &'static str, keys: &'static [&'static str], measure: Measure) -> Verb {
+        Verb {
+            name,
+            keys,
+            measure,
+        }
+    }
+}
+
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// tidemark.
+    Ours,
+    /// What a user would pick instead.
+    Peer,
+}
+
+/// What all rows of a bench have in common.
+struct Bench<'a> {
+    flags: &'a Flags,
+    scratch: Scratch,
+    tsc_khz: u32,
+    interrupted: Arc<AtomicBool>,
+    out: &'a Out,
+}
+
+impl Bench<'_> {
+    /// Whether this row is to be measured.
+    fn wants(&self, key: &str) -> bool {
+        let keys = &self.flags.for_ratio;
+        keys.is_empty() || keys.iter().any(|wanted| wanted == key)
+    }
+
+    /// Memory that a guest works on, or what stands for it.
+    fn size(&self, default: u64) -> u64 {
+        self.flags.size.unwrap_or(default)
+    }
+
+    /// Runs both sides `--runs` times, in turn; who begins alternates. The first `discarded` rounds
+    /// do not count.
+    fn alternate<T>(
+        &self,
+        what: &str,
+        discarded: u8,
+        mut run: impl FnMut(Side) -> Result<T, Error>,
+    ) -> Result<(Vec<T>, Vec<T>), Error> {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let rounds = self.flags.runs + discarded;
+        for number in 0..rounds {
+            self.say(&format!("{what}: run {} of {rounds}", number + 1));
+            let order = match number % 2 {
+                0 => [Side::Ours, Side::Peer],
+                _ => [Side::Peer, Side::Ours],
+            };
+            for side in order {
+                let result = run(side)?;
+                match side {
+                    _ if number < discarded => {}
+                    Side::Ours => ours.push(result),
+                    Side::Peer => theirs.push(result),
+                }
+            }
+        }
+        Ok((ours, theirs))
+    }
+
+    /// Ends the bench if somebody wants it to end.
+    fn check(&self) -> Result<(), Error> {
+        match self.interrupted.load(Ordering::Relaxed) {
+            true => Err(Error::Interrupted),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells how far it is.
+    fn say(&self, text: &str) {
+        self.out.line(&format!("tidemark: bench: {text}"));
+    }
+}
+
+/// Measures and prints.
+pub fn run(command: &BenchCommand, out: &Out) -> Result<ExitCode, CliError> {
+    let (verb, flags): (_, &Flags) = match &command.what {
+        What::Guest(flags) => (Verb::new("guest", guest::KEYS, guest::measure), flags),
+        What::Share(flags) => (Verb::new("share", share::KEYS, share::measure), flags),
+        What::Storm(flags) => (Verb::new("storm", storm::KEYS, storm::measure), flags),
+        What::Wake(flags) => (Verb::new("wake", wake::KEYS, wake::measure), flags),
+        What::Idle(flags) => (Verb::new("idle", idle::KEYS, idle::measure), flags),
+    };
+    let Verb {
+        name,
+        keys,
+        measure,
+    } = verb;
+    if let Some(unknown) = flags
+        .for_ratio
+        .iter()
+        .find(|key| !keys.contains(&key.as_str()))
+    {
+        return Err(CliError::Usage(format!(
+            "--for-ratio {unknown}: `bench {name}` has {}",
+            keys.join(", ")
+        )));
+    }
+    check::require()?;
+    let tsc_khz = kvm::tsc_khz().ok_or_else(|| {
+        CliError::Missing("KVM does not say how fast the time-stamp counter is".to_owned())
+    })?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register(signal, Arc::clone(&interrupted))
+            .map_err(super::io("register a signal handler"))?;
+    }
+    let bench = Bench {
+        flags,
+        scratch: Scratch::new(&flags.dir)?,
+        tsc_khz,
+        interrupted,
+        out,
+    };
+    let rows = match measure(&bench) {
+        Ok(rows) => rows,
+        Err(Error::Interrupted) => return Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) => return Err(error.into()),
+    };
+    let text = match flags.json {
+        true => whole(name, &bench, &rows).to_string(),
+        false => row::table(&rows).join("\n"),
+    };
+    // Gone before anybody acts on the result.
+    drop(bench);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").map_err(super::io("write to standard output"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn whole(name: &str, bench: &Bench<'_>, rows: &[Row]) -> Value {
+    let ratios: serde_json::Map<String, Value> = rows
+        .iter()
+        .map(|row| (row.key.to_owned(), row.to_json()))
+        .collect();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    json!({
+        "bench": name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "kernel": kernel.trim(),
+        "cpus": cpus,
+        "tsc_khz": bench.tsc_khz,
+        "size_bytes": bench.flags.size,
+        "seconds": bench.flags.seconds,
+        "ratios": ratios,
+    })
+}

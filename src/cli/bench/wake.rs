@@ -1,0 +1,328 @@
+//! Out to disk and back, beside the kernel's swap.
+//!
+//! A guest fills its memory with what does not compress, and rests. Its memory is taken: ours by a
+//! limit of next to nothing, which is then lifted; the peer's, in the plain arm, by MADV_PAGEOUT from
+//! outside, to a swap file beside ours. Then the guest wakes and reads a word of every page.
+//!
+//! | row | figure |
+//! |---|---|
+//! | `out` | from the order until it is out, its writes done |
+//! | `in_disk_p50`, `in_disk_p99` | one page, in random order |
+//! | `wake_random`, `wake_seq` | all pages, in random order, in order |
+//!
+//! What the kernel has written out stays in its swap cache for a while, and would come back without
+//! a read. So the peer's VM is in a memory cgroup, which is emptied before the guest wakes, and a run
+//! in which the kernel read fewer than nine tenths of the pages is none.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::fleet::{Arm, Fleet, Guest};
+use super::meter::Pages;
+use super::row::{Better, Peer, Row, those_that_ran};
+use super::{Bench, Error, Side};
+use crate::sys::kernel_swap::{SwapArea, page_out};
+use crate::words::Advice;
+
+/// The rows.
+pub(super) const KEYS: &[&str] = &[
+    "out",
+    "in_disk_p50",
+    "in_disk_p99",
+    "wake_random",
+    "wake_seq",
+];
+
+/// Memory of the guest, unless said otherwise.
+const SIZE: u64 = 64 << 20;
+/// How long the guest rests: in this time it must be taken out.
+const REST_MS: u64 = 12_000;
+/// Position of the reads among the phases.
+const READS: u64 = 2;
+/// What we leave the guest, bytes: its program and its tables.
+const LIMIT: u64 = 2 << 20;
+
+/// One arm.
+#[derive(Debug, Clone, Copy)]
+struct Woken {
+    out: Duration,
+    reads: Pages,
+}
+
+/// Both arms of one order.
+struct Both {
+    ours: Vec<Woken>,
+    peer: Result<Vec<Woken>, String>,
+}
+
+impl Both {
+    fn measure(bench: &Bench<'_>, order: &str) -> Result<Both, Error> {
+        let (ours, theirs) = bench.alternate(order, 0, |side| match side {
+            Side::Ours => managed(bench, order).map(Ok),
+            Side::Peer => kernel(bench, order),
+        })?;
+        let ours: Result<_, String> = ours.into_iter().collect();
+        Ok(Both {
+            ours: ours.unwrap_or_default(),
+            peer: those_that_ran(theirs),
+        })
+    }
+
+    fn row(&self, key: &'static str, unit: &'static str, figure: fn(&Woken) -> f64) -> Row {
+        let figures = |runs: &[Woken]| runs.iter().map(figure).collect::<Vec<f64>>();
+        let mut row = Row::new(key, unit, Better::Lower, figures(&self.ours));
+        row.peer = match &self.peer {
+            Ok(runs) => Peer::Measured(figures(runs)),
+            Err(why) => Peer::CouldNotRun(why.clone()),
+        };
+        let cluster = fs::read_to_string("/proc/sys/vm/page-cluster").unwrap_or_default();
+        row.peer_is = format!(
+            "the kernel's swap file, by MADV_PAGEOUT, page-cluster {}",
+            cluster.trim()
+        );
+        row.note("pages", json!(self.ours.first().map(|run| run.reads.pages)));
+        row
+    }
+}
+
+/// Measures the rows that are wanted.
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
+    let mut rows = Vec::new();
+    let random = ["out", "in_disk_p50", "in_disk_p99", "wake_random"];
+    if random.iter().any(|key| bench.wants(key)) {
+        let both = Both::measure(bench, "read")?;
+        #[expect(clippy::cast_precision_loss, reason = "times far below 2^53 ns")]
+        rows.extend([
+            both.row("out", "s", |run| run.out.as_secs_f64()),
+            both.row("in_disk_p50", "us", |run| run.reads.p50 as f64 / 1e3),
+            both.row("in_disk_p99", "us", |run| run.reads.p99 as f64 / 1e3),
+            both.row("wake_random", "s", |run| run.reads.ns as f64 / 1e9),
+        ]);
+    }
+    if bench.wants("wake_seq") {
+        let both = Both::measure(bench, "read_seq")?;
+        #[expect(clippy::cast_precision_loss, reason = "times far below 2^53 ns")]
+        rows.push(both.row("wake_seq", "s", |run| run.reads.ns as f64 / 1e9));
+    }
+    rows.retain(|row| bench.wants(row.key));
+    Ok(rows)
+}
+
+fn guest(bench: &Bench<'_>, arm: Arm, order: &str) -> Guest {
+    Guest {
+        name: "a".to_owned(),
+        arm,
+        set_bytes: bench.size(SIZE),
+        options: format!("do=fill,sleep:{REST_MS},{order},verify"),
+        group: None,
+    }
+}
+
+fn full(fleet: &Fleet<'_>) -> Option<()> {
+    fleet.said("a").phase(0).map(|_| ())
+}
+
+/// Waits for the reads of a guest that was still asleep when it was ready to wake.
+fn wake(mut fleet: Fleet<'_>, out: Duration) -> Result<Woken, Error> {
+    if fleet.said("a").begun > READS {
+        return Err(Error::Fleet {
+            what: "a guest that sleeps".to_owned(),
+            why: format!("{REST_MS} ms were not enough to take its memory"),
+        });
+    }
+    let reads = fleet.until("the reads", |fleet| fleet.said("a").phase(READS))?;
+    fleet.end()?;
+    Ok(Woken { out, reads })
+}
+
+fn managed(bench: &Bench<'_>, order: &str) -> Result<Woken, Error> {
+    let guest = guest(bench, Arm::Managed, order);
+    let (set, memory) = (guest.set_bytes, guest.memory_bytes());
+    let mut fleet = Fleet::start(bench, &[guest])?;
+    fleet.until("a full guest", full)?;
+    let start = Instant::now();
+    fleet.set("a", "limit", &LIMIT.to_string())?;
+    let out = fleet.until("its memory on disk", |fleet| {
+        let figures = fleet.figures()?;
+        let taken = figures.vms.first()?.memory.gauges.swapped.bytes();
+        (taken >= (set - LIMIT) / 10 * 9).then(|| start.elapsed())
+    })?;
+    // The rest as well, before it is given room again.
+    fleet.until("a moment", |_| {
+        (start.elapsed() > 2 * out + Duration::from_millis(500)).then_some(())
+    })?;
+    fleet.set("a", "limit", &memory.to_string())?;
+    wake(fleet, out)
+}
+
+fn kernel(bench: &Bench<'_>, order: &str) -> Result<Result<Woken, String>, Error> {
+    let guest = guest(bench, Arm::Plain(Advice::NoHugePage), order);
+    let set = guest.set_bytes;
+    let file = bench.scratch.file("kernel-swap");
+    let area = match SwapArea::switch_on(&file, 2 * set) {
+        Ok(area) => area,
+        Err(error) => return Ok(Err(format!("no swap file: {error}"))),
+    };
+    let group = match Group::new() {
+        Ok(group) => group,
+        Err(why) => return Ok(Err(why)),
+    };
+    let started = group.around(|| Fleet::start(bench, &[guest]));
+    let mut fleet = match started {
+        Ok(fleet) => fleet?,
+        Err(why) => return Ok(Err(why)),
+    };
+    fleet.until("a full guest", full)?;
+    let result = push_out(&mut fleet, &group, set)?;
+    let out = match result {
+        Ok(out) => out,
+        Err(why) => return Ok(Err(why)),
+    };
+    let before = vmstat("pswpin");
+    let woken = wake(fleet, out)?;
+    let (read, pages) = (vmstat("pswpin") - before, woken.reads.pages);
+    drop((group, area));
+    Ok(match read >= pages / 10 * 9 {
+        true => Ok(woken),
+        false => Err(format!("only {read} of {pages} pages were read from disk")),
+    })
+}
+
+/// Has the kernel page the VM out and write it; the time that took.
+fn push_out(
+    fleet: &mut Fleet<'_>,
+    group: &Group,
+    set: u64,
+) -> Result<Result<Duration, String>, Error> {
+    let Some(&pid) = fleet.vm_processes().first() else {
+        return Ok(Err("the VM has no process".to_owned()));
+    };
+    let Some((from, bytes)) = largest_mapping(pid) else {
+        return Ok(Err("the VM has no memory".to_owned()));
+    };
+    let before = vmstat("pswpout");
+    let start = Instant::now();
+    if let Err(error) = page_out(pid, from, bytes) {
+        return Ok(Err(format!("process_madvise: {error}")));
+    }
+    let wanted = set / 4096 / 10 * 9;
+    let out = fleet.until("the kernel's writes", |_| {
+        let done = vmstat("pswpout") - before >= wanted && vmstat("nr_writeback") < 64;
+        let late = start.elapsed() > Duration::from_secs(5);
+        (done || late).then(|| (done, start.elapsed()))
+    })?;
+    let written = vmstat("pswpout") - before;
+    if !out.0 {
+        let pages = set / 4096;
+        return Ok(Err(format!(
+            "MADV_PAGEOUT wrote {written} of {pages} pages"
+        )));
+    }
+    Ok(group.empty().map(|()| out.1))
+}
+
+/// Address and length of a process's largest anonymous mapping: its guest's RAM.
+fn largest_mapping(pid: i32) -> Option<(usize, usize)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let anonymous = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (from, to) = words.next()?.split_once('-')?;
+        let writable = words.next()?.starts_with("rw");
+        let address = |text| usize::from_str_radix(text, 16).ok();
+        let (from, to) = (address(from)?, address(to)?);
+        writable.then_some((from, to - from))
+    });
+    anonymous.max_by_key(|(_, bytes)| *bytes)
+}
+
+fn vmstat(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.parse().ok())
+        .unwrap_or(0)
+}
+
+/// A memory cgroup below our own. Dropping it removes it, once its processes are gone.
+struct Group {
+    path: PathBuf,
+    /// The file that empties it, and what is written there.
+    reclaim: (&'static str, &'static str),
+}
+
+impl Group {
+    fn new() -> Result<Group, String> {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let name = format!("tidemark-bench-{}", std::process::id());
+        let found = own.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+            let path = path.trim_start_matches('/');
+            let memory = controllers.split(',').any(|name| name == "memory");
+            match (memory, controllers.is_empty()) {
+                (true, _) => Some((
+                    format!("/sys/fs/cgroup/memory/{path}"),
+                    ("memory.force_empty", "0"),
+                )),
+                (_, true) => Some((format!("/sys/fs/cgroup/{path}"), ("memory.reclaim", "16G"))),
+                _ => None,
+            }
+            .filter(|(path, (file, _))| {
+                // Below it a new group will have the same file; the root has none.
+                PathBuf::from(path).join(file).exists() || *file == "memory.force_empty"
+            })
+        });
+        let Some((parent, reclaim)) = found else {
+            return Err("no memory cgroup that could be emptied".to_owned());
+        };
+        let path = PathBuf::from(parent).join(name);
+        fs::create_dir(&path)
+            .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        Ok(Group { path, reclaim })
+    }
+
+    /// Does `work` inside the group: whatever it starts stays there. To be put into the group later
+    /// would be too late: memory stays with the group in which it was touched.
+    fn around<T>(&self, work: impl FnOnce() -> T) -> Result<T, String> {
+        let enter = |group: &Path| {
+            let file = group.join("cgroup.procs");
+            let write = fs::write(&file, std::process::id().to_string());
+            write.map_err(|error| format!("cannot use {}: {error}", file.display()))
+        };
+        enter(&self.path)?;
+        let done = work();
+        enter(self.path.parent().unwrap_or(&self.path))?;
+        Ok(done)
+    }
+
+    /// Gives up what of it can be had again: the swap cache. What cannot be emptied is no error.
+    fn empty(&self) -> Result<(), String> {
+        let (file, text) = self.reclaim;
+        let path = self.path.join(file);
+        match path.exists() {
+            // It fails where something is left, as the VM's own pages are.
+            false => Err(format!("{} is missing", path.display())),
+            true => {
+                let _ = fs::write(path, text);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its processes were waited for; the kernel may need a moment more.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        log::error!("cannot remove {}", self.path.display());
+    }
+}
