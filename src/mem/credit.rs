@@ -19,7 +19,10 @@ pub struct CreditBook {
     batch: Pages,
     measured: Pages,
     mapped_since: Pages,
+    /// By how much the last measurement was more than the one before.
+    grown: Pages,
     requested: Pages,
+    plenty: bool,
 }
 
 /// What the account asks for.
@@ -40,7 +43,9 @@ impl CreditBook {
             batch,
             measured: zero,
             mapped_since: zero,
+            grown: zero,
             requested: zero,
+            plenty: false,
         }
     }
 
@@ -52,6 +57,16 @@ impl CreditBook {
     /// Credit in hand.
     pub fn granted(&self) -> Pages {
         self.granted
+    }
+
+    /// Whether memory is plenty, so that more may be asked for and mapped than is needed at once.
+    pub fn is_plenty(&self) -> bool {
+        self.plenty
+    }
+
+    /// Notes whether memory is plenty.
+    pub fn set_plenty(&mut self, plenty: bool) {
+        self.plenty = plenty;
     }
 
     /// Pages in use, as last measured plus what was mapped since.
@@ -88,6 +103,7 @@ impl CreditBook {
 
     /// A new measurement replaces all earlier knowledge.
     pub fn measured(&mut self, pages: Pages) {
+        self.grown = pages.saturating_sub(self.measured);
         self.measured = pages;
         self.mapped_since = Pages::ZERO;
     }
@@ -120,11 +136,19 @@ impl CreditBook {
     }
 
     /// What to tell the host manager now, recorded as told: ask when less than one batch is left
-    /// (so that a fault seldom waits), give back what exceeds two. A VM under orders to use at most
+    /// (so that a fault seldom waits), give back what exceeds two. While memory is plenty a VM that grows
+    /// fast keeps as much as it grew by between two measurements. A VM under orders to use at most
     /// `most` asks for nothing beyond that and keeps next to nothing to spare.
     pub fn settle(&mut self, most: Option<Pages>) -> Option<CreditMove> {
         let (used, headroom) = (self.used(), self.headroom());
-        let ahead = most.map_or(self.batch, |most| most.saturating_sub(used).min(self.batch));
+        let ahead = match most {
+            Some(most) => most.saturating_sub(used).min(self.batch),
+            None if self.plenty => {
+                let most = Pages(self.batch.0.saturating_mul(AHEAD_BATCHES));
+                self.grown.clamp(self.batch, most)
+            }
+            None => self.batch,
+        };
         let wanted = used.saturating_sub(self.granted) + ahead;
         if headroom < wanted && self.requested < wanted {
             let ask = wanted - self.requested;
@@ -141,6 +165,10 @@ impl CreditBook {
         None
     }
 }
+
+/// Credit that a fast growing VM keeps to spare while memory is plenty, in batches at most. Chosen: a
+/// sixty-fourth of the host's budget at most, since a batch is one part in 512 of it.
+const AHEAD_BATCHES: u64 = 8;
 
 /// Far more than any guest can use, and far from overflow.
 const UNLIMITED: Pages = Pages(u64::MAX >> 16);
@@ -178,6 +206,31 @@ mod tests {
         assert_eq!(book.settle(None), Some(CreditMove::Request(Pages(40))));
         book.grant(Pages(40));
         assert!(!book.is_over());
+    }
+
+    #[test]
+    fn a_fast_guest_gets_credit_ahead_while_memory_is_plenty() {
+        let fast = |plenty| {
+            let mut book = CreditBook::new(Pages(1000), Pages(10));
+            book.set_plenty(plenty);
+            book.measured(Pages(960));
+            book.measured(Pages(1000));
+            book
+        };
+        let asks = |pages| Some(CreditMove::Request(Pages(pages)));
+        assert_eq!(fast(true).settle(None), asks(40));
+        assert_eq!(fast(false).settle(None), asks(10));
+        // When it does not grow any more, it keeps no more than any other.
+        let mut book = fast(true);
+        book.settle(None);
+        book.grant(Pages(40));
+        assert_eq!(book.settle(None), None);
+        book.measured(Pages(1000));
+        assert_eq!(book.settle(None), Some(CreditMove::Return(Pages(20))));
+        // And never more than eight batches.
+        let mut book = fast(true);
+        book.measured(Pages(2000));
+        assert_eq!(book.settle(None), asks(1000 + 80));
     }
 
     #[test]

@@ -38,8 +38,6 @@ pub(super) struct Books {
     swapmap: SwapMap,
     store: CompressedStore,
     credit: CreditBook,
-    /// Memory is not scarce: a first write gets pages ahead.
-    plenty: bool,
     pub(in crate::mem) stock: Stock,
     pub(in crate::mem) large: Large,
     pub(in crate::mem) stage: Stage,
@@ -75,7 +73,6 @@ impl Books {
             swapmap: SwapMap::new(slots),
             store: CompressedStore::new(size),
             credit,
-            plenty: false,
             stock: Stock::new(),
             large: Large::default(),
             stage: Stage::new(),
@@ -187,12 +184,7 @@ impl Memory<'_> {
 
     /// Whether memory is plenty.
     pub fn is_plenty(&self) -> bool {
-        self.books.plenty
-    }
-
-    /// Notes whether memory is plenty.
-    pub fn set_plenty(&mut self, plenty: bool) {
-        self.books.plenty = plenty;
+        self.books.credit.is_plenty()
     }
 
     /// Whether the page takes memory of its own, as far as the books tell: a private page, one that

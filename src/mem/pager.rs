@@ -219,7 +219,7 @@ impl Pager {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_plenty(&self, plenty: bool) -> Result<(), Error> {
-        self.memory(Cause::Account).set_plenty(plenty);
+        self.with_credit(|credit| credit.set_plenty(plenty));
         match plenty {
             true => Ok(()),
             false => self.drop_stock(),
