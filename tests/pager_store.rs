@@ -15,9 +15,10 @@ use pager::faults::READERS;
 use pager::pool::Pool;
 use pager::rig::{Rig, merge, merge_all};
 use pager::{both_paths, stamped, unique};
+use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::store::STORE_PERCENT_MAX;
-use tidemark::units::{Gfn, PAGE_SIZE, Pages};
+use tidemark::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
 use tidemark::words::TakePath;
 
 /// Within this time after a read has failed, the reason must be known.
@@ -200,15 +201,17 @@ fn assert_ended_by_the_read(rig: &Rig) {
     assert!(failure.reason.contains("cannot read"), "{failure:?}");
 }
 
+/// A page that cannot be read is lost when it is touched, and not before: the guest gets no other,
+/// and all others are what they were.
 #[test]
-fn any_failed_read_ends_the_vm_with_its_reason() {
+fn any_lost_slot_ends_the_vm_with_its_reason() {
     let Some(_host) = common::require(&[Capability::Uffd]) else {
         return;
     };
     both_paths(|path| {
         for nth in 1.. {
             let rig = Arc::new(Rig::unlimited(path, SCRIPT_PAGES));
-            rig.store.fail_read(nth);
+            rig.store.lose_slot_at(nth);
             let script = start_script(&rig);
             common::wait_for("the script or its failure", DEADLINE, || {
                 script.is_finished() || rig.failure().is_some()
@@ -223,6 +226,155 @@ fn any_failed_read_ends_the_vm_with_its_reason() {
             // Whoever touched the page waits for it until the process ends, and gets no other.
             assert!(!script.is_finished(), "read {nth} failed and a page came");
         }
+    });
+}
+
+/// A read that fails or lies once ends the VM where the page was to be read alone; a page that was
+/// read with others is read again.
+fn once_wrong(what: &str, reason: &str, wrong: impl Fn(&Rig, u64)) {
+    both_paths(|path| {
+        let (mut ended, mut survived) = (0, 0);
+        for nth in 1.. {
+            let rig = Arc::new(Rig::unlimited(path, SCRIPT_PAGES));
+            wrong(&rig, nth);
+            let script = start_script(&rig);
+            common::wait_for("the script or its failure", DEADLINE, || {
+                script.is_finished() || rig.failure().is_some()
+            });
+            if let Some(failure) = rig.failure() {
+                assert!(failure.reason.contains(reason), "{failure:?}");
+                assert!(!script.is_finished(), "read {nth} {what} and a page came");
+                ended += 1;
+                continue;
+            }
+            script.join().unwrap();
+            rig.pager.audit().unwrap();
+            if rig.store.reads() < nth {
+                break;
+            }
+            survived += 1;
+        }
+        println!("{}: {ended} reads alone {what}, {survived} with others", path.name());
+        assert!(ended > 0 && survived > 0, "{ended} and {survived}");
+    });
+}
+
+#[test]
+fn a_run_that_fails_once_loses_nothing() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    once_wrong("failed", "cannot read", |rig, nth| rig.store.fail_read(nth));
+}
+
+#[test]
+fn a_run_that_is_wrong_once_loses_nothing() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    once_wrong("lied", "checksum", |rig, nth| rig.store.lie_at(nth));
+}
+
+/// Pages 0 to 31, all swapped, and the read that brings 8 to 15 back waits. The thread that touched
+/// 8 comes with it.
+fn while_read_ahead(path: TakePath, credit: CreditBook) -> (Arc<Rig>, JoinHandle<()>) {
+    let rig = Arc::new(Rig::new(path, SCRIPT_PAGES, credit));
+    (0..SCRIPT_PAGES).for_each(|n| rig.write(Gfn(n), &unique(u64::from(n)).0));
+    reclaim_all(&rig);
+    // The window opens: 0, 1, 2 and 3, 4 to 7.
+    (0..8).for_each(|n| assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0));
+    assert_eq!((rig.store.reads(), rig.store.run_pages()), (8, 6));
+    rig.store.hold_reads(true);
+    let touch = start_touch(&rig, Gfn(8));
+    common::wait_for("the read", DEADLINE, || rig.store.held_reads() == 1);
+    (rig, touch)
+}
+
+/// What the guest gives up while it is being read ahead is dropped, and takes no memory; what it
+/// touches meanwhile comes.
+#[test]
+fn what_dies_while_it_is_read_ahead_is_dropped() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let (rig, touch) = while_read_ahead(path, CreditBook::unlimited());
+        let ballooned: Vec<Gfn> = (9..11).map(Gfn).collect();
+        rig.pager.inflate(&ballooned).unwrap();
+        rig.pager.report_free(GfnRange::new(Gfn(12), 2)).unwrap();
+        // Given back again before the read is done, and touched: nothing of its content is left.
+        rig.pager.deflate(&ballooned[1..]);
+        let touches = [Gfn(9), Gfn(10), Gfn(11)].map(|gfn| start_touch(&rig, gfn));
+        // The page that was touched is not dead, whatever the guest says.
+        rig.pager.report_free(GfnRange::one(Gfn(8))).unwrap();
+        rig.store.hold_reads(false);
+        for touch in touches.into_iter().chain([touch]) {
+            common::wait_for("a page", DEADLINE, || touch.is_finished());
+        }
+        let gauges = rig.pager.report().unwrap().measured.gauges;
+        assert_eq!(gauges.ballooned, Pages::ZERO, "both were touched");
+        assert_eq!(gauges.swapped, Pages(u64::from(SCRIPT_PAGES) - 16));
+        for n in [9, 10, 12, 13] {
+            assert!(rig.read(Gfn(n)) == [0; PAGE_SIZE], "{n}");
+        }
+        for n in [8, 11, 14, 15, 16, 40] {
+            assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0, "{n}");
+        }
+        rig.pager.audit().unwrap();
+    });
+}
+
+/// A page that the balloon took while it was read ahead stays with the balloon.
+#[test]
+fn what_the_balloon_takes_while_it_is_read_ahead_stays_there() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let (rig, touch) = while_read_ahead(path, CreditBook::unlimited());
+        let all: Vec<Gfn> = (8..16).map(Gfn).collect();
+        rig.pager.inflate(&all).unwrap();
+        rig.store.hold_reads(false);
+        common::wait_for("the page", DEADLINE, || touch.is_finished());
+        let report = rig.pager.report().unwrap();
+        assert_eq!(report.measured.gauges.ballooned, Pages(7), "all but 8");
+        assert_eq!(rig.pager.census().unwrap().anonymous, Pages(9));
+        rig.pager.audit().unwrap();
+    });
+}
+
+/// Pages that are being read ahead are in the account before they take memory, whatever is measured
+/// meanwhile; and they never take the credit that the next fault needs.
+#[test]
+fn what_is_read_ahead_keeps_within_the_credit() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let credit = CreditBook::new(Pages(200), Pages(16));
+        let (rig, touch) = while_read_ahead(path, credit);
+        let used = || {
+            rig.pager.census().unwrap();
+            rig.pager.with_credit(|credit| credit.used())
+        };
+        // Other tests of this process may give memory back while it is counted.
+        let used = [(); 5].map(|()| used()).into_iter().max().unwrap();
+        assert!(used >= Pages(16), "{used} used, 8 there and 8 on their way");
+        rig.store.hold_reads(false);
+        common::wait_for("the page", DEADLINE, || touch.is_finished());
+        // The window is 32 pages now; only 6 may be mapped, of which each fault leaves half.
+        rig.pager.with_credit(|credit| {
+            let used = credit.used();
+            credit.restart(used + Pages(6), Pages(16));
+        });
+        let mut left = Vec::new();
+        for n in [16, 24, 40] {
+            assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0, "{n}");
+            left.push(rig.pager.with_credit(|credit| credit.headroom().0));
+        }
+        assert!(left[0] >= 3 && left[1] >= 1, "{left:?} of 6 left");
+        assert_eq!(rig.pager.starving_faults(), 0);
+        rig.pager.audit().unwrap();
     });
 }
 

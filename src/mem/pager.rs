@@ -208,6 +208,12 @@ impl Pager {
         self.memory(Cause::Account).bound_store(most);
     }
 
+    /// No more than so many swapped pages come back at a time from now on; 1: none but those that
+    /// are touched.
+    pub fn bound_read_ahead(&self, pages_max: u32) {
+        self.memory(Cause::Account).bound_read_ahead(pages_max);
+    }
+
     /// Works on the credit account under the lock.
     pub fn with_credit<T>(&self, work: impl FnOnce(&mut CreditBook) -> T) -> T {
         work(self.memory(Cause::Account).credit())

@@ -3,9 +3,9 @@
 //! Which pages, and what the count means, is the caller's (ESX's estimate: 100 random pages in each
 //! period). A sampled page that backs the guest waits in a stage slot of its own; the first touch
 //! costs the guest one fault and is counted. A page that does not back the guest (never touched,
-//! ballooned, swapped) needs no preparation: a touch changes its state. The zero page is dropped,
-//! which makes it one of those. Pages that map a frame cannot be sampled: dropping their page table
-//! entry could drop a copy that the guest has just made.
+//! ballooned, swapped) is left as it is: a touch changes its state, and until the sample ends nothing
+//! else brings it back. The zero page is dropped, which makes it one of those. Pages that map a frame
+//! cannot be sampled: dropping their page table entry could drop a copy that the guest has just made.
 
 use std::sync::MutexGuard;
 
@@ -64,6 +64,7 @@ impl Pager {
         let mut memory = self.memory(Cause::Sample);
         match memory.state(gfn) {
             PageState::Unbacked | PageState::Swapped(_) | PageState::Compressed(_) => {
+                memory.watch(gfn);
                 sample.absent.push(gfn);
             }
             PageState::Private if sample.taken.len() < usize::from(SAMPLE_MAX) => {
@@ -110,6 +111,8 @@ impl Pager {
     /// The VM cannot go on.
     pub fn end_sample(&self) -> Result<(), Error> {
         *self.sample() = Sample::default();
-        self.memory(Cause::Sample).settle_stage().map(drop)
+        let mut memory = self.memory(Cause::Sample);
+        memory.unwatch_all();
+        memory.settle_stage().map(drop)
     }
 }

@@ -6,6 +6,7 @@ use super::active::Active;
 use super::schedule::Ranked;
 use crate::link::message::{Orders, Welcome};
 use crate::mem::Pager;
+use crate::mem::read_ahead::WINDOW_MAX;
 use crate::mem::tasks::census::CensusTask;
 use crate::mem::tasks::measure::Measure;
 use crate::mem::tasks::merge::Merge;
@@ -17,6 +18,7 @@ use crate::words::MemState;
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Tasks {
+    pager: Arc<Pager>,
     pub measure: Measure,
     pub swap: Swap,
     pub merge: Merge,
@@ -29,6 +31,7 @@ impl Tasks {
     /// The tasks of a VM that was welcomed with these terms. Choices follow from `seed`.
     pub fn new(pager: &Arc<Pager>, welcome: &Welcome, pool: PoolView, seed: u64) -> Tasks {
         Tasks {
+            pager: Arc::clone(pager),
             measure: Measure::new(Arc::clone(pager)),
             swap: Swap::new(Arc::clone(pager), seed),
             merge: Merge::new(Arc::clone(pager), pool),
@@ -40,6 +43,11 @@ impl Tasks {
 
     /// What the host manager ordered.
     pub fn obey(&mut self, orders: &Orders) {
+        let read_ahead_max = match orders.state {
+            MemState::Low => 1,
+            _ => WINDOW_MAX,
+        };
+        self.pager.bound_read_ahead(read_ahead_max);
         self.measure.set_short(orders.state > MemState::High);
         self.swap.bound(orders.private_max);
         self.scan.set_rate(orders.scan_pages_per_second);

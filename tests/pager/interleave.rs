@@ -50,6 +50,8 @@ pub struct Outcome {
     pub merged: u64,
     /// Pages that a vCPU read and found right.
     pub checked: u64,
+    /// Pages that were read from swap together with others.
+    pub read_ahead: u64,
 }
 
 /// What the threads share.
@@ -90,6 +92,7 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
 
     let (rig, seed) = (&shared.rig, plan.seed);
     let checked = shared.checked.load(Ordering::Relaxed);
+    let read_ahead = rig.store.run_pages();
     assert!(merged > 0, "seed {seed}: nothing was ever merged");
     assert!(checked > 1000, "seed {seed}: only {checked} pages checked");
     rig.pager.audit().unwrap();
@@ -97,6 +100,7 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     pool.release(&rig.pager.take_released());
     let report = rig.pager.report().unwrap();
     let counters = report.measured.counters;
+    assert!(read_ahead > 0, "seed {seed}: nothing was ever read ahead");
     assert!(counters.swap_in_pages > 0 && counters.swap_out_pages > 0 && counters.cow_breaks > 0);
     // A reference for each page that maps a frame, and no other.
     assert_eq!(Pages(pool.lent()), report.measured.shared, "seed {seed}");
@@ -105,7 +109,11 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     rig.pager.audit().unwrap();
     replay.check(&rig.pager);
     assert!(rig.failure().is_none(), "{:?}", rig.failure());
-    Outcome { merged, checked }
+    Outcome {
+        merged,
+        checked,
+        read_ahead,
+    }
 }
 
 impl Shared {
@@ -187,8 +195,13 @@ pub fn content(rng: &mut fastrand::Rng) -> [u8; PAGE_SIZE] {
     page
 }
 
-/// A random page of the vCPU's own.
-fn own_page(rng: &mut fastrand::Rng, vcpu: u32) -> u32 {
+/// A page of the vCPU's own: the one behind `last`, or a random one. Half of the accesses go through
+/// memory in order, so that pages are read ahead of them.
+fn next_page(rng: &mut fastrand::Rng, vcpu: u32, last: u32) -> u32 {
+    let next = last + 1;
+    if rng.bool() && !next.is_multiple_of(BLOCK_PAGES) {
+        return next;
+    }
     let block = rng.u32(0..PAGES / BLOCK_PAGES / VCPUS) * VCPUS + vcpu;
     block * BLOCK_PAGES + rng.u32(0..BLOCK_PAGES)
 }
@@ -197,9 +210,10 @@ fn play_vcpu(shared: &Shared, vcpu: u32) {
     let (rig, seed) = (&shared.rig, shared.plan.seed);
     let mut rng = fastrand::Rng::with_seed(seed ^ u64::from(vcpu));
     let mut expected: HashMap<u32, [u8; PAGE_SIZE]> = HashMap::new();
+    let mut gfn = vcpu * BLOCK_PAGES;
     while !shared.stops() {
         shared.pace_vcpu(vcpu);
-        let gfn = own_page(&mut rng, vcpu);
+        gfn = next_page(&mut rng, vcpu, gfn);
         match rng.u32(0..40) {
             0..=17 => {
                 let page = content(&mut rng);

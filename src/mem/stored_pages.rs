@@ -1,0 +1,303 @@
+//! Steps on pages whose content is stored: in the compressed store, or in the swap file.
+//!
+//! A page goes there out of the staging area. It comes back when it is touched, and brings others
+//! with it, within the *window* that `read_ahead` opens around it: what is compressed at once, under
+//! the lock; what is swapped is *busy* until it was read, without the lock (`swap_in`).
+
+use super::memory::Memory;
+use super::pager::Error;
+use super::stage::{Occupant, Taken};
+use super::store::Compressed;
+use super::swap_in::{ReadPage, SwapRead};
+use crate::page::state::{PageEvent, PageState};
+use crate::sys::space::{GuestSpace, PageBuf};
+use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
+
+/// A run of swap slots that is being written.
+#[derive(Debug)]
+#[must_use = "slots that are neither recorded nor freed are lost"]
+pub(super) struct SlotRun {
+    /// The first slot.
+    pub first: SwapSlot,
+    /// How many.
+    pub count: u32,
+}
+
+impl SlotRun {
+    /// The slots.
+    pub fn iter(&self) -> impl Iterator<Item = SwapSlot> + use<> {
+        (self.first.0..self.first.0 + self.count).map(SwapSlot)
+    }
+}
+
+/// Going there.
+impl Memory<'_> {
+    /// Staged to compressed. False when the store is full or the guest has the page back already.
+    pub fn store(&mut self, taken: &Taken, page: Compressed) -> bool {
+        if !self.is_staged(taken) {
+            return false;
+        }
+        let Some(slot) = self.books.store.insert(page) else {
+            return false;
+        };
+        self.apply(taken.gfn(), PageEvent::Compress(slot));
+        self.books.stage.becomes(taken.slot(), Occupant::Gone);
+        self.books.counters.swap_out_pages += 1;
+        true
+    }
+
+    /// Compressed to staged, to be written to the swap file; its content is in `page` then. `None`
+    /// when no stage slot is free.
+    ///
+    /// # Errors
+    /// When the page does not decompress.
+    ///
+    /// # Panics
+    /// When the page is not compressed.
+    pub fn unstore(&mut self, gfn: Gfn, page: &mut PageBuf) -> Result<Option<Taken>, Error> {
+        let PageState::Compressed(stored) = self.state(gfn) else {
+            panic!("{gfn} is {:?}, not compressed", self.state(gfn));
+        };
+        let Some((slot, _)) = self.books.stage.find(GuestSpace::slots_for_copies(), 1) else {
+            return Ok(None);
+        };
+        self.books.store.read(stored, page)?;
+        self.space.stage(page, slot);
+        self.apply(gfn, PageEvent::Begin);
+        self.apply(gfn, PageEvent::Take(u32::from(slot.0)));
+        self.books.store.remove(stored);
+        Ok(Some(self.books.stage.hand_out(
+            gfn,
+            slot,
+            Occupant::Waiting,
+            self.cause,
+        )))
+    }
+
+    /// Whether the compressed store takes more than it may.
+    pub fn is_store_over(&self) -> bool {
+        self.books.store.is_over()
+    }
+
+    /// The VM may use at most `most`: bounds the compressed store by it.
+    pub fn bound_store(&mut self, most: Option<Pages>) {
+        self.books.store.bound(most);
+    }
+
+    /// Up to `wanted` neighbouring slots of the swap file, to be written and then recorded or freed.
+    pub fn slots_to_write(&mut self, wanted: u32) -> Option<SlotRun> {
+        let (first, count) = self.books.swapmap.take_run(wanted)?;
+        Some(SlotRun { first, count })
+    }
+
+    /// Staged to swapped, for a page whose content was written to `slot`. False, and the slot is
+    /// free again, when the guest has the page back already.
+    pub fn swap_out(&mut self, taken: &Taken, slot: SwapSlot, checksum: u64) -> bool {
+        if !self.is_staged(taken) {
+            self.books.swapmap.free(slot);
+            return false;
+        }
+        self.books.swapmap.set_checksum(slot, checksum);
+        self.apply(taken.gfn(), PageEvent::SwapOut(slot));
+        self.books.stage.becomes(taken.slot(), Occupant::Gone);
+        self.books.counters.swap_out_pages += 1;
+        true
+    }
+
+    /// The write to these slots failed: they are free, and the next ones are tried elsewhere.
+    pub fn free_slots(&mut self, slots: &SlotRun) {
+        slots.iter().for_each(|slot| self.books.swapmap.free(slot));
+        self.books.swapmap.start_over();
+    }
+}
+
+/// Coming back.
+impl Memory<'_> {
+    /// The page is touched: the pages of its `chunk` around it that may come back with it, `most`
+    /// in all. Never more than half of what the credit leaves, and none while another fault waits
+    /// for credit, so that the faults that follow find some.
+    pub fn window(&mut self, gfn: Gfn, chunk: GfnRange, most: u32) -> GfnRange {
+        let spare = match self.starving() {
+            0 => self.credit().headroom().0.saturating_sub(1) / 2,
+            _ => 0,
+        };
+        let pages_max = u32::try_from(spare + 1).unwrap_or(u32::MAX).min(most);
+        let window = self.books.read_ahead.around(gfn, pages_max);
+        let end = window.end().min(chunk.end());
+        GfnRange::new(window.start, end.0 - window.start.0)
+    }
+
+    /// No more than so many pages come back at a time; 1: none ahead.
+    pub fn bound_read_ahead(&mut self, pages_max: u32) {
+        self.books.read_ahead.bound(pages_max);
+    }
+
+    /// Pages that were read ahead could not be.
+    pub fn fail_read_ahead(&mut self) {
+        self.books.read_ahead.fails();
+    }
+
+    /// A page that is out counts in a sample when it comes back: until the sample ends it comes back
+    /// by a touch of its own alone.
+    pub fn watch(&mut self, gfn: Gfn) {
+        self.books.watched.insert(gfn);
+    }
+
+    /// The sample has ended.
+    pub fn unwatch_all(&mut self) {
+        self.books.watched.clear();
+    }
+
+    fn is_watched(&self, gfn: Gfn) -> bool {
+        self.books.watched.contains(&gfn)
+    }
+
+    /// Compressed to private, for a page that is touched and those of `window` that are compressed
+    /// too.
+    ///
+    /// # Errors
+    /// When the page that is touched does not decompress, or the kernel refuses.
+    pub fn decompress(&mut self, touched: Gfn, window: GfnRange) -> Result<(), Error> {
+        let mut page = PageBuf::ZERO;
+        for gfn in window.iter() {
+            let PageState::Compressed(slot) = self.state(gfn) else {
+                continue;
+            };
+            if gfn != touched && self.is_watched(gfn) {
+                continue;
+            }
+            match self.books.store.read(slot, &mut page) {
+                Err(error) if gfn == touched => return Err(error.into()),
+                Err(_) => continue,
+                Ok(()) => {}
+            }
+            self.apply(gfn, PageEvent::Begin);
+            self.install(gfn, std::slice::from_ref(&page))?;
+            self.books.store.remove(slot);
+            self.books.credit.mapped(Pages(1));
+        }
+        self.books.read_ahead.reads(window);
+        Ok(())
+    }
+
+    /// Swapped to busy, for a page that is touched and those of `window` whose slots run with its
+    /// slot as their frame numbers do. The caller reads them.
+    pub fn begin_swap_in(&mut self, gfn: Gfn, slot: SwapSlot, window: GfnRange) -> SwapRead {
+        let (first, gfns) = self.run_of_slots(gfn, slot, window);
+        self.books.credit.mapped(Pages(gfns.len() as u64));
+        let touched = gfns.iter().position(|one| *one == gfn);
+        let touched = touched.expect("a page is in its run");
+        let mut pages = Vec::with_capacity(gfns.len());
+        for (slot, page) in (first.0..).zip(gfns) {
+            match page == gfn {
+                true => self.books.under_way.begin_touched(),
+                false => self.books.under_way.begin_ahead(page),
+            }
+            self.apply(page, PageEvent::Begin);
+            let checksum = self.books.swapmap.checksum(SwapSlot(slot));
+            pages.push(ReadPage {
+                gfn: page,
+                checksum,
+            });
+        }
+        let read = SwapRead {
+            first,
+            pages,
+            touched,
+        };
+        self.books.read_ahead.reads(read.span());
+        read
+    }
+
+    /// The pages of `window` in neighbouring slots around that of `gfn`, in the order of both, and
+    /// the first slot. Between two of them may lie pages that are not swapped.
+    fn run_of_slots(&self, gfn: Gfn, slot: SwapSlot, window: GfnRange) -> (SwapSlot, Vec<Gfn>) {
+        let mut gfns = Vec::with_capacity(window.count as usize);
+        let mut first = slot;
+        let before = GfnRange::new(window.start, gfn.0 - window.start.0);
+        for before in before.iter().rev() {
+            match self.state(before) {
+                PageState::Swapped(slot) if slot.0 + 1 == first.0 && !self.is_watched(before) => {
+                    first = slot;
+                    gfns.push(before);
+                }
+                PageState::Swapped(_) => break,
+                _ => {}
+            }
+        }
+        gfns.reverse();
+        gfns.push(gfn);
+        let mut last = slot;
+        let after = GfnRange::new(Gfn(gfn.0 + 1), window.end().0 - gfn.0 - 1);
+        for after in after.iter() {
+            match self.state(after) {
+                PageState::Swapped(slot) if slot.0 == last.0 + 1 && !self.is_watched(after) => {
+                    last = slot;
+                    gfns.push(after);
+                }
+                PageState::Swapped(_) => break,
+                _ => {}
+            }
+        }
+        (first, gfns)
+    }
+
+    /// The content of a page that is being read ahead is dead: it is dropped when it was read.
+    /// False where the page is busy for another reason.
+    pub fn forget_ahead(&mut self, gfn: Gfn) -> bool {
+        self.books.under_way.dies(gfn)
+    }
+
+    /// Busy to private, for those pages of a read whose content is `right`; their slots are free
+    /// then. A page that is not goes back to swapped, and one that died meanwhile is unbacked. Wakes
+    /// whoever waits for any of them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn end_swap_in(
+        &mut self,
+        read: &SwapRead,
+        content: &[PageBuf],
+        right: &[bool],
+    ) -> Result<(), Error> {
+        // Neighbours go back together: first place and number.
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for (index, page) in read.pages.iter().enumerate() {
+            let (gfn, slot) = (page.gfn, read.slot(index));
+            if !self.books.under_way.end(gfn) {
+                self.apply(gfn, PageEvent::Discard);
+                self.books.swapmap.free(slot);
+                self.books.pmap.set_zero(gfn, false);
+                self.wake(gfn)?;
+            } else if !right[index] {
+                self.apply(gfn, PageEvent::KeepSwapped(slot));
+                self.wake(gfn)?;
+            } else {
+                match runs.last_mut() {
+                    Some((first, count))
+                        if *first + *count == index && read.pages[index - 1].gfn.0 + 1 == gfn.0 =>
+                    {
+                        *count += 1;
+                    }
+                    _ => runs.push((index, 1)),
+                }
+            }
+        }
+        for (first, count) in runs {
+            let places = first..first + count;
+            self.install(read.pages[first].gfn, &content[places.clone()])?;
+            places.for_each(|index| self.books.swapmap.free(read.slot(index)));
+        }
+        Ok(())
+    }
+
+    /// Busy to private, for neighbours.
+    fn install(&mut self, first: Gfn, pages: &[PageBuf]) -> Result<(), Error> {
+        self.space.install_run(first, pages)?;
+        for gfn in (first.0..).map(Gfn).take(pages.len()) {
+            self.apply(gfn, PageEvent::Install);
+        }
+        self.books.counters.swap_in_pages += pages.len() as u64;
+        Ok(())
+    }
+}
