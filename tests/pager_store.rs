@@ -17,6 +17,7 @@ use pager::rig::{Rig, merge, merge_all};
 use pager::{both_paths, stamped, unique};
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
+use tidemark::mem::returns::Prefetch;
 use tidemark::mem::store::STORE_PERCENT_MAX;
 use tidemark::units::{Gfn, GfnRange, PAGE_SIZE, Pages};
 use tidemark::words::TakePath;
@@ -273,6 +274,103 @@ fn a_run_that_is_wrong_once_loses_nothing() {
         return;
     };
     once_wrong("lied", "checksum", |rig, nth| rig.store.lie_at(nth));
+}
+
+/// Pages of the tests below: a chunk.
+const CHUNK: u32 = 512;
+
+/// A guest whose chunk is all swapped, and which has touched so many pages of it, far apart.
+fn comes_back(path: TakePath, touched: u32, credit: CreditBook) -> Rig {
+    let rig = Rig::new(path, CHUNK, credit);
+    rig.pager.allow_prefetch(Prefetch::Allowed);
+    (0..CHUNK).for_each(|n| rig.write(Gfn(n), &unique(u64::from(n)).0));
+    reclaim_all(&rig);
+    for n in (0..touched).map(|n| n * 40) {
+        assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0, "{n}");
+    }
+    assert_eq!(rig.store.reads(), u64::from(touched), "each alone");
+    rig
+}
+
+fn swapped(rig: &Rig) -> u64 {
+    rig.pager.report().unwrap().measured.gauges.swapped.0
+}
+
+/// Prefetches until nothing is wanted; pages read.
+fn prefetch_all(rig: &Rig) -> u32 {
+    let (mut pages, mut steps) = (0, 0);
+    while rig.pager.wants_prefetch() {
+        pages += rig.pager.prefetch(&mut Vec::new()).unwrap();
+        steps += 1;
+        assert!(steps < 2 * CHUNK, "no end of it");
+    }
+    pages
+}
+
+/// A guest that comes back to a chunk here and there gets the rest of it in long reads.
+#[test]
+fn what_the_guest_comes_back_to_is_prefetched() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let rig = comes_back(path, 7, CreditBook::unlimited());
+        assert!(!rig.pager.wants_prefetch(), "a few touches may be all");
+        rig.finish().unwrap();
+
+        let rig = comes_back(path, 9, CreditBook::unlimited());
+        assert!(rig.pager.drain_starved() || rig.pager.wants_prefetch());
+        rig.pager.inflate(&[Gfn(100)]).unwrap();
+        assert_eq!(prefetch_all(&rig), CHUNK - 9 - 1);
+        assert_eq!(swapped(&rig), 0);
+        for n in (0..CHUNK).filter(|n| *n != 100) {
+            assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0, "{n}");
+        }
+        rig.pager.audit().unwrap();
+        rig.finish().unwrap();
+    });
+}
+
+/// Nothing is prefetched where memory is short, nor beyond the credit; and what cannot be read, or
+/// is not as it was written, stays where it is until it is touched.
+#[test]
+fn a_prefetch_harms_nobody() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let rig = comes_back(path, 9, CreditBook::unlimited());
+        rig.pager.allow_prefetch(Prefetch::Forbidden);
+        assert_eq!(prefetch_all(&rig), 0);
+
+        let rig = comes_back(path, 9, CreditBook::unlimited());
+        rig.pager.with_credit(|credit| {
+            let used = credit.used();
+            credit.restart(used + Pages(300), Pages(16));
+        });
+        prefetch_all(&rig);
+        let left = rig.pager.with_credit(|credit| credit.headroom());
+        assert!(left > Pages(96) && left <= Pages(128), "{left} of 300");
+
+        type Wrong = fn(&Rig, bool);
+        let wrongs: [Wrong; 2] = [
+            |rig, wrong| rig.store.fail_reads(wrong),
+            |rig, wrong| rig.store.flip_bit(wrong),
+        ];
+        for wrong in wrongs {
+            let rig = comes_back(path, 9, CreditBook::unlimited());
+            wrong(&rig, true);
+            prefetch_all(&rig);
+            assert_eq!(swapped(&rig), u64::from(CHUNK) - 9);
+            assert!(rig.failure().is_none());
+            wrong(&rig, false);
+            for n in 0..CHUNK {
+                assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0, "{n}");
+            }
+            rig.pager.audit().unwrap();
+            rig.finish().unwrap();
+        }
+    });
 }
 
 /// Pages 0 to 31, all swapped, and the read that brings 8 to 15 back waits. The thread that touched

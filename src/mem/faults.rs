@@ -136,7 +136,7 @@ impl Pager {
         let starves = memory.credit().headroom() == Pages::ZERO;
         if starves {
             memory.starve(gfn);
-            self.tell_starved();
+            self.tell_worker();
         }
         starves
     }

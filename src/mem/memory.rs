@@ -17,6 +17,7 @@ use super::frame_refs::FrameRefs;
 use super::observe::{Cause, Observer, Watch};
 use super::pager::Error;
 use super::read_ahead::ReadAhead;
+use super::returns::Returns;
 use super::stage::{Occupant, Stage, Taken};
 use super::store::CompressedStore;
 use super::swap_in::UnderWay;
@@ -39,6 +40,7 @@ pub(super) struct Books {
     pub(in crate::mem) swapmap: SwapMap,
     pub(in crate::mem) store: CompressedStore,
     pub(in crate::mem) read_ahead: ReadAhead,
+    pub(in crate::mem) returns: Returns,
     pub(in crate::mem) under_way: UnderWay,
     /// Pages of the running sample that were out when it began.
     pub(in crate::mem) watched: HashSet<Gfn>,
@@ -76,6 +78,7 @@ impl Books {
             swapmap: SwapMap::new(slots),
             store: CompressedStore::new(size),
             read_ahead: ReadAhead::default(),
+            returns: Returns::default(),
             under_way: UnderWay::default(),
             watched: HashSet::new(),
             credit,

@@ -39,6 +39,7 @@ pub mod pager;
 mod pool_pages;
 pub mod read_ahead;
 pub mod reclaim;
+pub mod returns;
 mod runs;
 pub mod sample;
 pub mod share;

@@ -4,11 +4,15 @@
 //! with it, within the *window* that `read_ahead` opens around it: what is compressed at once, under
 //! the lock; what is swapped is *busy* until it was read, without the lock (`swap_in`).
 
+use std::time::Instant;
+
 use super::memory::Memory;
 use super::pager::Error;
+use super::read_ahead::WINDOW_MAX;
+use super::returns::Prefetch;
 use super::stage::{Occupant, Taken};
 use super::store::Compressed;
-use super::swap_in::{ReadPage, SwapRead};
+use super::swap_in::{DECOMPRESSED_MAX, ReadPage, SwapRead};
 use crate::page::state::{PageEvent, PageState};
 use crate::sys::space::{GuestSpace, PageBuf};
 use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
@@ -117,14 +121,19 @@ impl Memory<'_> {
     /// in all. Never more than half of what the credit leaves, and none while another fault waits
     /// for credit, so that the faults that follow find some.
     pub fn window(&mut self, gfn: Gfn, chunk: GfnRange, most: u32) -> GfnRange {
+        let pages_max = self.spare().saturating_add(1).min(most);
+        let window = self.books.read_ahead.around(gfn, pages_max);
+        let end = window.end().min(chunk.end());
+        GfnRange::new(window.start, end.0 - window.start.0)
+    }
+
+    /// Pages that may come back untouched.
+    fn spare(&mut self) -> u32 {
         let spare = match self.starving() {
             0 => self.credit().headroom().0.saturating_sub(1) / 2,
             _ => 0,
         };
-        let pages_max = u32::try_from(spare + 1).unwrap_or(u32::MAX).min(most);
-        let window = self.books.read_ahead.around(gfn, pages_max);
-        let end = window.end().min(chunk.end());
-        GfnRange::new(window.start, end.0 - window.start.0)
+        u32::try_from(spare).unwrap_or(u32::MAX)
     }
 
     /// No more than so many pages come back at a time; 1: none ahead.
@@ -152,22 +161,23 @@ impl Memory<'_> {
         self.books.watched.contains(&gfn)
     }
 
-    /// Compressed to private, for a page that is touched and those of `window` that are compressed
-    /// too.
+    /// Compressed to private, for the page of `window` that is touched, if one is, and those that are
+    /// compressed too.
     ///
     /// # Errors
     /// When the page that is touched does not decompress, or the kernel refuses.
-    pub fn decompress(&mut self, touched: Gfn, window: GfnRange) -> Result<(), Error> {
+    pub fn decompress(&mut self, touched: Option<Gfn>, window: GfnRange) -> Result<(), Error> {
         let mut page = PageBuf::ZERO;
         for gfn in window.iter() {
             let PageState::Compressed(slot) = self.state(gfn) else {
                 continue;
             };
-            if gfn != touched && self.is_watched(gfn) {
+            let is_touched = touched == Some(gfn);
+            if !is_touched && self.is_watched(gfn) {
                 continue;
             }
             match self.books.store.read(slot, &mut page) {
-                Err(error) if gfn == touched => return Err(error.into()),
+                Err(error) if is_touched => return Err(error.into()),
                 Err(_) => continue,
                 Ok(()) => {}
             }
@@ -176,7 +186,9 @@ impl Memory<'_> {
             self.books.store.remove(slot);
             self.books.credit.mapped(Pages(1));
         }
-        self.books.read_ahead.reads(window);
+        if touched.is_some() {
+            self.books.read_ahead.reads(window);
+        }
         Ok(())
     }
 
@@ -184,12 +196,76 @@ impl Memory<'_> {
     /// slot as their frame numbers do. The caller reads them.
     pub fn begin_swap_in(&mut self, gfn: Gfn, slot: SwapSlot, window: GfnRange) -> SwapRead {
         let (first, gfns) = self.run_of_slots(gfn, slot, window);
+        let read = self.begin_read(first, gfns, Some(gfn));
+        self.books.read_ahead.reads(read.span());
+        read
+    }
+
+    /// A swapped or compressed page of this chunk is touched. Whether that makes the chunk wanted.
+    pub fn note_return(&mut self, chunk: GfnRange) -> bool {
+        self.books.returns.touched(chunk, Instant::now())
+    }
+
+    /// Whether the guest comes back to memory that [`Memory::begin_prefetch`] would bring back.
+    pub fn wants_prefetch(&self) -> bool {
+        self.books.returns.any()
+    }
+
+    /// Whether the guest may have what it comes back to before it touches it.
+    pub fn allow_prefetch(&mut self, allowed: Prefetch) {
+        self.books.returns.allow(allowed);
+    }
+
+    /// Swapped to busy, for the next pages of a chunk that the guest comes back to, which the caller
+    /// reads. Compressed ones come back at once: then, and where nothing is left or the credit does
+    /// not reach, there is none to be read.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn begin_prefetch(&mut self) -> Result<Option<SwapRead>, Error> {
+        let Some(rest) = self.books.returns.rest() else {
+            return Ok(None);
+        };
+        if self.spare() < 2 * WINDOW_MAX {
+            self.books.returns.give_up();
+            return Ok(None);
+        }
+        let out = |gfn: &Gfn| {
+            let stored = matches!(
+                self.state(*gfn),
+                PageState::Swapped(_) | PageState::Compressed(_)
+            );
+            stored && !self.is_watched(*gfn)
+        };
+        let Some(first) = rest.iter().find(out) else {
+            self.books.returns.done_to(rest.end());
+            return Ok(None);
+        };
+        let part = |most: u32| GfnRange::new(first, most.min(rest.end().0 - first.0));
+        let (read, done_to) = match self.state(first) {
+            PageState::Swapped(slot) => {
+                let (slot, gfns) = self.run_of_slots(first, slot, part(WINDOW_MAX));
+                let read = self.begin_read(slot, gfns, None);
+                let done_to = read.span().end();
+                (Some(read), done_to)
+            }
+            _ => {
+                let part = part(DECOMPRESSED_MAX);
+                self.decompress(None, part)?;
+                (None, part.end())
+            }
+        };
+        self.books.returns.done_to(done_to);
+        Ok(read)
+    }
+
+    fn begin_read(&mut self, first: SwapSlot, gfns: Vec<Gfn>, touched: Option<Gfn>) -> SwapRead {
         self.books.credit.mapped(Pages(gfns.len() as u64));
-        let touched = gfns.iter().position(|one| *one == gfn);
-        let touched = touched.expect("a page is in its run");
+        let place = |touched: Gfn| gfns.iter().position(|gfn| *gfn == touched);
+        let place = touched.and_then(place);
         let mut pages = Vec::with_capacity(gfns.len());
         for (slot, page) in (first.0..).zip(gfns) {
-            match page == gfn {
+            match Some(page) == touched {
                 true => self.books.under_way.begin_touched(),
                 false => self.books.under_way.begin_ahead(page),
             }
@@ -200,13 +276,11 @@ impl Memory<'_> {
                 checksum,
             });
         }
-        let read = SwapRead {
+        SwapRead {
             first,
             pages,
-            touched,
-        };
-        self.books.read_ahead.reads(read.span());
-        read
+            touched: place,
+        }
     }
 
     /// The pages of `window` in neighbouring slots around that of `gfn`, in the order of both, and

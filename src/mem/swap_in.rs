@@ -16,11 +16,12 @@ use super::memory::Memory;
 use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::read_ahead::WINDOW_MAX;
+use super::returns::Prefetch;
 use crate::sys::space::PageBuf;
 use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
 
 /// Compressed pages that come back at a time. Chosen: some 30 us under the lock.
-const DECOMPRESSED_MAX: u32 = 8;
+pub(super) const DECOMPRESSED_MAX: u32 = 8;
 
 /// Busy pages to be read, out of neighbouring slots.
 #[derive(Debug)]
@@ -29,8 +30,8 @@ pub(super) struct SwapRead {
     pub first: SwapSlot,
     /// In the order of their slots, and of their frame numbers.
     pub pages: Vec<ReadPage>,
-    /// Which of them was touched; the others are read ahead.
-    pub touched: usize,
+    /// Which of them was touched, if one was; the others are read ahead.
+    pub touched: Option<usize>,
 }
 
 /// A page to be read.
@@ -162,6 +163,7 @@ impl Pager {
     /// ticket for them.
     pub(super) fn begin_swap_in(&self, memory: &mut Memory<'_>, gfn: Gfn, slot: SwapSlot) {
         let chunk = self.ram().layout().chunk_of(gfn);
+        self.note_return(memory, chunk);
         let window = memory.window(gfn, chunk, WINDOW_MAX);
         self.reads.push(memory.begin_swap_in(gfn, slot, window));
     }
@@ -172,8 +174,37 @@ impl Pager {
     /// The VM cannot go on.
     pub(super) fn decompress(&self, memory: &mut Memory<'_>, gfn: Gfn) -> Result<(), Error> {
         let chunk = self.ram().layout().chunk_of(gfn);
+        self.note_return(memory, chunk);
         let window = memory.window(gfn, chunk, DECOMPRESSED_MAX);
-        memory.decompress(gfn, window)
+        memory.decompress(Some(gfn), window)
+    }
+
+    fn note_return(&self, memory: &mut Memory<'_>, chunk: GfnRange) {
+        if memory.note_return(chunk) {
+            self.tell_worker();
+        }
+    }
+
+    /// Whether the guest comes back to memory that it may have before it touches it.
+    pub fn wants_prefetch(&self) -> bool {
+        self.memory(Cause::Swap).wants_prefetch()
+    }
+
+    /// Whether the guest may have what it comes back to before it touches it.
+    pub fn allow_prefetch(&self, allowed: Prefetch) {
+        self.memory(Cause::Swap).allow_prefetch(allowed);
+    }
+
+    /// Brings some of what the guest comes back to, for the worker; returns how many pages were
+    /// read. `buffer` is for their content.
+    ///
+    /// # Errors
+    /// The VM cannot go on.
+    pub fn prefetch(&self, buffer: &mut Vec<PageBuf>) -> Result<u32, Error> {
+        let read = self.memory(Cause::Swap).begin_prefetch()?;
+        let Some(read) = read else { return Ok(0) };
+        self.swap_in(&read, buffer)?;
+        Ok(u32::try_from(read.pages.len()).expect("a run is short"))
     }
 
     /// Reads pages as long as there are tickets. Each is read by one thread, and no thread that ends
@@ -207,15 +238,19 @@ impl Pager {
         buffer.resize(buffer.len().max(count), PageBuf::ZERO);
         let content = &mut buffer[..count];
         let mut right = vec![false; count];
-        if count > 1 {
+        let alone = count == 1 && read.touched.is_some();
+        if !alone {
             self.read_run(read, content, &mut right);
         }
-        let failed = count > 1 && right.contains(&false);
-        if !right[read.touched] {
-            self.read_touched(read, &mut content[read.touched])?;
-            right[read.touched] = true;
+        let failed = !alone && right.contains(&false);
+        if let Some(touched) = read.touched.filter(|touched| !right[*touched]) {
+            self.read_touched(read, touched, &mut content[touched])?;
+            right[touched] = true;
         }
-        let mut memory = self.memory_first(Cause::Fault);
+        let mut memory = match read.touched {
+            Some(_) => self.memory_first(Cause::Fault),
+            None => self.memory(Cause::Swap),
+        };
         if failed {
             memory.fail_read_ahead();
         }
@@ -234,8 +269,13 @@ impl Pager {
     }
 
     /// Reads the page that was touched by itself.
-    fn read_touched(&self, read: &SwapRead, content: &mut PageBuf) -> Result<(), Error> {
-        let (page, slot) = (read.pages[read.touched], read.slot(read.touched));
+    fn read_touched(
+        &self,
+        read: &SwapRead,
+        touched: usize,
+        content: &mut PageBuf,
+    ) -> Result<(), Error> {
+        let (page, slot) = (read.pages[touched], read.slot(touched));
         let gfn = page.gfn;
         self.swap
             .read(slot, content)

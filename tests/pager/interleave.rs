@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidemark::mem::reclaim::Reclaimer;
+use tidemark::mem::returns::Prefetch;
 use tidemark::mem::share::Scanner;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::space::PageBuf;
@@ -263,7 +264,8 @@ fn work(shared: &Shared) -> (u64, Pool) {
     let mut scanner = Scanner::new(KEY_SEED);
     let mut pool = Pool::new(PAGES);
     let view = pool.view();
-    let mut merged = 0;
+    let (mut merged, mut prefetched) = (0, 0);
+    rig.pager.allow_prefetch(Prefetch::Allowed);
     for done in 1..=shared.plan.operations {
         shared.pace_worker();
         if shared.stops() {
@@ -282,14 +284,26 @@ fn work(shared: &Shared) -> (u64, Pool) {
                 rig.pager.begin_sample(&drawn).unwrap();
                 rig.pager.touched_in_sample().unwrap();
             }
-            9 => rig.store.fail_writes(kinds.u32(0..4) == 0),
+            9 => {
+                rig.store.fail_writes(kinds.u32(0..4) == 0);
+                prefetched += prefetch(rig);
+            }
             _ => replace_link(rig, &mut reclaimer, &mut pool),
         }
         pool.release(&rig.pager.take_released());
         shared.operations.store(done, Ordering::Relaxed);
     }
     shared.end.store(true, Ordering::Relaxed);
+    assert!(prefetched > 0, "seed {seed}: nothing was ever prefetched");
     (merged, pool)
+}
+
+/// Brings back some of what the vCPUs come back to.
+fn prefetch(rig: &Rig) -> u32 {
+    let mut buffer = Vec::new();
+    (0..4)
+        .map(|_| rig.pager.prefetch(&mut buffer).unwrap())
+        .sum()
 }
 
 /// Tells the host manager anew of all frames, a part at a time and with other work between, as after
