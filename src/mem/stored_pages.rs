@@ -195,8 +195,8 @@ impl Memory<'_> {
     /// Swapped to busy, for a page that is touched and those of `window` whose slots run with its
     /// slot as their frame numbers do. The caller reads them.
     pub fn begin_swap_in(&mut self, gfn: Gfn, slot: SwapSlot, window: GfnRange) -> SwapRead {
-        let (first, gfns) = self.run_of_slots(gfn, slot, window);
-        let read = self.begin_read(first, gfns, Some(gfn));
+        let run = self.run_of_slots(gfn, slot, window);
+        let read = self.begin_read(run, Some(gfn));
         self.books.read_ahead.reads(read.span());
         read
     }
@@ -244,8 +244,8 @@ impl Memory<'_> {
         let part = |most: u32| GfnRange::new(first, most.min(rest.end().0 - first.0));
         let (read, done_to) = match self.state(first) {
             PageState::Swapped(slot) => {
-                let (slot, gfns) = self.run_of_slots(first, slot, part(WINDOW_MAX));
-                let read = self.begin_read(slot, gfns, None);
+                let run = self.run_of_slots(first, slot, part(WINDOW_MAX));
+                let read = self.begin_read(run, None);
                 let done_to = read.span().end();
                 (Some(read), done_to)
             }
@@ -259,61 +259,65 @@ impl Memory<'_> {
         Ok(read)
     }
 
-    fn begin_read(&mut self, first: SwapSlot, gfns: Vec<Gfn>, touched: Option<Gfn>) -> SwapRead {
-        self.books.credit.mapped(Pages(gfns.len() as u64));
-        let place = |touched: Gfn| gfns.iter().position(|gfn| *gfn == touched);
+    fn begin_read(&mut self, run: Vec<(Gfn, SwapSlot)>, touched: Option<Gfn>) -> SwapRead {
+        self.books.credit.mapped(Pages(run.len() as u64));
+        let place = |touched: Gfn| run.iter().position(|(gfn, _)| *gfn == touched);
         let place = touched.and_then(place);
-        let mut pages = Vec::with_capacity(gfns.len());
-        for (slot, page) in (first.0..).zip(gfns) {
-            match Some(page) == touched {
+        let begin = |(gfn, slot): (Gfn, SwapSlot)| {
+            match Some(gfn) == touched {
                 true => self.books.under_way.begin_touched(),
-                false => self.books.under_way.begin_ahead(page),
+                false => self.books.under_way.begin_ahead(gfn),
             }
-            self.apply(page, PageEvent::Begin);
-            let checksum = self.books.swapmap.checksum(SwapSlot(slot));
-            pages.push(ReadPage {
-                gfn: page,
+            self.apply(gfn, PageEvent::Begin);
+            let checksum = self.books.swapmap.checksum(slot);
+            ReadPage {
+                gfn,
+                slot,
                 checksum,
-            });
-        }
+            }
+        };
+        let pages = run.into_iter().map(begin).collect();
         SwapRead {
-            first,
             pages,
             touched: place,
         }
     }
 
-    /// The pages of `window` in neighbouring slots around that of `gfn`, in the order of both, and
-    /// the first slot. Between two of them may lie pages that are not swapped.
-    fn run_of_slots(&self, gfn: Gfn, slot: SwapSlot, window: GfnRange) -> (SwapSlot, Vec<Gfn>) {
-        let mut gfns = Vec::with_capacity(window.count as usize);
-        let mut first = slot;
+    /// `gfn` and the swapped pages of `window` whose slots run with its slot as the pages run, in
+    /// that order: no further apart, so that one read finds them. Those between need not be swapped.
+    fn run_of_slots(&self, gfn: Gfn, slot: SwapSlot, window: GfnRange) -> Vec<(Gfn, SwapSlot)> {
+        let mut run = Vec::with_capacity(window.count as usize);
+        let mut next = (gfn, slot);
         let before = GfnRange::new(window.start, gfn.0 - window.start.0);
         for before in before.iter().rev() {
-            match self.state(before) {
-                PageState::Swapped(slot) if slot.0 + 1 == first.0 && !self.is_watched(before) => {
-                    first = slot;
-                    gfns.push(before);
-                }
-                PageState::Swapped(_) => break,
-                _ => {}
+            let PageState::Swapped(slot) = self.state(before) else {
+                continue;
+            };
+            if !follows((before, slot), next) {
+                break;
+            }
+            if !self.is_watched(before) {
+                next = (before, slot);
+                run.push(next);
             }
         }
-        gfns.reverse();
-        gfns.push(gfn);
-        let mut last = slot;
+        run.reverse();
+        run.push((gfn, slot));
+        let mut last = (gfn, slot);
         let after = GfnRange::new(Gfn(gfn.0 + 1), window.end().0 - gfn.0 - 1);
         for after in after.iter() {
-            match self.state(after) {
-                PageState::Swapped(slot) if slot.0 == last.0 + 1 && !self.is_watched(after) => {
-                    last = slot;
-                    gfns.push(after);
-                }
-                PageState::Swapped(_) => break,
-                _ => {}
+            let PageState::Swapped(slot) = self.state(after) else {
+                continue;
+            };
+            if !follows(last, (after, slot)) {
+                break;
+            }
+            if !self.is_watched(after) {
+                last = (after, slot);
+                run.push(last);
             }
         }
-        (first, gfns)
+        run
     }
 
     /// The content of a page that is being read ahead is dead: it is dropped when it was read.
@@ -334,33 +338,32 @@ impl Memory<'_> {
         content: &[PageBuf],
         right: &[bool],
     ) -> Result<(), Error> {
-        // Neighbours go back together: first place and number.
-        let mut runs: Vec<(usize, usize)> = Vec::new();
-        for (index, page) in read.pages.iter().enumerate() {
-            let (gfn, slot) = (page.gfn, read.slot(index));
-            if !self.books.under_way.end(gfn) {
-                self.apply(gfn, PageEvent::Discard);
-                self.books.swapmap.free(slot);
-                self.books.pmap.set_zero(gfn, false);
-                self.wake(gfn)?;
-            } else if !right[index] {
-                self.apply(gfn, PageEvent::KeepSwapped(slot));
-                self.wake(gfn)?;
-            } else {
-                match runs.last_mut() {
-                    Some((first, count))
-                        if *first + *count == index && read.pages[index - 1].gfn.0 + 1 == gfn.0 =>
-                    {
-                        *count += 1;
-                    }
-                    _ => runs.push((index, 1)),
+        let mut install: Vec<&ReadPage> = Vec::with_capacity(read.pages.len());
+        for (page, right) in read.pages.iter().zip(right) {
+            let &ReadPage { gfn, slot, .. } = page;
+            match (self.books.under_way.end(gfn), right) {
+                (true, true) => install.push(page),
+                (true, false) => {
+                    self.apply(gfn, PageEvent::KeepSwapped(slot));
+                    self.wake(gfn)?;
+                }
+                (false, _) => {
+                    self.apply(gfn, PageEvent::Discard);
+                    self.books.swapmap.free(slot);
+                    self.books.pmap.set_zero(gfn, false);
+                    self.wake(gfn)?;
                 }
             }
         }
-        for (first, count) in runs {
-            let places = first..first + count;
-            self.install(read.pages[first].gfn, &content[places.clone()])?;
-            places.for_each(|index| self.books.swapmap.free(read.slot(index)));
+        // Neighbours whose contents are neighbours go back together.
+        let next_to = |one: &&ReadPage, next: &&ReadPage| {
+            one.gfn.0 + 1 == next.gfn.0 && one.slot.0 + 1 == next.slot.0
+        };
+        for run in install.chunk_by(next_to) {
+            let first = read.place(run[0]);
+            self.install(run[0].gfn, &content[first..first + run.len()])?;
+            run.iter()
+                .for_each(|page| self.books.swapmap.free(page.slot));
         }
         Ok(())
     }
@@ -373,5 +376,24 @@ impl Memory<'_> {
         }
         self.books.counters.swap_in_pages += pages.len() as u64;
         Ok(())
+    }
+}
+
+/// Whether the second page's slot lies behind the first one's, and no further than the page does.
+fn follows((gfn, slot): (Gfn, SwapSlot), (next, next_slot): (Gfn, SwapSlot)) -> bool {
+    let apart = next_slot.0.checked_sub(slot.0);
+    apart.is_some_and(|apart| (1..=next.0 - gfn.0).contains(&apart))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_run_as_their_pages_do() {
+        let runs =
+            |gfn, slot, next| follows((Gfn(5), SwapSlot(50)), (Gfn(gfn), SwapSlot(slot))) == next;
+        assert!(runs(6, 51, true) && runs(8, 51, true) && runs(8, 53, true));
+        assert!(runs(6, 52, false) && runs(6, 49, false) && runs(9, 90, false));
     }
 }

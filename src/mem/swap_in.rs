@@ -23,11 +23,9 @@ use crate::units::{Gfn, GfnRange, Pages, SwapSlot};
 /// Compressed pages that come back at a time. Chosen: some 30 us under the lock.
 pub(super) const DECOMPRESSED_MAX: u32 = 8;
 
-/// Busy pages to be read, out of neighbouring slots.
+/// Busy pages to be read at once, out of slots that lie as near to each other as the pages do.
 #[derive(Debug)]
 pub(super) struct SwapRead {
-    /// The slot of the first page.
-    pub first: SwapSlot,
     /// In the order of their slots, and of their frame numbers.
     pub pages: Vec<ReadPage>,
     /// Which of them was touched, if one was; the others are read ahead.
@@ -38,21 +36,30 @@ pub(super) struct SwapRead {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReadPage {
     pub gfn: Gfn,
+    pub slot: SwapSlot,
     /// Of what was written to its slot.
     pub checksum: u64,
 }
 
 impl SwapRead {
-    /// The slot of a page, by its place.
-    pub fn slot(&self, index: usize) -> SwapSlot {
-        let index = u32::try_from(index).expect("a run is short");
-        SwapSlot(self.first.0 + index)
+    fn last(&self) -> &ReadPage {
+        self.pages.last().expect("a read is of a page at least")
     }
 
     /// The pages, and what lies between them.
     pub fn span(&self) -> GfnRange {
-        let (first, last) = (self.pages[0].gfn, self.pages[self.pages.len() - 1].gfn);
-        GfnRange::new(first, last.0 + 1 - first.0)
+        let first = self.pages[0].gfn;
+        GfnRange::new(first, self.last().gfn.0 + 1 - first.0)
+    }
+
+    /// Slots from the first page's to the last one's; what lies between pages is read and left.
+    fn slots(&self) -> usize {
+        self.place(self.last()) + 1
+    }
+
+    /// Where the content of a page is, by slots from the first.
+    pub fn place(&self, page: &ReadPage) -> usize {
+        (page.slot.0 - self.pages[0].slot.0) as usize
     }
 }
 
@@ -234,17 +241,18 @@ impl Pager {
     }
 
     fn swap_in(&self, read: &SwapRead, buffer: &mut Vec<PageBuf>) -> Result<(), Error> {
-        let count = read.pages.len();
-        buffer.resize(buffer.len().max(count), PageBuf::ZERO);
-        let content = &mut buffer[..count];
-        let mut right = vec![false; count];
-        let alone = count == 1 && read.touched.is_some();
+        let slots = read.slots();
+        buffer.resize(buffer.len().max(slots), PageBuf::ZERO);
+        let content = &mut buffer[..slots];
+        let mut right = vec![false; read.pages.len()];
+        let alone = slots == 1 && read.touched.is_some();
         if !alone {
             self.read_run(read, content, &mut right);
         }
         let failed = !alone && right.contains(&false);
         if let Some(touched) = read.touched.filter(|touched| !right[*touched]) {
-            self.read_touched(read, touched, &mut content[touched])?;
+            let page = &read.pages[touched];
+            self.read_touched(page, &mut content[read.place(page)])?;
             right[touched] = true;
         }
         let mut memory = match read.touched {
@@ -259,28 +267,26 @@ impl Pager {
 
     /// Reads all pages of a ticket at once, and says of each whether it is as it was written.
     fn read_run(&self, read: &SwapRead, content: &mut [PageBuf], right: &mut [bool]) {
-        if let Err(error) = self.swap.read_run(read.first, content) {
+        if let Err(error) = self.swap.read_run(read.pages[0].slot, content) {
             log::warn!("cannot read ahead from swap: {error}");
             return;
         }
-        for ((page, content), right) in read.pages.iter().zip(content).zip(right) {
-            *right = self.checksum(content) == page.checksum;
+        for (page, right) in read.pages.iter().zip(right) {
+            *right = self.checksum(&content[read.place(page)]) == page.checksum;
         }
     }
 
     /// Reads the page that was touched by itself.
-    fn read_touched(
-        &self,
-        read: &SwapRead,
-        touched: usize,
-        content: &mut PageBuf,
-    ) -> Result<(), Error> {
-        let (page, slot) = (read.pages[touched], read.slot(touched));
-        let gfn = page.gfn;
+    fn read_touched(&self, page: &ReadPage, content: &mut PageBuf) -> Result<(), Error> {
+        let &ReadPage {
+            gfn,
+            slot,
+            checksum,
+        } = page;
         self.swap
             .read(slot, content)
             .map_err(|source| Error::SwapRead { gfn, slot, source })?;
-        match self.checksum(content) == page.checksum {
+        match self.checksum(content) == checksum {
             true => Ok(()),
             false => Err(Error::SwapChecksum { gfn, slot }),
         }
