@@ -255,7 +255,10 @@ fn once_wrong(what: &str, reason: &str, wrong: impl Fn(&Rig, u64)) {
             }
             survived += 1;
         }
-        println!("{}: {ended} reads alone {what}, {survived} with others", path.name());
+        println!(
+            "{}: {ended} reads alone {what}, {survived} with others",
+            path.name()
+        );
         assert!(ended > 0 && survived > 0, "{ended} and {survived}");
     });
 }

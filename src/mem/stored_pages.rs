@@ -167,7 +167,8 @@ impl Memory<'_> {
     /// # Errors
     /// When the page that is touched does not decompress, or the kernel refuses.
     pub fn decompress(&mut self, touched: Option<Gfn>, window: GfnRange) -> Result<(), Error> {
-        let mut page = PageBuf::ZERO;
+        let mut content = vec![PageBuf::ZERO; window.count as usize];
+        let mut there: Vec<(Gfn, u32)> = Vec::with_capacity(content.len());
         for gfn in window.iter() {
             let PageState::Compressed(slot) = self.state(gfn) else {
                 continue;
@@ -176,15 +177,23 @@ impl Memory<'_> {
             if !is_touched && self.is_watched(gfn) {
                 continue;
             }
-            match self.books.store.read(slot, &mut page) {
+            match self.books.store.read(slot, &mut content[there.len()]) {
                 Err(error) if is_touched => return Err(error.into()),
-                Err(_) => continue,
-                Ok(()) => {}
+                Err(_) => {}
+                Ok(()) => there.push((gfn, slot)),
             }
-            self.apply(gfn, PageEvent::Begin);
-            self.install(gfn, std::slice::from_ref(&page))?;
-            self.books.store.remove(slot);
-            self.books.credit.mapped(Pages(1));
+        }
+        self.books.credit.mapped(Pages(there.len() as u64));
+        // Whoever goes on from page to page is woken once: when all are there.
+        let mut content = &content[..];
+        for run in there.chunk_by(|(gfn, _), (next, _)| gfn.0 + 1 == next.0) {
+            for (gfn, slot) in run {
+                self.apply(*gfn, PageEvent::Begin);
+                self.books.store.remove(*slot);
+            }
+            let (pages, rest) = content.split_at(run.len());
+            self.install(run[0].0, pages)?;
+            content = rest;
         }
         if touched.is_some() {
             self.books.read_ahead.reads(window);

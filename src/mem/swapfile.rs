@@ -125,7 +125,10 @@ mod tests {
         let mut run = [PageBuf::ZERO, PageBuf::ZERO, PageBuf::ZERO];
         file.read_run(SwapSlot(3), &mut run[..2]).unwrap();
         assert!(run[0].0 == [1; PAGE_SIZE] && run[1].0 == [2; PAGE_SIZE]);
-        assert!(file.read_run(SwapSlot(3), &mut run).is_err(), "a short read");
+        assert!(
+            file.read_run(SwapSlot(3), &mut run).is_err(),
+            "a short read"
+        );
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
     }
 
