@@ -391,6 +391,43 @@ fn while_read_ahead(path: TakePath, credit: CreditBook) -> (Arc<Rig>, JoinHandle
     (rig, touch)
 }
 
+/// Whoever waits for a page that was read ahead in vain gets it by a read of its own.
+#[test]
+fn a_run_that_fails_leaves_nobody_waiting() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    both_paths(|path| {
+        let (rig, touch) = while_read_ahead(path, CreditBook::unlimited());
+        let (waiter, state) = start_waiter(&rig, Gfn(12));
+        let waits = || std::fs::read_to_string(&state).is_ok_and(|text| text.contains(") S "));
+        common::wait_for("the waiter to wait", DEADLINE, waits);
+        // The first page of the run is the ninth read of all.
+        rig.store.fail_read(rig.store.reads() + 1);
+        rig.store.hold_reads(false);
+        for touch in [touch, waiter] {
+            common::wait_for("a page", DEADLINE, || touch.is_finished());
+        }
+        assert!(rig.failure().is_none());
+        for n in 8..16 {
+            assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0, "{n}");
+        }
+        rig.pager.audit().unwrap();
+    });
+}
+
+/// A touch in a thread of its own, and how to see whether it waits.
+fn start_waiter(rig: &Arc<Rig>, gfn: Gfn) -> (JoinHandle<()>, String) {
+    let rig = rig.clone();
+    let (tell, told) = mpsc::channel();
+    let touch = std::thread::spawn(move || {
+        tell.send(rustix::thread::gettid()).unwrap();
+        rig.read(gfn);
+    });
+    let thread = told.recv().unwrap().as_raw_nonzero();
+    (touch, format!("/proc/self/task/{thread}/stat"))
+}
+
 /// What the guest gives up while it is being read ahead is dropped, and takes no memory; what it
 /// touches meanwhile comes.
 #[test]
