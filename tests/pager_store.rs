@@ -507,6 +507,9 @@ fn what_is_read_ahead_keeps_within_the_credit() {
         });
         let mut left = Vec::new();
         for n in [16, 24, 40] {
+            let touch = start_touch(&rig, Gfn(n));
+            let what = "a page that the credit reaches to";
+            common::wait_for(what, DEADLINE, || touch.is_finished());
             assert!(rig.read(Gfn(n)) == unique(u64::from(n)).0, "{n}");
             left.push(rig.pager.with_credit(|credit| credit.headroom().0));
         }
