@@ -317,6 +317,36 @@ fn a_sample_counts_what_is_touched() {
     });
 }
 
+/// A page that comes back from swap or the compressed store with others was not touched: while it is
+/// sampled it stays out.
+#[test]
+fn a_sampled_page_is_not_read_ahead() {
+    let Some(_host) = common::require(&[Capability::Uffd]) else {
+        return;
+    };
+    let mut compressible = [0; PAGE_SIZE];
+    compressible[..64].fill(1);
+    both_paths(|path| {
+        for page in [unique(1).0, compressible] {
+            let rig = Rig::unlimited(path, 64);
+            (0..64).for_each(|gfn| rig.write(Gfn(gfn), &page));
+            let mut reclaimer = Reclaimer::new(1);
+            while reclaimer.step(&rig.pager, 32).unwrap().pages > 0 {}
+            let sampled: Vec<Gfn> = [6, 7, 20, 40].map(Gfn).to_vec();
+            assert_eq!(rig.pager.begin_sample(&sampled).unwrap(), 4);
+            let others = (0..64).map(Gfn).filter(|gfn| !sampled.contains(gfn));
+            for gfn in others.chain([Gfn(20)]) {
+                assert!(rig.read(gfn) == page, "{gfn}");
+            }
+            assert_eq!(rig.pager.touched_in_sample().unwrap(), 1);
+            rig.pager.end_sample().unwrap();
+            assert!(rig.read(Gfn(6)) == page);
+            rig.pager.audit().unwrap();
+            rig.finish().unwrap();
+        }
+    });
+}
+
 /// The kernel serves the first write to a page that reads as zero without asking the pager. Sampling
 /// drops such pages, and once dropped one that had just been written.
 #[test]

@@ -72,9 +72,10 @@ impl Pager {
                     in_pool.extend(dropping);
                     gone
                 }
-                // Another thread works on the page at this moment: the guest touched what it calls
-                // dead, or the page is being swapped. Keeping content is always right.
-                PageState::Busy => false,
+                // Another thread works on the page at this moment. One that is only read ahead is
+                // dropped when it was read. Else the guest touched what it calls dead, or the page is
+                // being swapped: keeping content is always right.
+                PageState::Busy => memory.forget_ahead(gfn),
             };
             if ballooned && held {
                 memory.set_ballooned(gfn, true);

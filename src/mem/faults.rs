@@ -19,7 +19,6 @@ use std::time::Duration;
 use super::memory::Memory;
 use super::observe::Cause;
 use super::pager::{Error, Pager};
-use super::swap_in::SwapRead;
 use crate::page::state::PageState;
 use crate::sys::uffd::Event;
 use crate::units::{Gfn, Pages};
@@ -116,20 +115,15 @@ impl Pager {
             (PageState::Busy, _) => Ok(()),
             (PageState::Unbacked, touch) => self.first_touch(&mut memory, gfn, touch),
             (PageState::Staged(slot), _) => memory.give_back_touched(gfn, slot),
-            (PageState::Compressed(slot), _) => {
+            (PageState::Compressed(_), _) => {
                 if self.starves(&mut memory, gfn) {
                     return Ok(());
                 }
-                memory.decompress(gfn, slot)
+                self.decompress(&mut memory, gfn)
             }
             (PageState::Swapped(slot), _) => {
                 if !self.starves(&mut memory, gfn) {
-                    let checksum = memory.begin_swap_in(gfn, slot);
-                    self.reads.push(SwapRead {
-                        gfn,
-                        slot,
-                        checksum,
-                    });
+                    self.begin_swap_in(&mut memory, gfn, slot);
                 }
                 Ok(())
             }
@@ -150,7 +144,7 @@ impl Pager {
         let starves = memory.credit().headroom() == Pages::ZERO;
         if starves {
             memory.starve(gfn);
-            self.tell_starved();
+            self.tell_worker();
         }
         starves
     }
@@ -160,11 +154,12 @@ impl Pager {
     /// # Errors
     /// The VM cannot go on: a page is lost or the kernel refuses.
     pub fn retry_starving(&self) -> Result<(), Error> {
-        let starving = self.memory(Cause::Fault).take_starving();
         // A page may have changed since. A touch that still finds no credit waits again.
-        starving
-            .into_iter()
-            .try_for_each(|gfn| self.serve_page(gfn, Touch::Write))?;
+        for _ in 0..self.starving_faults() {
+            let next = self.memory(Cause::Fault).next_starving();
+            let Some(gfn) = next else { break };
+            self.serve_page(gfn, Touch::Write)?;
+        }
         self.call_reader()
     }
 }

@@ -3,11 +3,13 @@
 //! [`Memory`] is the address space ([`GuestSpace`]) and the books about it, held together. Each of
 //! its steps does the kernel's half and the books' half of one transition of
 //! [`crate::page::state`]; neither can be had without the other, since both are private to this
-//! module and to [`super::pool_pages`], which has the steps on pages that lie in pool mappings.
+//! module, to [`super::pool_pages`], which has the steps on pages that lie in pool mappings, and to
+//! [`super::stored_pages`], which has those on pages that are compressed or swapped.
 //!
 //! A hold is short: nobody who has one does disk I/O, waits, or touches guest memory that may fault,
 //! and each looks at no more than [`HOLD_PAGES`] pages and reads the page tables once.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::MutexGuard;
 
 use super::credit::CreditBook;
@@ -15,9 +17,12 @@ use super::frame_refs::FrameRefs;
 use super::large::{Large, Whether};
 use super::observe::{Cause, Observer, Watch};
 use super::pager::Error;
+use super::read_ahead::ReadAhead;
+use super::returns::Returns;
 use super::stage::{Occupant, Stage, Taken};
 use super::stock::Stock;
-use super::store::{Compressed, CompressedStore};
+use super::store::CompressedStore;
+use super::swap_in::UnderWay;
 use crate::page::pmap::{Counts, Pmap};
 use crate::page::state::{PageEvent, PageState};
 use crate::page::swapmap::SwapMap;
@@ -25,7 +30,7 @@ use crate::sys::large::SampleSlot;
 use crate::sys::pagemap::Backing;
 use crate::sys::space::{GuestSpace, PageBuf};
 use crate::sys::staging::StageSlot;
-use crate::units::{CHUNK_PAGES, Gfn, GfnRange, Pages, SwapSlot};
+use crate::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 use crate::words::Counters;
 
 /// Pages that one hold of the lock may look at: a chunk.
@@ -35,14 +40,19 @@ pub(super) const HOLD_PAGES: u32 = CHUNK_PAGES;
 #[derive(Debug)]
 pub(super) struct Books {
     pub(in crate::mem) pmap: Pmap,
-    swapmap: SwapMap,
-    store: CompressedStore,
-    credit: CreditBook,
+    pub(in crate::mem) swapmap: SwapMap,
+    pub(in crate::mem) store: CompressedStore,
+    pub(in crate::mem) read_ahead: ReadAhead,
+    pub(in crate::mem) returns: Returns,
+    pub(in crate::mem) under_way: UnderWay,
+    /// Pages of the running sample that were out when it began.
+    pub(in crate::mem) watched: HashSet<Gfn>,
+    pub(in crate::mem) credit: CreditBook,
     pub(in crate::mem) stock: Stock,
     pub(in crate::mem) large: Large,
     pub(in crate::mem) stage: Stage,
     /// Faults that wait for credit.
-    starving: Vec<Gfn>,
+    starving: VecDeque<Gfn>,
     pub(in crate::mem) frames: FrameRefs,
     pub(in crate::mem) counters: Counters,
     /// Anonymous memory of this process that does not back the guest.
@@ -72,11 +82,15 @@ impl Books {
             pmap: Pmap::new(end),
             swapmap: SwapMap::new(slots),
             store: CompressedStore::new(size),
+            read_ahead: ReadAhead::default(),
+            returns: Returns::default(),
+            under_way: UnderWay::default(),
+            watched: HashSet::new(),
             credit,
             stock: Stock::new(),
             large: Large::default(),
             stage: Stage::new(),
-            starving: Vec::new(),
+            starving: VecDeque::new(),
             frames: FrameRefs::default(),
             counters: Counters::default(),
             own_memory: own,
@@ -106,23 +120,6 @@ pub(super) enum Fill {
     ZeroPage,
     /// A page of its own.
     Pages,
-}
-
-/// A run of swap slots that is being written.
-#[derive(Debug)]
-#[must_use = "slots that are neither recorded nor freed are lost"]
-pub(super) struct SlotRun {
-    /// The first slot.
-    pub first: SwapSlot,
-    /// How many.
-    pub count: u32,
-}
-
-impl SlotRun {
-    /// The slots.
-    pub fn iter(&self) -> impl Iterator<Item = SwapSlot> + use<> {
-        (self.first.0..self.first.0 + self.count).map(SwapSlot)
-    }
 }
 
 impl<'a> Memory<'a> {
@@ -502,122 +499,6 @@ impl Memory<'_> {
         Ok(true)
     }
 
-    /// Staged to compressed. False when the store is full or the guest has the page back already.
-    pub fn store(&mut self, taken: &Taken, page: Compressed) -> bool {
-        if !self.is_staged(taken) {
-            return false;
-        }
-        let Some(slot) = self.books.store.insert(page) else {
-            return false;
-        };
-        self.apply(taken.gfn(), PageEvent::Compress(slot));
-        self.books.stage.becomes(taken.slot(), Occupant::Gone);
-        self.books.counters.swap_out_pages += 1;
-        true
-    }
-
-    /// Compressed to staged, to be written to the swap file; its content is in `page` then. `None`
-    /// when no stage slot is free.
-    ///
-    /// # Errors
-    /// When the page does not decompress.
-    ///
-    /// # Panics
-    /// When the page is not compressed.
-    pub fn unstore(&mut self, gfn: Gfn, page: &mut PageBuf) -> Result<Option<Taken>, Error> {
-        let PageState::Compressed(stored) = self.state(gfn) else {
-            panic!("{gfn} is {:?}, not compressed", self.state(gfn));
-        };
-        let Some((slot, _)) = self.books.stage.find(GuestSpace::slots_for_copies(), 1) else {
-            return Ok(None);
-        };
-        self.books.store.read(stored, page)?;
-        self.space.stage(page, slot);
-        self.apply(gfn, PageEvent::Begin);
-        self.apply(gfn, PageEvent::Take(u32::from(slot.0)));
-        self.books.store.remove(stored);
-        Ok(Some(self.books.stage.hand_out(
-            gfn,
-            slot,
-            Occupant::Waiting,
-            self.cause,
-        )))
-    }
-
-    /// Whether the compressed store takes more than it may.
-    pub fn is_store_over(&self) -> bool {
-        self.books.store.is_over()
-    }
-
-    /// The VM may use at most `most`: bounds the compressed store by it.
-    pub fn bound_store(&mut self, most: Option<Pages>) {
-        self.books.store.bound(most);
-    }
-
-    /// Up to `wanted` neighbouring slots of the swap file, to be written and then recorded or freed.
-    pub fn slots_to_write(&mut self, wanted: u32) -> Option<SlotRun> {
-        let (first, count) = self.books.swapmap.take_run(wanted)?;
-        Some(SlotRun { first, count })
-    }
-
-    /// Staged to swapped, for a page whose content was written to `slot`. False, and the slot is
-    /// free again, when the guest has the page back already.
-    pub fn swap_out(&mut self, taken: &Taken, slot: SwapSlot, checksum: u64) -> bool {
-        if !self.is_staged(taken) {
-            self.books.swapmap.free(slot);
-            return false;
-        }
-        self.books.swapmap.set_checksum(slot, checksum);
-        self.apply(taken.gfn(), PageEvent::SwapOut(slot));
-        self.books.stage.becomes(taken.slot(), Occupant::Gone);
-        self.books.counters.swap_out_pages += 1;
-        true
-    }
-
-    /// The write to these slots failed: they are free, and the next ones are tried elsewhere.
-    pub fn free_slots(&mut self, slots: &SlotRun) {
-        slots.iter().for_each(|slot| self.books.swapmap.free(slot));
-        self.books.swapmap.start_over();
-    }
-
-    /// Compressed to private.
-    ///
-    /// # Errors
-    /// When the page does not decompress, or the kernel refuses.
-    pub fn decompress(&mut self, gfn: Gfn, slot: u32) -> Result<(), Error> {
-        let mut page = PageBuf::ZERO;
-        self.books.store.read(slot, &mut page)?;
-        self.apply(gfn, PageEvent::Begin);
-        self.install(gfn, &page)?;
-        self.books.store.remove(slot);
-        self.books.credit.mapped(Pages(1));
-        Ok(())
-    }
-
-    /// Swapped to busy: the caller reads the page, whose checksum this is, and installs it.
-    pub fn begin_swap_in(&mut self, gfn: Gfn, slot: SwapSlot) -> u64 {
-        self.books.credit.mapped(Pages(1));
-        self.apply(gfn, PageEvent::Begin);
-        self.books.swapmap.checksum(slot)
-    }
-
-    /// Busy to private, with what was read from `slot`, which is free then.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn end_swap_in(&mut self, gfn: Gfn, slot: SwapSlot, page: &PageBuf) -> Result<(), Error> {
-        self.install(gfn, page)?;
-        self.books.swapmap.free(slot);
-        Ok(())
-    }
-
-    fn install(&mut self, gfn: Gfn, page: &PageBuf) -> Result<(), Error> {
-        self.space.install(gfn, page)?;
-        self.apply(gfn, PageEvent::Install);
-        self.books.counters.swap_in_pages += 1;
-        Ok(())
-    }
-
     /// Lifts a stale write protection and wakes.
     ///
     /// # Errors
@@ -640,14 +521,14 @@ impl Memory<'_> {
     /// A fault on this page waits.
     pub fn starve(&mut self, gfn: Gfn) {
         if !self.books.starving.contains(&gfn) {
-            self.books.starving.push(gfn);
+            self.books.starving.push_back(gfn);
         }
         self.books.counters.credit_waits += 1;
     }
 
-    /// The pages whose faults wait; the list is empty afterwards.
-    pub fn take_starving(&mut self) -> Vec<Gfn> {
-        std::mem::take(&mut self.books.starving)
+    /// The page whose fault has waited longest; it does not wait any more.
+    pub fn next_starving(&mut self) -> Option<Gfn> {
+        self.books.starving.pop_front()
     }
 
     /// Faults that wait.
@@ -676,6 +557,9 @@ impl Memory<'_> {
             self.books.changes += 1;
         }
         self.books.credit.measured(guest);
+        // What is being read will take memory that no measurement has seen.
+        let under_way = self.books.under_way.pages();
+        self.books.credit.mapped(under_way);
     }
 
     /// Enters an exact count: of `total` anonymous pages, `guest` back the guest.

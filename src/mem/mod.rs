@@ -3,7 +3,7 @@
 //! [`Pager`] joins the books ([`crate::page`]) with the address space ([`crate::sys::space`]) behind
 //! one lock. `memory` is what a holder of the lock has: each step does the kernel's half and the
 //! books' half of one transition, and no other module can do either. `pool_pages` has the steps on
-//! pages in pool mappings; `stage` hands out the slots for pages that are out of the guest, as tokens
+//! pages in pool mappings, `stored_pages` those on compressed and swapped ones; `stage` hands out the slots for pages that are out of the guest, as tokens
 //! that return by themselves. Who calls what:
 //!
 //! | thread | calls |
@@ -39,13 +39,16 @@ mod memory;
 pub mod observe;
 pub mod pager;
 mod pool_pages;
+pub mod read_ahead;
 pub mod reclaim;
+pub mod returns;
 mod runs;
 pub mod sample;
 pub mod share;
 mod stage;
 mod stock;
 pub mod store;
+mod stored_pages;
 mod swap_in;
 pub mod swapfile;
 pub mod tasks;

@@ -99,7 +99,7 @@ pub struct Pager {
     books: Mutex<Books>,
     /// Fault threads that want the memory: the worker lets them go first.
     waiting: AtomicU32,
-    /// Readable when a fault has begun to wait for credit.
+    /// Readable when a fault has begun to wait for credit, or there is something to prefetch.
     starved: EventFd,
     observer: Option<Arc<dyn Observer>>,
     pub(super) swap: Box<dyn SwapStore>,
@@ -184,15 +184,16 @@ impl Pager {
         xxh3_64_with_seed(&page.0[..PAGE_SIZE], self.seed)
     }
 
-    /// A fault has begun to wait for credit: whoever asks for credit is told.
-    pub(super) fn tell_starved(&self) {
+    /// A fault has begun to wait for credit, or the guest comes back to memory that was swapped:
+    /// whoever sees to that is told.
+    pub(super) fn tell_worker(&self) {
         if let Err(error) = self.starved.write(1) {
             // The worker looks at the account anyway, only later.
-            log::debug!("cannot tell of a fault that waits: {error}");
+            log::debug!("cannot wake the worker: {error}");
         }
     }
 
-    /// Readable when a fault has begun to wait for credit.
+    /// Readable when a fault has begun to wait for credit, or there is something to prefetch.
     pub fn starved(&self) -> BorrowedFd<'_> {
         borrow(&self.starved)
     }
@@ -224,6 +225,12 @@ impl Pager {
             true => Ok(()),
             false => self.drop_stock(),
         }
+    }
+
+    /// No more than so many swapped pages come back at a time from now on; 1: none but those that
+    /// are touched.
+    pub fn bound_read_ahead(&self, pages_max: u32) {
+        self.memory(Cause::Account).bound_read_ahead(pages_max);
     }
 
     /// Works on the credit account under the lock.

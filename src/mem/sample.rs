@@ -5,9 +5,9 @@
 //! first touch, so that the estimate is of the memory that is touched in units as large as they are.
 //! A sampled page that backs the guest waits in a stage slot of its own; the first touch
 //! costs the guest one fault and is counted. A page that does not back the guest (never touched,
-//! ballooned, swapped) needs no preparation: a touch changes its state. The zero page is dropped,
-//! which makes it one of those. Pages that map a frame cannot be sampled: dropping their page table
-//! entry could drop a copy that the guest has just made.
+//! ballooned, swapped) is left as it is: a touch changes its state, and until the sample ends nothing
+//! else brings it back. The zero page is dropped, which makes it one of those. Pages that map a frame
+//! cannot be sampled: dropping their page table entry could drop a copy that the guest has just made.
 
 use std::sync::MutexGuard;
 
@@ -79,6 +79,7 @@ impl Pager {
         }
         match memory.state(gfn) {
             PageState::Unbacked | PageState::Swapped(_) | PageState::Compressed(_) => {
+                memory.watch(gfn);
                 sample.absent.push(gfn);
             }
             PageState::Private if memory.is_large(gfn) => {
@@ -134,6 +135,8 @@ impl Pager {
             self.memory(Cause::Sample).end_large(slot)?;
         }
         drop(ended.taken);
-        self.memory(Cause::Sample).settle_stage().map(drop)
+        let mut memory = self.memory(Cause::Sample);
+        memory.unwatch_all();
+        memory.settle_stage().map(drop)
     }
 }

@@ -27,6 +27,15 @@ pub trait SwapStore: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When not all was read.
     fn read(&self, slot: SwapSlot, page: &mut PageBuf) -> io::Result<()>;
+
+    /// Reads the slots from `first`, a batch at most.
+    ///
+    /// # Errors
+    /// When not all was read; what `pages` hold is undefined then.
+    fn read_run(&self, first: SwapSlot, pages: &mut [PageBuf]) -> io::Result<()> {
+        let mut slots = (first.0..).map(SwapSlot).zip(pages);
+        slots.try_for_each(|(slot, page)| self.read(slot, page))
+    }
 }
 
 /// The swap file could not be made.
@@ -85,6 +94,18 @@ impl SwapStore for SwapFile {
             Err(io::Error::from(io::ErrorKind::UnexpectedEof))
         }
     }
+
+    fn read_run(&self, first: SwapSlot, pages: &mut [PageBuf]) -> io::Result<()> {
+        let wanted = pages.len() * PAGE_SIZE;
+        let parts = pages.iter_mut();
+        let mut parts: Vec<_> = parts.map(|page| io::IoSliceMut::new(&mut page.0)).collect();
+        let read = rustix::io::preadv(&self.file, &mut parts, first.offset())?;
+        if read == wanted {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::UnexpectedEof))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -101,6 +122,13 @@ mod tests {
         file.read(SwapSlot(4), &mut back).unwrap();
         assert_eq!(back.0, [2; PAGE_SIZE]);
         assert!(file.read(SwapSlot(9), &mut back).is_err());
+        let mut run = [PageBuf::ZERO, PageBuf::ZERO, PageBuf::ZERO];
+        file.read_run(SwapSlot(3), &mut run[..2]).unwrap();
+        assert!(run[0].0 == [1; PAGE_SIZE] && run[1].0 == [2; PAGE_SIZE]);
+        assert!(
+            file.read_run(SwapSlot(3), &mut run).is_err(),
+            "a short read"
+        );
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
     }
 

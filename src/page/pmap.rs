@@ -362,6 +362,7 @@ mod tests {
             Just(Step::Event(E::Compress(0))),
             Just(Step::Event(E::Begin)),
             Just(Step::Event(E::Install)),
+            Just(Step::Event(E::KeepSwapped(SwapSlot(0)))),
             any::<bool>().prop_map(Step::Ballooned),
             any::<bool>().prop_map(Step::Zero),
         ]
@@ -372,6 +373,7 @@ mod tests {
         match event {
             E::Take(_) => E::Take(gfn),
             E::SwapOut(_) => E::SwapOut(SwapSlot(gfn)),
+            E::KeepSwapped(_) => E::KeepSwapped(SwapSlot(gfn)),
             E::Compress(_) => E::Compress(gfn),
             other => other,
         }

@@ -68,6 +68,8 @@ pub enum PageEvent {
     KeepShared(FrameId),
     /// The thread gave up, and the page lies over this frame's mapping as before.
     KeepBroken(FrameId),
+    /// The thread gave up, and the content is in this swap slot as before.
+    KeepSwapped(SwapSlot),
 }
 
 impl PageState {
@@ -101,6 +103,7 @@ impl PageState {
             (S::Busy, E::Install) => S::Private,
             (S::Busy, E::KeepShared(frame)) => S::Shared(frame),
             (S::Busy, E::KeepBroken(frame)) => S::Broken(frame),
+            (S::Busy, E::KeepSwapped(slot)) => S::Swapped(slot),
             _ => return None,
         })
     }
@@ -122,7 +125,7 @@ mod tests {
         S::Compressed(4),
         S::Swapped(SwapSlot(5)),
     ];
-    const EVENTS: [E; 12] = [
+    const EVENTS: [E; 13] = [
         E::Fill,
         E::Discard,
         E::Take(3),
@@ -135,19 +138,20 @@ mod tests {
         E::Install,
         E::KeepShared(FrameId(9)),
         E::KeepBroken(FrameId(9)),
+        E::KeepSwapped(SwapSlot(5)),
     ];
 
     /// Every cell of the table: rows as [`STATES`], columns as [`EVENTS`]. `-` is illegal, else the
     /// initial of the next state (K: broken, Y: busy).
     const TABLE: [&str; 8] = [
-        "PU----------", // unbacked
-        "-US---------", // private
-        "----HK--Y---", // shared
-        "----H---Y---", // broken
-        "-U-PH-WC----", // staged
-        "-US------PHK", // busy
-        "-U------Y---", // compressed
-        "-U------Y---", // swapped
+        "PU-----------", // unbacked
+        "-US----------", // private
+        "----HK--Y----", // shared
+        "----H---Y----", // broken
+        "-U-PH-WC-----", // staged
+        "-US------PHKW", // busy
+        "-U------Y----", // compressed
+        "-U------Y----", // swapped
     ];
 
     fn initial(state: Option<S>) -> char {

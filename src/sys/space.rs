@@ -260,9 +260,18 @@ impl GuestSpace {
     /// # Errors
     /// When the kernel refuses; a page that is there already is an error too.
     pub fn install(&self, gfn: Gfn, page: &PageBuf) -> Result<(), Error> {
-        let range = GfnRange::one(gfn);
+        self.install_run(gfn, std::slice::from_ref(page))
+    }
+
+    /// Puts `pages` at `first` and behind it, which are all missing, and wakes.
+    ///
+    /// # Errors
+    /// When the kernel refuses; a page that is there already is an error too.
+    pub fn install_run(&self, first: Gfn, pages: &[PageBuf]) -> Result<(), Error> {
+        let count = u32::try_from(pages.len()).expect("a run is short");
+        let range = GfnRange::new(first, count);
         let hva = self.hva(range);
-        let content = page.0.as_ptr() as usize;
+        let content = pages.as_ptr() as usize;
         complete("install", range, |at, len| {
             self.uffd.copy(hva + at, content + at, len)
         })

@@ -6,9 +6,12 @@ use super::active::Active;
 use super::schedule::Ranked;
 use crate::link::message::{Orders, Welcome};
 use crate::mem::Pager;
+use crate::mem::read_ahead::WINDOW_MAX;
+use crate::mem::returns::Prefetch;
 use crate::mem::tasks::census::CensusTask;
 use crate::mem::tasks::measure::Measure;
 use crate::mem::tasks::merge::Merge;
+use crate::mem::tasks::prefetch::PrefetchTask;
 use crate::mem::tasks::scan::Scan;
 use crate::mem::tasks::stock::DropStock;
 use crate::mem::tasks::swap::Swap;
@@ -18,8 +21,10 @@ use crate::words::MemState;
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Tasks {
+    pager: Arc<Pager>,
     pub measure: Measure,
     pub swap: Swap,
+    pub prefetch: PrefetchTask,
     pub merge: Merge,
     pub census: CensusTask,
     pub sample: Active,
@@ -31,8 +36,10 @@ impl Tasks {
     /// The tasks of a VM that was welcomed with these terms. Choices follow from `seed`.
     pub fn new(pager: &Arc<Pager>, welcome: &Welcome, pool: PoolView, seed: u64) -> Tasks {
         Tasks {
+            pager: Arc::clone(pager),
             measure: Measure::new(Arc::clone(pager)),
             swap: Swap::new(Arc::clone(pager), seed),
+            prefetch: PrefetchTask::new(Arc::clone(pager)),
             merge: Merge::new(Arc::clone(pager), pool),
             census: CensusTask::new(Arc::clone(pager)),
             sample: Active::new(Arc::clone(pager), welcome.sampling, seed),
@@ -43,18 +50,29 @@ impl Tasks {
 
     /// What the host manager ordered.
     pub fn obey(&mut self, orders: &Orders) {
+        let prefetch = match (orders.state, orders.private_max) {
+            (MemState::High, None) => Prefetch::Allowed,
+            _ => Prefetch::Forbidden,
+        };
+        self.pager.allow_prefetch(prefetch);
+        let read_ahead_max = match orders.state {
+            MemState::Low => 1,
+            _ => WINDOW_MAX,
+        };
+        self.pager.bound_read_ahead(read_ahead_max);
         self.measure.set_short(orders.state > MemState::High);
         self.swap.bound(orders.private_max);
         self.scan.set_rate(orders.scan_pages_per_second);
     }
 
     /// All of them, the most important first; each with the memory state from which on it does not
-    /// wait for the time budget. What is ordered never waits; and where memory is short, neither does
-    /// what gives some back or finds what can be taken.
-    pub fn ranked(&mut self) -> [Ranked<'_>; 7] {
+    /// wait for the time budget. What is ordered never waits, nor does what the guest waits for; and
+    /// where memory is short, neither does what gives some back or finds what can be taken.
+    pub fn ranked(&mut self) -> [Ranked<'_>; 8] {
         [
             (&mut self.measure, Some(MemState::High)),
             (&mut self.swap, Some(MemState::High)),
+            (&mut self.prefetch, Some(MemState::High)),
             (&mut self.stock, Some(MemState::High)),
             (&mut self.merge, Some(MemState::Hard)),
             (&mut self.census, Some(MemState::Hard)),

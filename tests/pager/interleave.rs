@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidemark::mem::reclaim::Reclaimer;
+use tidemark::mem::returns::Prefetch;
 use tidemark::mem::share::Scanner;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::space::PageBuf;
@@ -54,6 +55,8 @@ pub struct Outcome {
     pub merged: u64,
     /// Pages that a vCPU read and found right.
     pub checked: u64,
+    /// Pages that were read from swap together with others.
+    pub read_ahead: u64,
 }
 
 /// What the threads share.
@@ -94,6 +97,7 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
 
     let (rig, seed) = (&shared.rig, plan.seed);
     let checked = shared.checked.load(Ordering::Relaxed);
+    let read_ahead = rig.store.run_pages();
     assert!(merged > 0, "seed {seed}: nothing was ever merged");
     assert!(checked > 1000, "seed {seed}: only {checked} pages checked");
     rig.pager.audit().unwrap();
@@ -101,6 +105,7 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     pool.release(&rig.pager.take_released());
     let report = rig.pager.report().unwrap();
     let counters = report.measured.counters;
+    assert!(read_ahead > 0, "seed {seed}: nothing was ever read ahead");
     assert!(counters.swap_in_pages > 0 && counters.swap_out_pages > 0 && counters.cow_breaks > 0);
     if plan.path == TakePath::Move && has_large_pages() {
         assert!(counters.large_fills > 0, "seed {seed}: no large page");
@@ -112,7 +117,11 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     rig.pager.audit().unwrap();
     replay.check(&rig.pager);
     assert!(rig.failure().is_none(), "{:?}", rig.failure());
-    Outcome { merged, checked }
+    Outcome {
+        merged,
+        checked,
+        read_ahead,
+    }
 }
 
 impl Shared {
@@ -194,8 +203,13 @@ pub fn content(rng: &mut fastrand::Rng) -> [u8; PAGE_SIZE] {
     page
 }
 
-/// A random page of the vCPU's own.
-fn own_page(rng: &mut fastrand::Rng, vcpu: u32) -> u32 {
+/// A page of the vCPU's own: the one behind `last`, or a random one. Half of the accesses go through
+/// memory in order, so that pages are read ahead of them.
+fn next_page(rng: &mut fastrand::Rng, vcpu: u32, last: u32) -> u32 {
+    let next = last + 1;
+    if rng.bool() && !next.is_multiple_of(BLOCK_PAGES) {
+        return next;
+    }
     let block = rng.u32(0..PAGES / BLOCK_PAGES / VCPUS) * VCPUS + vcpu;
     block * BLOCK_PAGES + rng.u32(0..BLOCK_PAGES)
 }
@@ -204,9 +218,10 @@ fn play_vcpu(shared: &Shared, vcpu: u32) {
     let (rig, seed) = (&shared.rig, shared.plan.seed);
     let mut rng = fastrand::Rng::with_seed(seed ^ u64::from(vcpu));
     let mut expected: HashMap<u32, [u8; PAGE_SIZE]> = HashMap::new();
+    let mut gfn = vcpu * BLOCK_PAGES;
     while !shared.stops() {
         shared.pace_vcpu(vcpu);
-        let gfn = own_page(&mut rng, vcpu);
+        gfn = next_page(&mut rng, vcpu, gfn);
         match rng.u32(0..40) {
             0..=17 => {
                 let page = content(&mut rng);
@@ -257,7 +272,8 @@ fn work(shared: &Shared) -> (u64, Pool) {
     let mut pool = Pool::new(GUEST_PAGES);
     let view = pool.view();
     let mut chunks = Chunks::new(PAGES, seed);
-    let mut merged = 0;
+    let (mut merged, mut prefetched) = (0, 0);
+    rig.pager.allow_prefetch(Prefetch::Allowed);
     for done in 1..=shared.plan.operations {
         shared.pace_worker();
         if shared.stops() {
@@ -276,7 +292,10 @@ fn work(shared: &Shared) -> (u64, Pool) {
                 rig.pager.begin_sample(&drawn).unwrap();
                 rig.pager.touched_in_sample().unwrap();
             }
-            9 => rig.store.fail_writes(kinds.u32(0..4) == 0),
+            9 => {
+                rig.store.fail_writes(kinds.u32(0..4) == 0);
+                prefetched += prefetch(rig);
+            }
             10 => rig.pager.set_plenty(kinds.u32(0..3) > 0).unwrap(),
             11 => chunks.step(rig),
             _ => replace_link(rig, &mut reclaimer, &mut pool),
@@ -286,7 +305,16 @@ fn work(shared: &Shared) -> (u64, Pool) {
     }
     chunks.check_all(rig);
     shared.end.store(true, Ordering::Relaxed);
+    assert!(prefetched > 0, "seed {seed}: nothing was ever prefetched");
     (merged, pool)
+}
+
+/// Brings back some of what the vCPUs come back to.
+fn prefetch(rig: &Rig) -> u32 {
+    let mut buffer = Vec::new();
+    (0..4)
+        .map(|_| rig.pager.prefetch(&mut buffer).unwrap())
+        .sum()
 }
 
 /// Tells the host manager anew of all frames, a part at a time and with other work between, as after

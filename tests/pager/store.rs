@@ -28,9 +28,13 @@ struct Calls {
 }
 
 impl Calls {
-    /// Counts a call; whether it shall fail.
-    fn fails(&self) -> bool {
-        let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+    /// Counts a call; its number, from 1.
+    fn count(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether the call with this number shall fail.
+    fn fails(&self, number: u64) -> bool {
         self.all_fail.load(Ordering::Relaxed) || self.nth_fails.load(Ordering::Relaxed) == number
     }
 }
@@ -40,7 +44,14 @@ struct Inner {
     slots: Mutex<HashMap<u32, Box<[u8; PAGE_SIZE]>>>,
     writes: Calls,
     reads: Calls,
+    /// Pages that were read together with others.
+    run_pages: AtomicU64,
+    /// Whether the slot of the read that fails does so from then on.
+    stays_bad: AtomicBool,
+    bad_slot: Mutex<Option<u32>>,
     flip_bit: AtomicBool,
+    /// The read that returns another page, counted from 1; 0 is none.
+    nth_lies: AtomicU64,
     /// Whether reads wait.
     held: Mutex<bool>,
     released: Condvar,
@@ -67,6 +78,27 @@ impl MemoryStore {
     /// The `nth` read of the store's life fails.
     pub fn fail_read(&self, nth: u64) {
         self.0.reads.nth_fails.store(nth, Ordering::Relaxed);
+    }
+
+    /// The `nth` read of the store's life fails, and so does every later read of its slot.
+    pub fn lose_slot_at(&self, nth: u64) {
+        self.0.stays_bad.store(true, Ordering::Relaxed);
+        self.fail_read(nth);
+    }
+
+    /// The `nth` read of the store's life returns another page than was written.
+    pub fn lie_at(&self, nth: u64) {
+        self.0.nth_lies.store(nth, Ordering::Relaxed);
+    }
+
+    /// Reads so far, each page for itself.
+    pub fn reads(&self) -> u64 {
+        self.0.reads.count.load(Ordering::Relaxed)
+    }
+
+    /// Pages that were read together with others.
+    pub fn run_pages(&self) -> u64 {
+        self.0.run_pages.load(Ordering::Relaxed)
     }
 
     /// Whether reads wait from now on.
@@ -97,20 +129,19 @@ impl MemoryStore {
         self.0.flip_bit.store(flip, Ordering::Relaxed);
     }
 
-    /// When a call failed first.
+    /// When a call failed last.
     pub fn failed_at(&self) -> Option<Instant> {
         *self.0.failed_at.lock().unwrap()
     }
 
     fn failed(&self) {
-        let mut at = self.0.failed_at.lock().unwrap();
-        at.get_or_insert_with(Instant::now);
+        *self.0.failed_at.lock().unwrap() = Some(Instant::now());
     }
 }
 
 impl SwapStore for MemoryStore {
     fn write(&self, first: SwapSlot, pages: &[PageBuf]) -> io::Result<()> {
-        let fails = self.0.writes.fails();
+        let fails = self.0.writes.fails(self.0.writes.count());
         // A write that fails leaves a part behind.
         let written = if fails { pages.len() / 2 } else { pages.len() };
         let mut slots = self.0.slots.lock().unwrap();
@@ -126,15 +157,36 @@ impl SwapStore for MemoryStore {
 
     fn read(&self, slot: SwapSlot, page: &mut PageBuf) -> io::Result<()> {
         self.wait_until_released();
-        if self.0.reads.fails() {
+        let number = self.0.reads.count();
+        let fails = self.0.reads.fails(number);
+        let lies = self.0.nth_lies.load(Ordering::Relaxed) == number;
+        let mut bad_slot = self.0.bad_slot.lock().unwrap();
+        if fails && self.0.stays_bad.load(Ordering::Relaxed) {
+            *bad_slot = Some(slot.0);
+        }
+        if fails || *bad_slot == Some(slot.0) {
             self.failed();
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         let slots = self.0.slots.lock().unwrap();
         page.0 = **slots.get(&slot.0).expect("a slot that was written");
-        if self.0.flip_bit.load(Ordering::Relaxed) {
+        if lies || self.0.flip_bit.load(Ordering::Relaxed) {
             page.0[100] ^= 4;
         }
         Ok(())
+    }
+
+    fn read_run(&self, first: SwapSlot, pages: &mut [PageBuf]) -> io::Result<()> {
+        let count = pages.len() as u64;
+        self.0.run_pages.fetch_add(count, Ordering::Relaxed);
+        let mut slots = (first.0..).map(SwapSlot).zip(pages);
+        slots.try_for_each(|(slot, page)| {
+            // Between slots that hold pages may lie one that was never written.
+            let holds = self.0.slots.lock().unwrap().contains_key(&slot.0);
+            match holds {
+                true => self.read(slot, page),
+                false => Ok(()),
+            }
+        })
     }
 }

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`measure`] | every 10 to 100 ms | one reading of the kernel's count |
 //! | [`swap`] | while more is used than the orders allow | batches of 32 pages |
+//! | [`prefetch`] | while the guest comes back to swapped memory | reads of 32 pages |
 //! | [`merge`] | while there are candidates | runs of neighbours, 128 candidates at a time |
 //! | [`census`] | a second after the last one | chunks of 512 pages; the next run goes on |
 //! | [`stock`] | a second after a large page was wanted last | frees the stock |
@@ -23,6 +24,7 @@ use super::pager::Error;
 pub mod census;
 pub mod measure;
 pub mod merge;
+pub mod prefetch;
 pub mod scan;
 pub mod stock;
 pub mod swap;
