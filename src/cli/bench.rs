@@ -145,6 +145,8 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
 struct Verb {
     name: &'static str,
     keys: &'static [&'static str],
+    /// Memory that a guest works on unless said otherwise.
+    size: u64,
     measure: Measure,
 }
 
@@ -152,10 +154,11 @@ struct Verb {
 type Measure = fn(&Bench<'_>) -> Result<Vec<Row>, Error>;
 
 impl Verb {
-    fn new(name: &'static str, keys: &'static [&'static str], measure: Measure) -> Verb {
+    fn new(name: &'static str, keys: &'static [&'static str], size: u64, measure: Measure) -> Verb {
         Verb {
             name,
             keys,
+            size,
             measure,
         }
     }
@@ -173,6 +176,8 @@ enum Side {
 /// What all rows of a bench have in common.
 struct Bench<'a> {
     flags: &'a Flags,
+    /// Memory that a guest works on.
+    size: u64,
     scratch: Scratch,
     tsc_khz: u32,
     interrupted: Arc<AtomicBool>,
@@ -184,11 +189,6 @@ impl Bench<'_> {
     fn wants(&self, key: &str) -> bool {
         let keys = &self.flags.for_ratio;
         keys.is_empty() || keys.iter().any(|wanted| wanted == key)
-    }
-
-    /// Memory that a guest works on, or what stands for it.
-    fn size(&self, default: u64) -> u64 {
-        self.flags.size.unwrap_or(default)
     }
 
     /// Runs both sides `--runs` times, in turn; who begins alternates. The first `discarded` rounds
@@ -236,15 +236,31 @@ impl Bench<'_> {
 /// Measures and prints.
 pub fn run(command: &BenchCommand, out: &Out) -> Result<ExitCode, CliError> {
     let (verb, flags): (_, &Flags) = match &command.what {
-        What::Guest(flags) => (Verb::new("guest", guest::KEYS, guest::measure), flags),
-        What::Share(flags) => (Verb::new("share", share::KEYS, share::measure), flags),
-        What::Storm(flags) => (Verb::new("storm", storm::KEYS, storm::measure), flags),
-        What::Wake(flags) => (Verb::new("wake", wake::KEYS, wake::measure), flags),
-        What::Idle(flags) => (Verb::new("idle", idle::KEYS, idle::measure), flags),
+        What::Guest(flags) => (
+            Verb::new("guest", guest::KEYS, guest::SIZE, guest::measure),
+            flags,
+        ),
+        What::Share(flags) => (
+            Verb::new("share", share::KEYS, share::SIZE, share::measure),
+            flags,
+        ),
+        What::Storm(flags) => (
+            Verb::new("storm", storm::KEYS, storm::SIZE, storm::measure),
+            flags,
+        ),
+        What::Wake(flags) => (
+            Verb::new("wake", wake::KEYS, wake::SIZE, wake::measure),
+            flags,
+        ),
+        What::Idle(flags) => (
+            Verb::new("idle", idle::KEYS, idle::SIZE, idle::measure),
+            flags,
+        ),
     };
     let Verb {
         name,
         keys,
+        size,
         measure,
     } = verb;
     if let Some(unknown) = flags
@@ -268,6 +284,7 @@ pub fn run(command: &BenchCommand, out: &Out) -> Result<ExitCode, CliError> {
     }
     let bench = Bench {
         flags,
+        size: flags.size.unwrap_or(size),
         scratch: Scratch::new(&flags.dir)?,
         tsc_khz,
         interrupted,
@@ -302,7 +319,7 @@ fn whole(name: &str, bench: &Bench<'_>, rows: &[Row]) -> Value {
         "kernel": kernel.trim(),
         "cpus": cpus,
         "tsc_khz": bench.tsc_khz,
-        "size_bytes": bench.flags.size,
+        "size_bytes": bench.size,
         "seconds": bench.flags.seconds,
         "ratios": ratios,
     })

@@ -8,7 +8,7 @@ const STEPS: u64 = 32;
 const STEP_BITS: u32 = STEPS.trailing_zeros();
 /// Values below this have a bucket each.
 const LINEAR: u64 = STEPS * 2;
-/// Buckets in all: [`LINEAR`] ones, then [`STEPS`] for each power of two up to 2^63.
+/// Buckets in all: one for each small value, then equally many for each power of two up to 2^63.
 pub const BUCKETS: usize = (LINEAR + STEPS * (63 - STEP_BITS as u64)) as usize;
 
 /// Counts of values.

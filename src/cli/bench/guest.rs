@@ -35,7 +35,7 @@ pub(super) const KEYS: &[&str] = &[
 const SMALL: Arm = Arm::Plain(Advice::NoHugePage);
 const LARGE: Arm = Arm::Plain(Advice::HugePage);
 /// Memory that the guest works on unless said otherwise.
-const SIZE: u64 = 256 << 20;
+pub(super) const SIZE: u64 = 256 << 20;
 /// A third each of common, unique and zero pages.
 const THIRDS: &str = "kinds=cuz run=16 common=256";
 /// Milliseconds in which 8192 pages are looked at three times.
@@ -76,7 +76,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
         rows.extend([early, late].into_iter().filter(|row| bench.wants(row.key)));
     }
     if bench.wants("rewritten_rested") {
-        let rest_ms = bench.size(SIZE) / 4096 * LOOKS_MS / 8192;
+        let rest_ms = bench.size / 4096 * LOOKS_MS / 8192;
         let options = format!("{THIRDS} write=25 redraw=50 do=fill,sleep:{rest_ms},ops:{ms}");
         let work = worked(bench, "rewritten_rested", SMALL, &options)?;
         rows.push(work.row("rewritten_rested", SMALL, 0, EARLY.min(ms / 1000 - 1)));
@@ -95,7 +95,7 @@ fn guest(bench: &Bench<'_>, arm: Arm, options: &str) -> Guest {
     Guest {
         name: "a".to_owned(),
         arm,
-        set_bytes: bench.size(SIZE),
+        set_bytes: bench.size,
         options: options.to_owned(),
         group: None,
     }

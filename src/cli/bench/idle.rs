@@ -41,7 +41,7 @@ const ASKED: usize = 100;
 const OFFERING: u32 = 2;
 const OFFERED_BYTES: u64 = 128 << 20;
 /// Memory of a guest that rests, unless said otherwise.
-const SIZE: u64 = 4 << 20;
+pub(super) const SIZE: u64 = 4 << 20;
 /// Time in which everything has settled.
 const SETTLED: Duration = Duration::from_secs(5);
 /// Time without growth after which the host manager's index is complete.
@@ -101,7 +101,7 @@ fn pass(fleet: &mut Fleet<'_>, time: Duration) -> Result<(), Error> {
 
 /// CPU in ms a second, memory from the host in MiB, and that of the process, of one guest that rests.
 fn rest(bench: &Bench<'_>, arm: Arm) -> Result<[f64; 3], Error> {
-    let set = bench.size(SIZE);
+    let set = bench.size;
     let guests = guests(IDLE, arm, set, "do=fill,sleep:3600000");
     let available = || proc::meminfo("MemAvailable").bytes();
     let before = available();

@@ -31,7 +31,7 @@ pub(super) const KEYS: &[&str] = &["merge_runs", "merge_isolated", "converge", "
 /// Guests.
 const GUESTS: u32 = 4;
 /// Memory of each that is filled, unless said otherwise.
-const SIZE: u64 = 128 << 20;
+pub(super) const SIZE: u64 = 128 << 20;
 const RUN: u64 = 16;
 /// What ksmd is given first: about 65,000 pages a second.
 const FIRST_PACE: u64 = 1300;
@@ -175,7 +175,7 @@ fn guests(bench: &Bench<'_>, arm: Arm, kinds: &str, run: u64) -> Vec<Guest> {
     let guest = |number: u32| Guest {
         name: format!("g{number}"),
         arm,
-        set_bytes: bench.size(SIZE),
+        set_bytes: bench.size,
         options: format!("kinds={kinds} run={run} do=fill,sleep:3600000"),
         group: (arm == Arm::Managed).then_some("bench"),
     };
@@ -184,7 +184,7 @@ fn guests(bench: &Bench<'_>, arm: Arm, kinds: &str, run: u64) -> Vec<Guest> {
 
 /// Pages that can be saved.
 fn expected(bench: &Bench<'_>, run: u64) -> u64 {
-    let pages = bench.size(SIZE) / 4096;
+    let pages = bench.size / 4096;
     let of_kind = |kind| (0..pages).filter(|page| page / run % 3 == kind).count() as u64;
     let (common, zero) = (of_kind(0), of_kind(2));
     u64::from(GUESTS) * zero + u64::from(GUESTS - 1) * common

@@ -22,7 +22,7 @@ use crate::words::Advice;
 pub(super) const KEYS: &[&str] = &["storm_worst_ms", "storm_p50_us", "storm_p99_us"];
 
 /// Memory of each guest, unless said otherwise.
-const SIZE: u64 = 64 << 20;
+pub(super) const SIZE: u64 = 64 << 20;
 /// Position of the writes among the phases.
 const WRITES: u64 = 2;
 const KSM: Settings = Settings {
@@ -87,7 +87,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
 }
 
 fn guests(bench: &Bench<'_>, arm: Arm) -> Vec<Guest> {
-    let set_bytes = bench.size(SIZE);
+    let set_bytes = bench.size;
     // Three looks at all pages, and some seconds.
     let rest_ms = 6000 + set_bytes / 4096 * 3000 / 8192;
     let guest = |name: &str| Guest {
@@ -116,7 +116,7 @@ fn follow(
         Some([a?, b?])
     })?;
     fleet.end()?;
-    let all = bench.size(SIZE) / 4096;
+    let all = bench.size / 4096;
     Ok(match merged >= all * 9 / 10 {
         true => Ok(Storm::of([a, b])),
         false => Err(format!("{merged} of {all} pages were merged when it began")),

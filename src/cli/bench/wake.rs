@@ -37,7 +37,7 @@ pub(super) const KEYS: &[&str] = &[
 ];
 
 /// Memory of the guest, unless said otherwise.
-const SIZE: u64 = 64 << 20;
+pub(super) const SIZE: u64 = 64 << 20;
 /// How long the guest rests: in this time it must be taken out.
 const REST_MS: u64 = 12_000;
 /// Position of the reads among the phases.
@@ -115,7 +115,7 @@ fn guest(bench: &Bench<'_>, arm: Arm, order: &str) -> Guest {
     Guest {
         name: "a".to_owned(),
         arm,
-        set_bytes: bench.size(SIZE),
+        set_bytes: bench.size,
         options: format!("do=fill,sleep:{REST_MS},{order},verify"),
         group: None,
     }
