@@ -39,6 +39,7 @@ use super::process::ProcessId;
 use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::policy::lease::{LeaseBook, OwnerId};
+use crate::policy::scan::ScanRates;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::{VmId, VmPlan};
 use crate::policy::{PolicyKind, PolicyState};
@@ -151,6 +152,7 @@ pub struct Manager {
     shares: ShareIndex,
     leases: LeaseBook,
     policy: PolicyState,
+    scan: ScanRates,
     history: History,
     vms: BTreeMap<VmId, Vm>,
     next_vm: u32,
@@ -177,6 +179,7 @@ impl Manager {
             shares: ShareIndex::new(source),
             leases: LeaseBook::default(),
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
+            scan: ScanRates::default(),
             history: History::default(),
             vms: BTreeMap::new(),
             next_vm: 0,

@@ -15,6 +15,7 @@ use super::frame_refs::FrameRefs;
 use super::observe::{Cause, Observer, Watch};
 use super::pager::Error;
 use super::stage::{Occupant, Stage, Taken};
+use super::stirred::{Stir, Stirred};
 use super::store::{Compressed, CompressedStore};
 use crate::page::pmap::{Counts, Pmap};
 use crate::page::state::{PageEvent, PageState};
@@ -46,6 +47,8 @@ pub(super) struct Books {
     mappings_max: u64,
     /// Counts what may have made a page worth looking at for whoever found none.
     changes: u64,
+    /// What the scan for sharing is to hear of.
+    stirred: Stirred,
     #[cfg(test)]
     pub(in crate::mem) hold: Hold,
 }
@@ -75,6 +78,7 @@ impl Books {
             own_memory: own,
             mappings_max,
             changes: 0,
+            stirred: Stirred::new(end),
             #[cfg(test)]
             hold: Hold::default(),
         }
@@ -153,6 +157,16 @@ impl Memory<'_> {
     /// Changes when a page may have begun to take memory of its own.
     pub fn changes(&self) -> u64 {
         self.books.changes
+    }
+
+    /// What stirred since this was asked last.
+    pub fn take_stirred(&mut self) -> Vec<Stir> {
+        self.books.stirred.take()
+    }
+
+    /// Whether anything has.
+    pub fn is_stirred(&self) -> bool {
+        !self.books.stirred.is_empty()
     }
 
     /// Counters from the VM's start.
@@ -260,6 +274,11 @@ impl Memory<'_> {
         self.books.pmap.apply(gfn, event);
         if let Some(watch) = &mut self.watch {
             watch.saw(gfn, event);
+        }
+        match event {
+            PageEvent::Fill => self.books.stirred.fill(gfn),
+            PageEvent::Break => self.books.stirred.break_page(gfn),
+            _ => {}
         }
         if matches!(
             event,

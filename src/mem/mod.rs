@@ -42,6 +42,7 @@ mod runs;
 pub mod sample;
 pub mod share;
 mod stage;
+mod stirred;
 pub mod store;
 mod swap_in;
 pub mod swapfile;
