@@ -303,7 +303,12 @@ impl Manager {
             ToHost::Release { frames } => {
                 let (freed, result) = self.shares.release(id, &frames);
                 self.ledger.drop_frames(freed);
-                if freed > Pages::ZERO {
+                // Its part of the frames is less now: it may have waited for that.
+                let waits = self.vms[&id].asked > Pages::ZERO;
+                if waits {
+                    self.shares.split_frames();
+                }
+                if waits || freed > Pages::ZERO {
                     self.serve(None);
                 }
                 result?;

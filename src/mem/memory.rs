@@ -47,6 +47,8 @@ pub(super) struct Books {
     mappings_max: u64,
     /// Counts what may have made a page worth looking at for whoever found none.
     changes: u64,
+    /// Pages that measurements found and nobody had mapped, since the last exact count.
+    unseen: Pages,
     /// What the scan for sharing is to hear of.
     stirred: Stirred,
     #[cfg(test)]
@@ -78,6 +80,7 @@ impl Books {
             own_memory: own,
             mappings_max,
             changes: 0,
+            unseen: Pages::ZERO,
             stirred: Stirred::new(end),
             #[cfg(test)]
             hold: Hold::default(),
@@ -646,11 +649,21 @@ impl Memory<'_> {
     /// Enters a measurement: `anonymous` is the whole process's.
     pub fn measured(&mut self, anonymous: Pages) {
         let guest = anonymous.saturating_sub(self.books.own_memory);
-        // The guest writes to pages that read as zero without anybody being told.
-        if guest > self.books.credit.used() {
-            self.books.changes += 1;
-        }
+        // The guest writes to pages that read as zero, and to shared ones, without anybody being told.
+        let unseen = guest.saturating_sub(self.books.credit.used());
+        self.books.changes += u64::from(unseen > Pages::ZERO);
+        self.books.unseen += unseen;
         self.books.credit.measured(guest);
+    }
+
+    /// Shared pages that the guest may have written since the last exact count, at most.
+    pub fn unseen_writes(&self) -> Pages {
+        self.books.unseen.min(Pages(self.counts().shared))
+    }
+
+    /// An exact count has found all of them.
+    pub fn all_seen(&mut self) {
+        self.books.unseen = Pages::ZERO;
     }
 
     /// Enters an exact count: of `total` anonymous pages, `guest` back the guest.

@@ -16,7 +16,7 @@
 //! | calm n | 2^n s | some unsettled | settling 0 |
 //! | calm n | | less | calm n + 1, up to [`CALM_MAX`] |
 //! | any | | nothing of its own | calm [`CALM_MAX`] |
-//! | any, n (calm: 0) | | some shared pages were written | settling n + 2, up to [`BREAKS_MAX`] |
+//! | any, n (calm: 0) | | some shared pages were written since, once a look | settling n + 2, up to [`BREAKS_MAX`] |
 //!
 //! *Unsettled* are the pages that have changed and those that are *new*, of which no key is
 //! remembered. *Some* are [`SOME_PAGES`], of shared pages that were written [`BREAK_PAGES`]. A new chunk
@@ -45,6 +45,9 @@ const SOME_PAGES: u32 = 32;
 const BREAK_PAGES: u32 = 8;
 /// Doublings for that.
 const BREAK_STEPS: u8 = 2;
+/// Shared pages were written since the last look: whatever the next one finds changed has changed
+/// this once, as far as is known.
+const STORM: u32 = u32::MAX;
 
 /// What a look at a chunk found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -128,12 +131,15 @@ impl Pace {
         }
         let doublings = match self {
             Calm { .. } => BREAK_STEPS,
+            // One storm of writes is found in several parts.
+            Settling {
+                unsettled: STORM, ..
+            } => return self,
             Settling { doublings, .. } => (doublings + BREAK_STEPS).min(BREAKS_MAX),
         };
-        // What the next look finds changed has changed this once, as far as is known.
         Settling {
             doublings,
-            unsettled: u32::MAX,
+            unsettled: STORM,
         }
     }
 }

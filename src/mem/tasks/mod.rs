@@ -9,7 +9,7 @@
 //! | [`measure`] | every 10 to 100 ms | one reading of the kernel's count |
 //! | [`swap`] | while more is used than the orders allow | batches of 32 pages |
 //! | [`merge`] | while there are candidates | runs of neighbours, 128 candidates at a time |
-//! | [`census`] | a second after the last one | chunks of 512 pages; the next run goes on |
+//! | [`census`] | a second after the last one, sooner where the VM depends on it | chunks of 512 pages; the next run goes on |
 //! | [`scan`] | while a chunk is due, as fast as its rate allows | slices of 64 pages |
 //!
 //! Sampling is a task too, beside the estimate that it is for (`vm::active`). Dropping what the guest

@@ -49,11 +49,12 @@ fn every_row_of_the_table() {
     let breaks = [
         (settling(0, 3), 7, settling(0, 3)),
         (calm(5), 7, calm(5)),
-        (calm(5), 8, settling(2, u32::MAX)),
-        (settling(0, 3), 8, settling(2, u32::MAX)),
-        (settling(3, 3), 512, settling(5, u32::MAX)),
-        (settling(5, 3), 512, settling(6, u32::MAX)),
-        (settling(6, 3), 512, settling(6, u32::MAX)),
+        (calm(5), 8, settling(2, STORM)),
+        (settling(2, STORM), 512, settling(2, STORM)),
+        (settling(0, 3), 8, settling(2, STORM)),
+        (settling(3, 3), 512, settling(5, STORM)),
+        (settling(5, 3), 512, settling(6, STORM)),
+        (settling(6, 3), 512, settling(6, STORM)),
     ];
     for (before, pages, after) in breaks {
         assert_eq!(before.broke(pages), after, "{before:?} {pages}");

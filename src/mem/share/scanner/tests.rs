@@ -103,7 +103,8 @@ fn filled_memory_is_looked_at_soon() {
         assert!(pager.is_stirred());
         assert_eq!(scanner.step(pager, ALL, at(101)).unwrap().pages, 0);
         assert_eq!(scanner.next(), at(102));
-        assert_eq!(offered(&scanner.step(pager, ALL, at(102)).unwrap()), []);
+        let first = scanner.step(pager, ALL, at(102)).unwrap();
+        assert!(first.pages > 0 && first.offers.is_empty());
         let found = scanner.step(pager, ALL, at(103)).unwrap();
         assert_eq!(found.offers.len(), CHUNK_PAGES as usize);
     });
@@ -117,7 +118,8 @@ fn another_seed_starts_over() {
         let mut scanner = Scanner::new(pager.ram().layout(), SEED);
         scanner.step(pager, ALL, at(0)).unwrap();
         let mut scanner = Scanner::new(pager.ram().layout(), SEED + 1);
-        assert_eq!(offered(&scanner.step(pager, ALL, at(0)).unwrap()), []);
+        let first = scanner.step(pager, ALL, at(0)).unwrap();
+        assert!(first.pages > 0 && first.offers.is_empty());
         let found = scanner.step(pager, ALL, at(1)).unwrap();
         let expected = key_of(&[1; PAGE_SIZE], SEED + 1);
         assert_eq!(found.offers, [(Gfn(3), expected)]);
