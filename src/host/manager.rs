@@ -325,6 +325,18 @@ impl Manager {
         Ok(())
     }
 
+    /// Gives the memory of some frames that nobody holds any more back to the host, who grants it to
+    /// those who wait. Whether there are more such frames: a storm of writes to shared pages leaves so
+    /// many behind that nobody should have to wait for all of them.
+    pub fn give_back(&mut self) -> bool {
+        let freed = self.shares.give_back();
+        if freed > Pages::ZERO {
+            self.ledger.drop_frames(freed);
+            self.serve(None);
+        }
+        self.shares.has_retired()
+    }
+
     /// A VM's process has ended: all it held returns at once.
     pub fn gone(&mut self, id: VmId) {
         let Some(mut vm) = self.vms.remove(&id) else {

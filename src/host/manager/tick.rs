@@ -39,6 +39,7 @@ impl Manager {
         self.shares.expire(now);
         self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
+        self.give_back();
         let snapshot = self.snapshot(now);
         let plan = decide(&snapshot, &mut self.policy);
         watch(&snapshot, &plan);
