@@ -97,7 +97,7 @@ impl Chunks {
     }
 
     /// When the next chunk is due; `None` while all are looked at.
-    pub fn next(&mut self) -> Option<Duration> {
+    pub fn next_due(&mut self) -> Option<Duration> {
         while let Some(&Reverse((due, chunk))) = self.agenda.peek() {
             if self.of_chunk[chunk as usize].due == Some(due) {
                 return Some(due);
@@ -109,7 +109,7 @@ impl Chunks {
 
     /// Begins a look at the chunk that has been due longest: its first page. `None` when none is due.
     pub fn begin(&mut self, now: Duration) -> Option<Gfn> {
-        if self.next()? > now {
+        if self.next_due()? > now {
             return None;
         }
         let Reverse((_, chunk)) = self.agenda.pop()?;

@@ -64,10 +64,10 @@ impl Scanner {
 
     /// When there is something to look at, as time since the scan began, unless something stirs
     /// before that.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_look(&mut self) -> Duration {
         match self.look {
             Some(_) => Duration::ZERO,
-            None => self.chunks.next().unwrap_or_default(),
+            None => self.chunks.next_due().unwrap_or_default(),
         }
     }
 

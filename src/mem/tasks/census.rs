@@ -78,22 +78,22 @@ impl CensusTask {
     pub fn is_waited_for(&self) -> bool {
         self.press == Press::Waited
     }
+}
 
-    /// From the end of the last census to the next.
-    fn period(&self) -> Duration {
-        match self.press {
-            Press::None => PERIOD.max(self.last_took * PART),
-            Press::Written => PRESSED_PERIOD.max(self.last_took * PART),
-            // There is something to find at every measurement, and the vCPUs need no time.
-            Press::Waited => self.last_took,
-        }
+/// From the end of a census, all of which took `took`, to the next.
+fn period(press: Press, took: Duration) -> Duration {
+    match press {
+        Press::None => PERIOD.max(took * PART),
+        Press::Written => PRESSED_PERIOD.max(took * PART),
+        // There is something to find at every measurement, and the vCPUs need no time.
+        Press::Waited => took,
     }
 }
 
 impl Task for CensusTask {
     fn due(&self) -> Option<Instant> {
         let running = self.counting.as_ref().map(|_| self.ended);
-        Some(running.unwrap_or_else(|| self.ended + self.period()))
+        Some(running.unwrap_or_else(|| self.ended + period(self.press, self.last_took)))
     }
 
     fn run(&mut self, until: Instant) -> Result<Done, Error> {
@@ -124,5 +124,25 @@ impl Task for CensusTask {
             self.last_took = std::mem::take(&mut self.took);
         }
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_census_comes_sooner_the_more_depends_on_it() {
+        let ms = Duration::from_millis;
+        let table = [
+            (Press::None, ms(1), ms(1000)),
+            (Press::None, ms(100), ms(5000)),
+            (Press::Written, Duration::ZERO, ms(10)),
+            (Press::Written, ms(1), ms(50)),
+            (Press::Waited, ms(1), ms(1)),
+        ];
+        for (press, took, expected) in table {
+            assert_eq!(period(press, took), expected, "{press:?} {took:?}");
+        }
     }
 }

@@ -96,7 +96,7 @@ impl Task for Scan {
             }
         }
         self.open = start + Duration::from_secs(1) * pages / self.pages_per_second.max(1);
-        self.next = self.start + self.scanner.next();
+        self.next = self.start + self.scanner.next_look();
         Ok(Done::since(start, pages))
     }
 }

@@ -179,7 +179,7 @@ fn breaks_put_the_next_look_off_and_bring_a_far_one_near() {
     scan.now += SECOND;
     scan.chunks.stir(broken, scan.now);
     assert_eq!(due(&scan), 3 * SECOND);
-    assert_eq!(scan.chunks.next(), Some(scan.now + due(&scan)));
+    assert_eq!(scan.chunks.next_due(), Some(scan.now + due(&scan)));
     // What is broken again and again is looked at a minute later.
     for _ in 0..20 {
         scan.now += due(&scan);
@@ -215,7 +215,7 @@ fn exactly_the_chunks_with_ram_are_looked_at() {
         begun += 1;
     }
     assert_eq!(begun, 3 * 512 + 2);
-    assert_eq!(chunks.next(), None);
+    assert_eq!(chunks.next_due(), None);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn a_page_is_offered_when_it_was_the_same_at_two_looks() {
         let mut scanner = Scanner::new(pager.ram().layout(), SEED);
         let first = scanner.step(pager, ALL, at(0)).unwrap();
         assert_eq!((offered(&first), first.zeros), (vec![], 0));
-        assert_eq!(scanner.next(), at(1));
+        assert_eq!(scanner.next_look(), at(1));
         // Not due: nothing is looked at.
         assert_eq!(scanner.step(pager, ALL, at(0)).unwrap().pages, 0);
         write(pager, 2, 2);
@@ -98,11 +98,11 @@ fn filled_memory_is_looked_at_soon() {
         let mut scanner = Scanner::new(pager.ram().layout(), SEED);
         scanner.step(pager, ALL, at(0)).unwrap();
         scanner.step(pager, ALL, at(100)).unwrap();
-        assert!(!pager.is_stirred() && scanner.next() > at(101));
+        assert!(!pager.is_stirred() && scanner.next_look() > at(101));
         (2 * CHUNK_PAGES..3 * CHUNK_PAGES).for_each(|gfn| write(pager, gfn, 1));
         assert!(pager.is_stirred());
         assert_eq!(scanner.step(pager, ALL, at(101)).unwrap().pages, 0);
-        assert_eq!(scanner.next(), at(102));
+        assert_eq!(scanner.next_look(), at(102));
         let first = scanner.step(pager, ALL, at(102)).unwrap();
         assert!(first.pages > 0 && first.offers.is_empty());
         let found = scanner.step(pager, ALL, at(103)).unwrap();
