@@ -31,8 +31,9 @@ use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use tidemark::mem::share::Scanner;
+use tidemark::sys::ram::Layout;
 use tidemark::sys::space::{Mapping, PageBuf};
-use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange};
+use tidemark::units::{CHUNK_PAGES, FrameId, Gfn, GfnRange, Pages};
 use tidemark::words::TakePath;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -163,9 +164,13 @@ fn reclaims() -> Work {
 }
 
 fn scans() -> Work {
-    let mut scanner = Scanner::new(common::SEED);
+    let layout = Layout::new(Pages(u64::from(BESIDE_PAGES)));
+    let mut scanner = Scanner::new(&layout, common::SEED);
+    let mut now = Duration::ZERO;
     Box::new(move |pager| {
-        scanner.step(pager, 512).expect("memory");
+        // So fast that every chunk is due again.
+        now += Duration::from_secs(60);
+        scanner.step(pager, 512, now).expect("memory");
     })
 }
 

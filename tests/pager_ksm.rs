@@ -83,10 +83,12 @@ fn merged_pages_survive_being_sampled() {
 #[test]
 fn merged_pages_survive_being_scanned_and_reclaimed() {
     with_merged_pages("scanned and reclaimed", |rig| {
-        let mut scanner = Scanner::new(KEY_SEED);
+        let mut scanner = Scanner::new(rig.pager.ram().layout(), KEY_SEED);
         let mut reclaimer = Reclaimer::new(1);
-        for _ in 0..4 {
-            let scanned = scanner.step(&rig.pager, PAGES).unwrap();
+        for minute in 0..4 {
+            // Two looks at all of it, at which no page has changed.
+            let now = Duration::from_secs(60 * minute);
+            let scanned = scanner.step(&rig.pager, PAGES, now).unwrap();
             assert_eq!(scanned.zeros, 0);
             reclaimer.step(&rig.pager, 32).unwrap();
             rig.pager.census().unwrap();

@@ -93,13 +93,18 @@ fn balloon_and_write(rig: &Rig, seed: u64, end: &AtomicBool) {
 /// A worker that merges all it finds, looks for broken pages, and swaps.
 fn share_and_swap(rig: &Rig, seed: u64, time: Duration) {
     let mut reclaimer = Reclaimer::new(seed);
-    let mut scanner = Scanner::new(KEY_SEED);
+    let mut scanner = Scanner::new(rig.pager.ram().layout(), KEY_SEED);
+    let mut now = Duration::ZERO;
     let mut pool = Pool::new(PAGES);
     let view = pool.view();
     let deadline = Instant::now() + time;
     while Instant::now() < deadline {
-        let offers = scanner.step(&rig.pager, 128).unwrap().offers.into_iter();
-        let mut candidates: Vec<_> = offers
+        // So fast that every chunk is due again.
+        now += Duration::from_secs(60);
+        let found = scanner.step(&rig.pager, 128, now).unwrap();
+        let mut candidates: Vec<_> = found
+            .offers
+            .into_iter()
             .filter_map(|(gfn, _)| pool.lend(&rig.read(gfn)).map(|frame| (gfn, frame)))
             .collect();
         let done = merge(&rig.pager, &view, &mut candidates);

@@ -36,6 +36,9 @@ use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use crate::words::Key;
 
+/// Frames given back to the host in one go. Chosen: a millisecond where each is a hole of its own.
+pub const GIVE_BACK_FRAMES: usize = 64;
+
 #[derive(Debug)]
 enum Entry {
     Hint(VmId, Gfn),
@@ -155,9 +158,22 @@ impl Group {
         self.members.get(&vm)
     }
 
-    /// Frames in use.
+    /// Frames whose memory is in use: those that somebody holds, and those that are retired.
     pub fn frames(&self) -> u64 {
-        self.frames.len() as u64
+        (self.frames.len() + self.retired()) as u64
+    }
+
+    /// Frames that nobody holds, and whose memory is still to be given back.
+    pub fn retired(&self) -> usize {
+        self.pool().map_or(0, FramePool::retired)
+    }
+
+    /// Gives the memory of at most `most` of them back to the host, and returns of how many.
+    pub fn give_back(&mut self, most: usize) -> Pages {
+        match self.retired() {
+            0 => Pages::ZERO,
+            _ => self.pool_mut().give_back(most),
+        }
     }
 
     /// References of all members.
@@ -198,7 +214,7 @@ impl Group {
             }
         }
         self.references -= member.references;
-        self.sweep()
+        self.sweep() + self.give_back(usize::MAX)
     }
 
     /// Forgets a member's hints and wants.
@@ -307,7 +323,8 @@ impl Group {
         (answer, failed)
     }
 
-    /// Ends references of a member. Returns how many frames went back to the host.
+    /// Ends references of a member. Frames without another reference retire; returns how many of
+    /// those went back to the host at once.
     ///
     /// # Errors
     /// At the first frame of which the VM holds no reference; those before it are released.
@@ -324,11 +341,10 @@ impl Group {
                 }
             }
         }
-        let count = Pages(freed.len() as u64);
         if !freed.is_empty() {
-            self.pool_mut().free(freed);
+            self.pool_mut().retire(freed);
         }
-        (count, result)
+        (self.give_back(GIVE_BACK_FRAMES), result)
     }
 
     /// Forgets wants that were not answered in time.
@@ -472,7 +488,11 @@ impl Group {
     /// When they differ: a bug.
     pub fn audit(&self) {
         let stored = self.pool().map_or(0, FramePool::in_use) as usize;
-        assert_eq!(self.frames.len(), stored, "frames and pool");
+        assert_eq!(
+            self.frames.len() + self.retired(),
+            stored,
+            "frames and pool"
+        );
         let mut references: HashMap<VmId, u64> = HashMap::new();
         let mut split = FrameSplit::default();
         for (id, frame) in &self.frames {

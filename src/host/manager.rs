@@ -39,6 +39,7 @@ use super::process::ProcessId;
 use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::policy::lease::{LeaseBook, OwnerId};
+use crate::policy::scan::ScanRates;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::{VmId, VmPlan};
 use crate::policy::{PolicyKind, PolicyState};
@@ -153,6 +154,7 @@ pub struct Manager {
     shares: ShareIndex,
     leases: LeaseBook,
     policy: PolicyState,
+    scan: ScanRates,
     history: History,
     vms: BTreeMap<VmId, Vm>,
     next_vm: u32,
@@ -179,6 +181,7 @@ impl Manager {
             shares: ShareIndex::new(source),
             leases: LeaseBook::default(),
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
+            scan: ScanRates::default(),
             history: History::default(),
             vms: BTreeMap::new(),
             next_vm: 0,
@@ -302,7 +305,12 @@ impl Manager {
             ToHost::Release { frames } => {
                 let (freed, result) = self.shares.release(id, &frames);
                 self.ledger.drop_frames(freed);
-                if freed > Pages::ZERO {
+                // Its part of the frames is less now: it may have waited for that.
+                let waits = self.vms[&id].asked > Pages::ZERO;
+                if waits {
+                    self.shares.split_frames();
+                }
+                if waits || freed > Pages::ZERO {
                     self.serve(None);
                 }
                 result?;
@@ -317,6 +325,18 @@ impl Manager {
         }
         self.watch_thresholds();
         Ok(())
+    }
+
+    /// Gives the memory of some frames that nobody holds any more back to the host, who grants it to
+    /// those who wait. Whether there are more such frames: a storm of writes to shared pages leaves so
+    /// many behind that nobody should have to wait for all of them.
+    pub fn give_back(&mut self) -> bool {
+        let freed = self.shares.give_back();
+        if freed > Pages::ZERO {
+            self.ledger.drop_frames(freed);
+            self.serve(None);
+        }
+        self.shares.has_retired()
     }
 
     /// A VM's process has ended: all it held returns at once.

@@ -116,6 +116,8 @@ pub struct FramePool {
     windows: Vec<(u32, Option<Chunk>)>,
     window_of: HashMap<Chunk, u32>,
     in_use: u32,
+    /// Frames in use that nobody may map any more: their memory is still to be given back.
+    retired: Vec<FrameId>,
     /// Where the search for any free frame goes on.
     next: u32,
 }
@@ -151,6 +153,7 @@ impl FramePool {
             windows: Vec::new(),
             window_of: HashMap::new(),
             in_use: 0,
+            retired: Vec::new(),
             next: 0,
         }
     }
@@ -198,7 +201,7 @@ impl FramePool {
         self.length * CHUNK_PAGES
     }
 
-    /// Frames in use.
+    /// Frames in use, retired ones included.
     pub fn in_use(&self) -> u32 {
         self.in_use
     }
@@ -243,6 +246,26 @@ impl FramePool {
             self.trim(window(frame));
         }
         Ok(Some(frame))
+    }
+
+    /// Nobody maps these frames any more, and nobody may: their memory goes back to the host by and
+    /// by ([`FramePool::give_back`]), since a hole for each of many takes long.
+    pub fn retire(&mut self, frames: Vec<FrameId>) {
+        self.retired.extend(frames);
+    }
+
+    /// Frames that are retired.
+    pub fn retired(&self) -> usize {
+        self.retired.len()
+    }
+
+    /// Gives the memory of at most `most` retired frames back to the host, and returns of how many.
+    pub fn give_back(&mut self, most: usize) -> Pages {
+        let rest = self.retired.len().saturating_sub(most);
+        let frames = self.retired.split_off(rest);
+        let count = Pages(frames.len() as u64);
+        self.free(frames);
+        count
     }
 
     /// Gives frames back to the host. Nobody may map them any more.

@@ -201,13 +201,14 @@ impl Server {
     /// # Errors
     /// When the wait itself fails; nothing a peer does is an error.
     pub fn turn(&mut self, timeout: Duration) -> Result<Vec<Event>, Error> {
+        let more = self.manager.give_back();
         self.deliver();
         let now = self.now();
-        let wait = self
-            .manager
-            .next_decision()
-            .saturating_sub(now)
-            .min(timeout);
+        let wait = match more {
+            true => Duration::ZERO,
+            false => self.manager.next_decision().saturating_sub(now),
+        };
+        let wait = wait.min(timeout);
         let wait = Timespec::try_from(wait).expect("a tick is short");
         let mut ready = Vec::with_capacity(64);
         let spare = rustix::buffer::spare_capacity(&mut ready);

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use super::accounts::FramePart;
 pub use super::group::ClaimError;
-use super::group::Group;
+use super::group::{GIVE_BACK_FRAMES, Group};
 use super::member::Member;
 pub use super::member::Reach;
 use super::pool::{self, FramePool, PoolId};
@@ -374,7 +374,8 @@ impl ShareIndex {
         group.content(vm, pages, room)
     }
 
-    /// Ends references. Returns how many frames went back to the host.
+    /// Ends references. Returns how many frames went back to the host at once; others retire, see
+    /// [`ShareIndex::give_back`].
     ///
     /// # Errors
     /// At the first frame of which the VM holds no reference; those before it are released.
@@ -384,6 +385,19 @@ impl ShareIndex {
             return (Pages::ZERO, unheld.map_or(Ok(()), Err));
         };
         group.release(vm, frames)
+    }
+
+    /// Gives the memory of some of the frames that nobody holds any more back to the host, and returns
+    /// of how many: none when there are none.
+    pub fn give_back(&mut self) -> Pages {
+        let mut groups = self.groups.values_mut();
+        let retired = groups.find(|group| group.retired() > 0);
+        retired.map_or(Pages::ZERO, |group| group.give_back(GIVE_BACK_FRAMES))
+    }
+
+    /// Whether there are any.
+    pub fn has_retired(&self) -> bool {
+        self.groups.values().any(|group| group.retired() > 0)
     }
 
     /// Forgets wants that were not answered in time.
@@ -404,7 +418,7 @@ impl ShareIndex {
         pools.map(FramePool::slack).sum()
     }
 
-    /// Frames in use.
+    /// Frames whose memory is in use.
     pub fn frames(&self) -> u64 {
         self.groups.values().map(Group::frames).sum()
     }

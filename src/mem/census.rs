@@ -83,6 +83,7 @@ impl Counting {
         let guest = self.census.anonymous + staged + memory.stored();
         memory.counted(total, guest);
         memory.measured(after);
+        memory.all_seen();
         Ok(self.census)
     }
 }
@@ -97,6 +98,11 @@ impl Pager {
         let anonymous = self.space().anonymous()?;
         memory.measured(anonymous);
         Ok(())
+    }
+
+    /// Shared pages that the guest may have written since the last exact count, at most.
+    pub(super) fn unseen_writes(&self) -> Pages {
+        self.memory(Cause::Census).unseen_writes()
     }
 
     /// Counts exactly, page by page, in one go.

@@ -20,6 +20,7 @@ use super::pager::Error;
 use super::read_ahead::ReadAhead;
 use super::returns::Returns;
 use super::stage::{Occupant, Stage, Taken};
+use super::stirred::{Stir, Stirred};
 use super::stock::Stock;
 use super::store::CompressedStore;
 use super::swap_in::UnderWay;
@@ -61,6 +62,10 @@ pub(super) struct Books {
     mappings_max: u64,
     /// Counts what may have made a page worth looking at for whoever found none.
     changes: u64,
+    /// Pages that measurements found and nobody had mapped, since the last exact count.
+    unseen: Pages,
+    /// What the scan for sharing is to hear of.
+    stirred: Stirred,
     #[cfg(test)]
     pub(in crate::mem) hold: Hold,
 }
@@ -96,6 +101,8 @@ impl Books {
             own_memory: own,
             mappings_max,
             changes: 0,
+            unseen: Pages::ZERO,
+            stirred: Stirred::new(end),
             #[cfg(test)]
             hold: Hold::default(),
         }
@@ -167,6 +174,16 @@ impl Memory<'_> {
     /// Changes when a page may have begun to take memory of its own.
     pub fn changes(&self) -> u64 {
         self.books.changes
+    }
+
+    /// What stirred since this was asked last.
+    pub fn take_stirred(&mut self) -> Vec<Stir> {
+        self.books.stirred.take()
+    }
+
+    /// Whether anything has.
+    pub fn is_stirred(&self) -> bool {
+        !self.books.stirred.is_empty()
     }
 
     /// Counters from the VM's start.
@@ -279,6 +296,11 @@ impl Memory<'_> {
         self.books.pmap.apply(gfn, event);
         if let Some(watch) = &mut self.watch {
             watch.saw(gfn, event);
+        }
+        match event {
+            PageEvent::Fill => self.books.stirred.fill(gfn),
+            PageEvent::Break => self.books.stirred.break_page(gfn),
+            _ => {}
         }
         if matches!(
             event,
@@ -552,14 +574,24 @@ impl Memory<'_> {
     /// Enters a measurement: `anonymous` is the whole process's.
     pub fn measured(&mut self, anonymous: Pages) {
         let guest = anonymous.saturating_sub(self.books.own_memory);
-        // The guest writes to pages that read as zero without anybody being told.
-        if guest > self.books.credit.used() {
-            self.books.changes += 1;
-        }
+        // The guest writes to pages that read as zero, and to shared ones, without anybody being told.
+        let unseen = guest.saturating_sub(self.books.credit.used());
+        self.books.changes += u64::from(unseen > Pages::ZERO);
+        self.books.unseen += unseen;
         self.books.credit.measured(guest);
         // What is being read will take memory that no measurement has seen.
         let under_way = self.books.under_way.pages();
         self.books.credit.mapped(under_way);
+    }
+
+    /// Shared pages that the guest may have written since the last exact count, at most.
+    pub fn unseen_writes(&self) -> Pages {
+        self.books.unseen.min(Pages(self.counts().shared))
+    }
+
+    /// An exact count has found all of them.
+    pub fn all_seen(&mut self) {
+        self.books.unseen = Pages::ZERO;
     }
 
     /// Enters an exact count: of `total` anonymous pages, `guest` back the guest.

@@ -46,6 +46,7 @@ mod runs;
 pub mod sample;
 pub mod share;
 mod stage;
+mod stirred;
 mod stock;
 pub mod store;
 mod stored_pages;

@@ -209,6 +209,12 @@ impl Pager {
         self.memory(Cause::Account).starving()
     }
 
+    /// Whether the scan for sharing has to hear of something. Waits for whoever holds the memory, but
+    /// not until the faults have had their turn.
+    pub(super) fn is_stirred(&self) -> bool {
+        self.hold(Cause::Scan).is_stirred()
+    }
+
     /// The VM may use at most `most` now: its compressed store gets a part of that.
     pub fn bound_store(&self, most: Option<Pages>) {
         self.memory(Cause::Account).bound_store(most);

@@ -1,7 +1,7 @@
 //! Content-based sharing, the VM's half: finding candidates, and merging with frames.
 //!
-//! A scan hashes pages while the guest may write them, which is good enough for a key: a key only
-//! says where to look. A merge first makes the content stable (the page is taken out of the guest,
+//! A scan ([`Scanner`]) hashes pages while the guest may write them, which is good enough for a key: a
+//! key only says where to look. A merge first makes the content stable (the page is taken out of the guest,
 //! or write-protected where it lies over a frame already), compares all 4096 bytes with the frame,
 //! and only then maps the frame. Frames are the host manager's; each candidate lends this VM one
 //! reference, which goes back when the page is not mapped.
@@ -9,110 +9,26 @@
 //! Worth looking at is what takes memory of its own: a private page, one that was broken off its
 //! frame, and one that maps a frame of a pool whose owner is gone, which nobody else accounts for.
 
+mod chunks;
+mod pace;
+mod scanner;
+
 use serde_bytes::ByteBuf;
+
+pub use scanner::{Scanned, Scanner};
 
 use super::memory::Memory;
 use super::observe::Cause;
 use super::pager::{Error, Pager};
-use super::runs::{Walk, runs};
 use super::stage::Taken;
-use crate::page::key::{is_zero, key_of};
 use crate::page::state::PageState;
 use crate::sys::pagemap::Backing;
 use crate::sys::pool_view::PoolView;
 use crate::sys::space::{Mapping, PageBuf};
 use crate::units::{FrameId, Gfn, GfnRange};
-use crate::words::Key;
 
-/// Pages looked at under one hold of the lock.
-const SLICE_PAGES: u32 = 64;
 /// Pages merged under one hold of the lock.
 const MERGE_PAGES: usize = 32;
-
-/// Walks over the guest's pages.
-#[derive(Debug)]
-pub struct Scanner {
-    walk: Walk,
-    seed: u64,
-}
-
-/// What a part of a scan found.
-#[derive(Debug, Default)]
-pub struct Scanned {
-    /// Pages looked at.
-    pub pages: u32,
-    /// Keys of pages that are not zero, ascending.
-    pub offers: Vec<(Gfn, Key)>,
-    /// Pages that were all zero and are discarded now.
-    pub zeros: u32,
-    /// Whether the end of memory was reached and the next scan starts over.
-    pub wrapped: bool,
-}
-
-impl Scanner {
-    /// Starts at the first page; `seed` is the share group's.
-    pub fn new(seed: u64) -> Scanner {
-        Scanner {
-            walk: Walk::from(Gfn(0)),
-            seed,
-        }
-    }
-
-    /// Looks at up to `pages_max` pages, stopping at the end of memory.
-    ///
-    /// # Errors
-    /// The VM cannot go on.
-    pub fn step(&mut self, pager: &Pager, pages_max: u32) -> Result<Scanned, Error> {
-        let mut found = Scanned::default();
-        while found.pages < pages_max && !found.wrapped {
-            let layout = pager.ram().layout();
-            let (slice, last) = self.walk.advance(layout, SLICE_PAGES);
-            self.scan_slice(pager, slice, &mut found)?;
-            found.pages += slice.count;
-            found.wrapped = last;
-        }
-        Ok(found)
-    }
-
-    fn scan_slice(&self, pager: &Pager, slice: GfnRange, found: &mut Scanned) -> Result<(), Error> {
-        let mut memory = pager.memory(Cause::Scan);
-        if !memory.any(slice, Memory::is_own) {
-            return Ok(());
-        }
-        let backing = memory.backing(slice)?;
-        let mut zeros = Vec::new();
-        let mut page = PageBuf::ZERO;
-        for (gfn, backing) in slice.iter().zip(backing) {
-            if !memory.is_own(gfn) || !memory.is_own_backing(gfn, backing) {
-                continue;
-            }
-            memory.peek(gfn, &mut page);
-            if !is_zero(&page.0) {
-                found.offers.push((gfn, key_of(&page.0, self.seed)));
-            } else if memory.state(gfn) == PageState::Private {
-                zeros.push(gfn);
-            }
-        }
-        found.zeros += discard_zeros(&mut memory, &zeros)?;
-        Ok(())
-    }
-}
-
-/// Takes pages that looked all zero; those that are, with nobody writing any more, are dropped.
-fn discard_zeros(memory: &mut Memory<'_>, gfns: &[Gfn]) -> Result<u32, Error> {
-    let mut dropped = 0;
-    let mut page = PageBuf::ZERO;
-    for run in runs(gfns) {
-        for taken in memory.take(run)? {
-            memory.read_staged(&taken, &mut page);
-            if is_zero(&page.0) && memory.drop_staged_zero(&taken)? {
-                dropped += 1;
-            }
-        }
-    }
-    memory.settle_stage()?;
-    Ok(dropped)
-}
 
 impl Pager {
     /// Copies of those of `gfns` that take memory of their own, for the host manager to make frames

@@ -23,7 +23,8 @@
 //!
 //! Only the second step differs between policies, and in one respect the third ([`Manner`]). Rules asked
 //! between decisions: [`grant`] (may this VM have more pages now?), [`admission`] (may this VM
-//! start?), [`lease`] (what is promised before it starts?). [`sampling`] estimates working sets.
+//! start?), [`lease`] (what is promised before it starts?), [`scan`] (how fast does it look for pages to
+//! share?). [`sampling`] estimates working sets.
 //!
 //! **No guest falls below its floor or its reservation.** `reservation <= target <= limit` under every
 //! policy; `proportional` adds `dynamic_min`, the others have floors that hold while they fit the host.
@@ -57,6 +58,7 @@ pub mod proportional;
 pub mod reclaim;
 pub mod safeguard;
 pub mod sampling;
+pub mod scan;
 pub mod settings;
 pub mod state;
 mod supply;

@@ -315,6 +315,9 @@ impl<'a> Agent<'a> {
             _ => {}
         }
         self.blocked = block;
+        self.tasks
+            .census
+            .press(over || self.pager.starving_faults() > 0);
         self.tasks.sample.block(block);
     }
 

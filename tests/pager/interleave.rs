@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tidemark::mem::reclaim::Reclaimer;
 use tidemark::mem::returns::Prefetch;
-use tidemark::mem::share::Scanner;
+use tidemark::mem::share::{Scanned, Scanner};
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::space::PageBuf;
 use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, PAGE_SIZE, Pages};
@@ -268,7 +268,8 @@ fn work(shared: &Shared) -> (u64, Pool) {
     let mut kinds = fastrand::Rng::with_seed(seed);
     let mut rng = fastrand::Rng::with_seed(!seed);
     let mut reclaimer = Reclaimer::new(seed);
-    let mut scanner = Scanner::new(KEY_SEED);
+    let mut scanner = Scanner::new(rig.pager.ram().layout(), KEY_SEED);
+    let mut now = Duration::ZERO;
     let mut pool = Pool::new(GUEST_PAGES);
     let view = pool.view();
     let mut chunks = Chunks::new(PAGES, seed);
@@ -283,7 +284,12 @@ fn work(shared: &Shared) -> (u64, Pool) {
             0..=2 => {
                 reclaimer.step(&rig.pager, kinds.usize(1..=32)).unwrap();
             }
-            3..=7 => merged += share(rig, &mut scanner, &mut pool, &view, &mut rng),
+            3..=7 => {
+                // So fast that a chunk is due nearly always, however much it changes.
+                now += Duration::from_secs(5);
+                let found = scanner.step(&rig.pager, 64, now).unwrap();
+                merged += share(rig, found, &mut pool, &view, &mut rng);
+            }
             8 if kinds.bool() => {
                 rig.pager.census().unwrap();
             }
@@ -341,15 +347,14 @@ fn replace_link(rig: &Rig, reclaimer: &mut Reclaimer, pool: &mut Pool) {
     pool.replace(&references);
 }
 
-/// Scans a part of memory and merges what it found.
+/// Merges what a scan found.
 fn share(
     rig: &Rig,
-    scanner: &mut Scanner,
+    found: Scanned,
     pool: &mut Pool,
     view: &PoolView,
     rng: &mut fastrand::Rng,
 ) -> u64 {
-    let found = scanner.step(&rig.pager, 64).unwrap();
     let mut candidates = Vec::new();
     for (gfn, _key) in found.offers {
         // A lying or late host manager: now and then a wrong frame.

@@ -227,6 +227,47 @@ fn sharing_goes_through_the_ledger() {
     assert_eq!(manager.ledger().free(), BUDGET);
 }
 
+/// A page that the guest has written is charged twice until its reference is given back. At its limit
+/// the VM waits for exactly that, with its vCPUs held: it must not wait for the tick as well.
+#[test]
+fn a_vm_at_its_limit_is_granted_what_it_releases_at_once() {
+    const SHARED: u32 = 16;
+    let mut manager = manager();
+    let a = manager.join(hello("a", 16)).unwrap();
+    let b = manager.join(hello("b", 16)).unwrap();
+    let seed = welcome(&mut manager, b).key_seed;
+    let content = |gfn: u32| [u8::try_from(gfn).unwrap() + 1; PAGE_SIZE];
+    let offer = ToHost::Offer {
+        pages: (0..SHARED)
+            .map(|gfn| (Gfn(gfn), key_of(&content(gfn), seed)))
+            .collect(),
+    };
+    manager.message(a, offer.clone(), at(0)).unwrap();
+    manager.message(b, offer, at(0)).unwrap();
+    let contents = ToHost::Content {
+        pages: (0..SHARED)
+            .map(|gfn| (Gfn(gfn), ByteBuf::from(content(gfn))))
+            .collect(),
+    };
+    manager.message(b, contents, at(0)).unwrap();
+    let of_a = |out: Outgoing| match out {
+        Outgoing::Send(vm, ToVm::Candidates { pages }) if vm == a => Some(pages),
+        _ => None,
+    };
+    let lent = manager.take_outgoing().into_iter().find_map(of_a).unwrap();
+    assert_eq!(lent.len(), SHARED as usize);
+    manager.tick(at(100));
+    // Half of each frame is its own: with them it is at its limit.
+    take_all(&mut manager, a);
+    let credit = manager.ledger().charge(a);
+    assert_eq!(credit, Pages::mib(16) - Pages(u64::from(SHARED) / 2));
+    let frames = lent.into_iter().map(|(_, frame)| frame).collect();
+    let release = ToHost::Release { frames };
+    manager.message(a, release, at(101)).unwrap();
+    assert_eq!(granted(&mut manager, a), Pages(u64::from(SHARED) / 2));
+    manager.audit();
+}
+
 #[test]
 fn violations_are_errors_and_leave_the_accounts_whole() {
     let mut manager = manager();

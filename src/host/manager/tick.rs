@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use super::{Manager, TICK};
+use super::{Manager, TICK, Vm};
 use crate::link::message::{Orders, ToVm};
 use crate::policy::decide;
+use crate::policy::scan::{Scanned, Yield};
 use crate::policy::types::{Plan, Snapshot, VmSnapshot};
 use crate::units::Pages;
 
 /// Time between decisions that cannot wait for the tick, at least: a VM must not be able to keep
 /// the host manager deciding. Chosen.
 const URGENT_GAP: Duration = Duration::from_millis(10);
-/// Pages that each VM scans for sharing in a second. Chosen: 256 MiB in 8 s.
-const SCAN_PAGES_PER_SECOND: u32 = 8192;
 /// Frames of an earlier host manager that are read for their keys in one tick: some milliseconds.
 const ADOPTED_A_TICK: usize = 2048;
 
@@ -40,17 +39,19 @@ impl Manager {
         self.shares.expire(now);
         self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
+        self.give_back();
         let snapshot = self.snapshot(now);
         let plan = decide(&snapshot, &mut self.policy);
         watch(&snapshot, &plan);
         let Plan { state, vms } = plan;
-        for plan in vms {
+        let rates = self.scan_rates(now);
+        for (plan, scan_pages_per_second) in vms.into_iter().zip(rates) {
             let orders = Orders {
                 state,
                 balloon_target: plan.balloon_target,
                 private_max: plan.private_max,
                 run: plan.run,
-                scan_pages_per_second: SCAN_PAGES_PER_SECOND,
+                scan_pages_per_second,
             };
             let vm = self
                 .vms
@@ -68,6 +69,28 @@ impl Manager {
         self.serve(None);
         self.urgent = false;
         self.observe();
+    }
+
+    /// How fast each VM may scan, in the order of a snapshot.
+    fn scan_rates(&mut self, now: Duration) -> Vec<u32> {
+        let yielded = |vm: &Vm| {
+            let counters = vm.measured.as_ref().map(|measured| measured.counters);
+            let counters = counters.unwrap_or_default();
+            Yield {
+                merged: counters.merged_pages,
+                broken: counters.cow_breaks,
+            }
+        };
+        let vms: Vec<Scanned> = self
+            .vms
+            .iter()
+            .map(|(&id, vm)| Scanned {
+                id,
+                size: vm.allocation.size,
+                yielded: yielded(vm),
+            })
+            .collect();
+        self.scan.decide(now, &vms)
     }
 
     /// A state threshold crossed downward does not wait for the tick.

@@ -112,6 +112,8 @@ impl Server {
                     if let Err(violation) = self.manager.message(id, message, now) {
                         return self.kill(id, &violation.to_string());
                     }
+                    // A VM that waits for credit does not wait for what it has said since.
+                    self.deliver();
                 }
                 Ok(None) => break,
                 Err(socket::Error::Closed) => return self.detach(id, None),

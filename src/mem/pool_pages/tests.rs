@@ -172,3 +172,26 @@ fn take(pager: &Pager, way: GfnRange) {
     drop(taken);
     pager.memory(Cause::Swap).settle_stage().unwrap();
 }
+
+/// The kernel serves writes to shared pages unseen. What a measurement finds beyond what was mapped may
+/// be such writes, until a census has looked.
+#[test]
+fn writes_to_shared_pages_are_suspected_until_a_census_has_looked() {
+    const PAGES: u32 = 400;
+    // The kernel keeps its count per CPU: some dozen pages of each.
+    const NOISE: Pages = Pages(200);
+    with_shared(PAGES, 60_000, |pager| {
+        pager.census().unwrap();
+        assert_eq!(pager.unseen_writes(), Pages::ZERO);
+        for gfn in 0..PAGES {
+            let at = GuestAddress(Gfn(gfn).gpa());
+            pager.ram().memory().write_slice(&[1], at).unwrap();
+        }
+        pager.measure().unwrap();
+        let unseen = pager.unseen_writes();
+        assert!(unseen >= NOISE && unseen <= Pages(PAGES.into()), "{unseen}");
+        let census = pager.census().unwrap();
+        assert_eq!(census.broken, u64::from(PAGES));
+        assert_eq!(pager.unseen_writes(), Pages::ZERO);
+    });
+}

@@ -10,9 +10,9 @@
 //! | [`swap`] | while more is used than the orders allow | batches of 32 pages |
 //! | [`prefetch`] | while the guest comes back to swapped memory | reads of 32 pages |
 //! | [`merge`] | while there are candidates | runs of neighbours, 128 candidates at a time |
-//! | [`census`] | a second after the last one | chunks of 512 pages; the next run goes on |
+//! | [`census`] | a second after the last one, sooner where the VM depends on it | chunks of 512 pages; the next run goes on |
 //! | [`stock`] | a second after a large page was wanted last | frees the stock |
-//! | [`scan`] | as often as its rate asks for | slices of 64 pages |
+//! | [`scan`] | while a chunk is due, as fast as its rate allows | slices of 64 pages |
 //!
 //! Sampling is a task too, beside the estimate that it is for (`vm::active`). Dropping what the guest
 //! calls dead is none: the guest waits for it.

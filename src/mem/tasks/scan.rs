@@ -1,4 +1,5 @@
-//! The task that looks for pages worth sharing, at the rate that it is told.
+//! The task that looks for pages worth sharing, as fast as it is told and when there is something to
+//! look at.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,32 +21,42 @@ const STEPS_PER_SECOND: u32 = 20;
 pub struct Scan {
     pager: Arc<Pager>,
     scanner: Scanner,
+    /// When the scan began.
+    start: Instant,
     pages_per_second: u32,
     is_heard: bool,
-    due: Instant,
+    /// From when on the rate allows more.
+    open: Instant,
+    /// From when on there is something to look at, unless something stirs before that.
+    next: Instant,
     offers: Vec<(Gfn, Key)>,
 }
 
 impl Scan {
     /// Does not scan yet; `seed` is the share group's, for the keys.
     pub fn new(pager: Arc<Pager>, seed: u64) -> Scan {
+        let now = Instant::now();
         Scan {
+            scanner: Scanner::new(pager.ram().layout(), seed),
             pager,
-            scanner: Scanner::new(seed),
+            start: now,
             pages_per_second: 0,
             is_heard: false,
-            due: Instant::now(),
+            open: now,
+            next: now,
             offers: Vec::new(),
         }
     }
 
     /// Keys have another seed from now on, and no page has been offered.
     pub fn restart(&mut self, seed: u64) {
-        self.scanner = Scanner::new(seed);
+        self.scanner = Scanner::new(self.pager.ram().layout(), seed);
+        self.start = Instant::now();
+        self.next = self.start;
         self.offers.clear();
     }
 
-    /// How many pages to look at; 0: do not scan.
+    /// How many pages to look at, at most; 0: do not scan.
     pub fn set_rate(&mut self, pages_per_second: u32) {
         self.pages_per_second = pages_per_second;
     }
@@ -63,7 +74,10 @@ impl Scan {
 
 impl Task for Scan {
     fn due(&self) -> Option<Instant> {
-        (self.is_heard && self.pages_per_second > 0).then_some(self.due)
+        (self.is_heard && self.pages_per_second > 0).then(|| match self.pager.is_stirred() {
+            true => self.open,
+            false => self.open.max(self.next),
+        })
     }
 
     fn run(&mut self, until: Instant) -> Result<Done, Error> {
@@ -72,16 +86,17 @@ impl Task for Scan {
         let most = most.clamp(*STEP_PAGES.start(), *STEP_PAGES.end());
         let mut pages = 0;
         while pages < most {
-            // At the end of memory the next step starts over.
             let part = (most - pages).min(*STEP_PAGES.start());
-            let found = self.scanner.step(&self.pager, part)?;
+            let now = self.start.elapsed();
+            let found = self.scanner.step(&self.pager, part, now)?;
             pages += found.pages;
             self.offers.extend(found.offers);
-            if found.wrapped || Instant::now() >= until {
+            if found.pages == 0 || Instant::now() >= until {
                 break;
             }
         }
-        self.due = start + Duration::from_secs(1) * pages / self.pages_per_second.max(1);
+        self.open = start + Duration::from_secs(1) * pages / self.pages_per_second.max(1);
+        self.next = self.start + self.scanner.next_look();
         Ok(Done::since(start, pages))
     }
 }

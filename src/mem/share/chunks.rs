@@ -1,0 +1,177 @@
+//! What the scan remembers of a VM's pages, and which chunk it looks at next. Without a clock: the
+//! present comes in as the time since the scan began.
+//!
+//! Of each page that was looked at, 16 bits of its key are kept, so that a page is recognised at the
+//! next look. That is 1 KiB for a chunk in which pages have memory of their own, two bytes a page; it
+//! goes when the chunk has none any more. The rest is 40 bytes a chunk, and 16 a chunk in the agenda.
+//! A remembered part may be of content that is long gone, and one in 65,534 pages that changed looks
+//! as if it had not: what is remembered decides when a page is offered, and nothing else. The pages
+//! themselves are compared when they are merged, and a zero page when it is dropped.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use super::pace::{GAP, Pace, Tally};
+use crate::mem::stirred::Stir;
+use crate::sys::ram::Layout;
+use crate::units::{CHUNK_PAGES, Gfn, GfnRange};
+use crate::words::Key;
+
+/// Pages filled in a calm chunk that are worth a look soon: a quarter of it. Fewer come and go all the
+/// time where zero pages are dropped and read again.
+const FILLED_PAGES: u32 = CHUNK_PAGES / 4;
+
+/// What is remembered of a page's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part(u16);
+
+impl Part {
+    /// Nothing is known.
+    const NONE: Part = Part(0);
+    /// The page was all zero.
+    pub const ZERO: Part = Part(1);
+    const FIRST: u16 = 2;
+
+    /// Of a page that is not all zero.
+    pub fn of(key: Key) -> Part {
+        let [low, high, ..] = key.0.to_le_bytes();
+        Part(u16::from_le_bytes([low, high]).max(Part::FIRST))
+    }
+}
+
+/// A page beside what was remembered of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It was not looked at before.
+    New,
+    /// It is, as far as can be told, what it was.
+    Same,
+    /// It is not.
+    Changed,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    pace: Pace,
+    /// When it is looked at next; `None` while it is looked at, and where there is no RAM.
+    due: Option<Duration>,
+    /// It was filled while it was looked at.
+    again: bool,
+    parts: Option<Box<[Part; CHUNK_PAGES as usize]>>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    of_chunk: Vec<Chunk>,
+    /// By time. An entry whose time is not its chunk's any more is void.
+    agenda: BinaryHeap<Reverse<(Duration, u32)>>,
+}
+
+impl Chunks {
+    /// Nothing was looked at yet, and everything is due.
+    pub fn new(layout: &Layout) -> Chunks {
+        let count = layout.end().0.div_ceil(CHUNK_PAGES);
+        let chunk = |_| Chunk {
+            pace: Pace::NEW,
+            due: None,
+            again: false,
+            parts: None,
+        };
+        let mut chunks = Chunks {
+            of_chunk: (0..count).map(chunk).collect(),
+            agenda: BinaryHeap::new(),
+        };
+        for ram in layout.ranges() {
+            for chunk in ram.start.0 / CHUNK_PAGES..ram.end().0.div_ceil(CHUNK_PAGES) {
+                chunks.plan(chunk, Duration::ZERO);
+            }
+        }
+        chunks
+    }
+
+    fn plan(&mut self, chunk: u32, due: Duration) {
+        self.of_chunk[chunk as usize].due = Some(due);
+        self.agenda.push(Reverse((due, chunk)));
+    }
+
+    /// When the next chunk is due; `None` while all are looked at.
+    pub fn next_due(&mut self) -> Option<Duration> {
+        while let Some(&Reverse((due, chunk))) = self.agenda.peek() {
+            if self.of_chunk[chunk as usize].due == Some(due) {
+                return Some(due);
+            }
+            self.agenda.pop();
+        }
+        None
+    }
+
+    /// Begins a look at the chunk that has been due longest: its first page. `None` when none is due.
+    pub fn begin(&mut self, now: Duration) -> Option<Gfn> {
+        if self.next_due()? > now {
+            return None;
+        }
+        let Reverse((_, chunk)) = self.agenda.pop()?;
+        self.of_chunk[chunk as usize].due = None;
+        Some(Gfn(chunk * CHUNK_PAGES))
+    }
+
+    /// Notes what a page of the chunk that is looked at holds, beside what it held.
+    pub fn note(&mut self, gfn: Gfn, part: Part) -> Seen {
+        let chunk = &mut self.of_chunk[(gfn.0 / CHUNK_PAGES) as usize];
+        let parts = chunk
+            .parts
+            .get_or_insert_with(|| Box::new([Part::NONE; CHUNK_PAGES as usize]));
+        let before = std::mem::replace(&mut parts[(gfn.0 % CHUNK_PAGES) as usize], part);
+        match before {
+            Part::NONE => Seen::New,
+            before if before == part => Seen::Same,
+            _ => Seen::Changed,
+        }
+    }
+
+    /// Ends the look at the chunk that starts at `first`.
+    pub fn end(&mut self, first: Gfn, found: Tally, now: Duration) {
+        let number = first.0 / CHUNK_PAGES;
+        let chunk = &mut self.of_chunk[number as usize];
+        chunk.pace = chunk.pace.looked(found);
+        if found.own == 0 {
+            chunk.parts = None;
+        }
+        let gap = match std::mem::take(&mut chunk.again) {
+            true => chunk.pace.gap().min(GAP),
+            false => chunk.pace.gap(),
+        };
+        self.plan(number, now + gap);
+    }
+
+    /// Something happened in a chunk: it may be due at another time.
+    pub fn stir(&mut self, stir: Stir, now: Duration) {
+        let number = stir.chunk.0 / CHUNK_PAGES;
+        let chunk = &mut self.of_chunk[number as usize];
+        let before = chunk.pace;
+        chunk.pace = before.broke(stir.broken);
+        let filled = stir.filled >= FILLED_PAGES && matches!(chunk.pace, Pace::Calm { .. });
+        let Some(due) = chunk.due else {
+            chunk.again |= filled;
+            return;
+        };
+        let other = match filled {
+            true => due.min(now + GAP),
+            false if chunk.pace != before => now + chunk.pace.gap(),
+            false => due,
+        };
+        if other != due {
+            self.plan(number, other);
+        }
+    }
+}
+
+/// The part of `chunk` from `next` on, of at most `most` pages.
+pub(super) fn slice(chunk: GfnRange, next: Gfn, most: u32) -> GfnRange {
+    GfnRange::new(next, most.min(chunk.end().0 - next.0))
+}
+
+#[cfg(test)]
+mod tests;
