@@ -67,7 +67,7 @@ impl Tasks {
 
     /// All of them, the most important first; each with the memory state from which on it does not
     /// wait for the time budget. What is ordered never waits, nor does what the guest waits for; and
-    /// where memory is short, neither does what gives some back or finds what can be taken.
+    /// where memory is scarce, neither does what gives some back, or finds what can be taken.
     pub fn ranked(&mut self) -> [Ranked<'_>; 8] {
         // What the guest's vCPUs are held for.
         let census = match self.census.is_waited_for() {
@@ -79,7 +79,7 @@ impl Tasks {
             (&mut self.swap, Some(MemState::High)),
             (&mut self.prefetch, Some(MemState::High)),
             (&mut self.stock, Some(MemState::High)),
-            (&mut self.merge, Some(MemState::Hard)),
+            (&mut self.merge, Some(MemState::Soft)),
             (&mut self.census, Some(census)),
             (&mut self.sample, None),
             (&mut self.scan, None),
