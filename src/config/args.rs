@@ -52,6 +52,9 @@ pub struct VmArgs {
     /// What the kernel is told about memory that tidemark does not manage: hugepage, nohugepage or mergeable
     #[arg(long, value_name = "ADVICE")]
     pub advise: Option<String>,
+    /// Whether memory that is filled in order may come in large pages of 2 MiB [default: on]
+    #[arg(long, value_name = "on|off")]
+    pub large_pages: Option<Switch>,
     /// VMs of one group share equal pages
     #[arg(long, value_name = "NAME")]
     pub share_group: Option<String>,

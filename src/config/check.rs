@@ -66,6 +66,9 @@ impl Place {
     }
 }
 
+/// What a switch must be.
+const ON_OR_OFF: &str = "must be true or false (as a flag, on or off)";
+
 impl VmArgs {
     /// The checked VM, which has a name; relative paths are relative to `folder`.
     pub(super) fn check(
@@ -83,6 +86,7 @@ impl VmArgs {
             check_name(&place, "share_group", group)?;
         }
         let management = self.management(&place)?;
+        let large_pages = self.large_pages(&place, management)?;
         let allocation = match management {
             Management::Managed => self.allocation.resolve(),
             Management::Plain(_) => self.allocation.resolve_whole(),
@@ -104,6 +108,7 @@ impl VmArgs {
             name: name.to_owned(),
             allocation,
             management,
+            large_pages,
             cpus,
             boot,
             cmdline,
@@ -119,8 +124,7 @@ impl VmArgs {
         let key = "memory_management";
         match (&self.memory_management, &self.advise) {
             (Some(Switch::Neither(text)), _) => {
-                let problem = "must be true or false (as a flag, on or off)";
-                return Err(place.wrong(key, format!("{text:?}"), problem));
+                return Err(place.wrong(key, format!("{text:?}"), ON_OR_OFF));
             }
             (Some(Switch::Off), _) => {}
             (None | Some(Switch::On), None) => return Ok(Management::Managed),
@@ -145,6 +149,18 @@ impl VmArgs {
         Ok(Management::Plain(
             self.advise.as_ref().map(named).transpose()?,
         ))
+    }
+
+    fn large_pages(&self, place: &Place, management: Management) -> Result<bool, ConfigError> {
+        let key = "large_pages";
+        match &self.large_pages {
+            Some(Switch::Neither(text)) => Err(place.wrong(key, format!("{text:?}"), ON_OR_OFF)),
+            Some(switch) if !management.is_managed() => {
+                let problem = "is for memory that is managed: `advise` says it of other memory";
+                Err(place.wrong(key, *switch == Switch::On, problem))
+            }
+            switch => Ok(*switch != Some(Switch::Off)),
+        }
     }
 
     fn cpus(&self, place: &Place) -> Result<u8, ConfigError> {

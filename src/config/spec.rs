@@ -57,6 +57,8 @@ pub struct VmSpec {
     pub allocation: Allocation,
     /// Who manages its memory.
     pub management: Management,
+    /// Whether it may have large pages where its memory is managed.
+    pub large_pages: bool,
     /// Number of virtual CPUs, 1 to 64.
     pub cpus: u8,
     /// What it boots.
@@ -111,6 +113,9 @@ impl VmSpec {
             if let Some(advice) = advice {
                 flag("advise", advice.name().into());
             }
+        }
+        if !self.large_pages {
+            flag("large-pages", "off".into());
         }
         if let Some(disk) = &self.disk {
             flag("disk", disk.into());

@@ -340,7 +340,7 @@ fn mistakes_in_the_syntax_name_line_and_key() {
             "[[vm]]\nname = \"a\"\nlimt = \"1G\"\n",
             "fleet.toml:3: limt: unknown field `limt`, expected one of `name`, `cpus`, `guest`, \
              `kernel`, `initrd`, `cmdline`, `disk`, `disk_read_only`, `memory_management`, \
-             `advise`, `share_group`, `console`, `count`, `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
+             `advise`, `large_pages`, `share_group`, `console`, `count`, `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
         ),
         (
             "[[vm]]\nname = \"a\"\nlimit = true\n",
@@ -418,7 +418,7 @@ prop_compose! {
         kernel in proptest::option::of(any::<bool>()), cmdline in "[ -~é]{0,60}",
         shares in 0_u64..=1_000_000_000, parts in proptest::array::uniform4(0_u64..=100),
         disk in proptest::option::of(any::<bool>()), share_group in proptest::option::of("[a-z-]{1,9}"), console in any::<bool>(),
-        plain in proptest::option::of(0_usize..4),
+        plain in proptest::option::of(0_usize..4), large_pages in any::<bool>(),
     ) -> VmSpec {
         let management = match plain {
             None => Management::Managed,
@@ -432,6 +432,7 @@ prop_compose! {
         let dynamic_max = memory * parts[1] / 100;
         VmSpec {
             name, cpus, cmdline, management,
+            large_pages: large_pages || plain.is_some(),
             share_group: share_group.filter(|_| plain.is_none()),
             allocation: Allocation {
                 size: Pages(memory),
@@ -513,6 +514,11 @@ fn memory_that_is_not_managed_is_promised_in_full() {
         (
             &format!("{off}advise = \"large\""),
             ["advise", "nohugepage"],
+        ),
+        ("large_pages = \"yes\"", ["large_pages", "true or false"]),
+        (
+            &format!("{off}large_pages = true"),
+            ["large_pages = true", "advise"],
         ),
         (
             &format!("{off}share_group = \"g\""),

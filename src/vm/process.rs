@@ -115,7 +115,7 @@ fn prepare(
             seed,
             readers: faults::threads(spec.cpus) - 1,
             credit,
-            large_pages: true,
+            large_pages: spec.large_pages,
             mappings_max: pager::mappings_max(),
             observer: None,
         },
