@@ -12,10 +12,12 @@ use std::time::Duration;
 use common::Capability::Uffd;
 use common::{note, require, wait_for};
 use pager::os::has_large_pages;
-use pager::rig::Rig;
+use pager::pool::Pool;
+use pager::rig::{Rig, merge};
 use pager::{take_paths, unique};
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
+use tidemark::mem::share::Scanner;
 use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 use tidemark::words::TakePath;
 
@@ -128,6 +130,7 @@ fn empty_stock(rig: &Rig) {
         rig.pager.drop_stock().unwrap();
         rig.pager.stock() == Pages::ZERO
     });
+    rig.pager.set_plenty(true).unwrap();
 }
 
 #[test]
@@ -189,6 +192,75 @@ fn a_large_page_is_split_before_a_part_is_dropped() {
     rig.finish().unwrap();
 }
 
+/// A guest that sleeps has all its large pages out while it is sampled: they are shared all the same.
+#[test]
+fn what_is_sampled_is_scanned_and_merged() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    let last = chunk(CHUNKS - 1);
+    let (zero, same) = (Gfn(last.start.0 + 7), Gfn(last.start.0 + 70));
+    rig.write(zero, &[0; 4096]);
+    let drawn = [Gfn(last.start.0 + 1), Gfn((CHUNKS - 2) * CHUNK_PAGES)];
+    assert_eq!(rig.pager.begin_sample(&drawn).unwrap(), 2);
+    let mut scanner = Scanner::new(rig.pager.ram().layout(), 3);
+    let mut found = |now| {
+        let all = CHUNKS * CHUNK_PAGES;
+        scanner
+            .step(&rig.pager, all, Duration::from_secs(now))
+            .unwrap()
+    };
+    assert_eq!(found(0).offers.len(), 0, "offered at the second look");
+    let second = found(2);
+    assert_eq!(second.zeros, 1);
+    assert!(second.offers.iter().any(|(gfn, _)| *gfn == same));
+    // The other large page has nothing that is zero, and is still out.
+    let other = Gfn((CHUNKS - 2) * CHUNK_PAGES + 5);
+    assert_eq!(rig.pager.copies(&[other]).unwrap().len(), 1);
+    let mut pool = Pool::new(4);
+    let view = pool.view();
+    let frame = pool.lend(&page(other)).unwrap();
+    assert_eq!(merge(&rig.pager, &view, &mut [(other, frame)]).pages, 1);
+    rig.pager.end_sample().unwrap();
+    rig.pager.audit().unwrap();
+    compare(&rig, |gfn| gfn == zero);
+    assert!(rig.read(zero) == [0; 4096]);
+    rig.finish().unwrap();
+}
+
+/// A large page that is sampled is out of the guest, and would be out of reach.
+#[test]
+fn what_is_sampled_goes_to_swap_when_memory_is_scarce() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    let drawn: Vec<Gfn> = (0..CHUNKS)
+        .map(|number| Gfn(number * CHUNK_PAGES + 9))
+        .collect();
+    assert_eq!(rig.pager.begin_sample(&drawn).unwrap(), CHUNKS);
+    let (large, other) = (drawn[CHUNKS as usize - 1], drawn[CHUNKS as usize - 2]);
+    assert!(rig.read(large) == page(large));
+    rig.pager.set_plenty(false).unwrap();
+    rig.pager.audit().unwrap();
+    // It goes on, with the pages that were drawn.
+    let beside = Gfn(other.0 + 1);
+    assert!(rig.read(beside) == page(beside));
+    assert_eq!(rig.pager.touched_in_sample().unwrap(), 1);
+    assert!(rig.read(other) == page(other));
+    assert_eq!(rig.pager.touched_in_sample().unwrap(), 2);
+    let mut reclaimer = Reclaimer::new(7);
+    let mut taken = 0;
+    while taken < CHUNKS * CHUNK_PAGES - CHUNKS {
+        let pages = reclaimer.step(&rig.pager, 32).unwrap().pages;
+        assert!(pages > 0, "{taken} pages taken, and no more");
+        taken += pages;
+    }
+    compare(&rig, |_| false);
+    rig.finish().unwrap();
+}
+
 #[test]
 fn a_large_page_goes_to_swap_a_part_at_a_time() {
     let _alone = alone();
@@ -197,7 +269,7 @@ fn a_large_page_goes_to_swap_a_part_at_a_time() {
     };
     let mut reclaimer = Reclaimer::new(7);
     let mut taken = 0;
-    while taken < CHUNKS * CHUNK_PAGES / 2 {
+    while taken < CHUNKS * CHUNK_PAGES {
         taken += reclaimer.step(&rig.pager, 32).unwrap().pages;
     }
     rig.pager.audit().unwrap();

@@ -16,6 +16,7 @@ use super::memory::{Fill, Memory};
 use super::pager::Error;
 use crate::page::state::{PageEvent, PageState};
 use crate::sys::large::{SAMPLES_MAX, SampleSlot};
+use crate::sys::space::PageBuf;
 use crate::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 
 /// Why a large page comes back from its sample.
@@ -190,6 +191,28 @@ impl Memory<'_> {
         match self.state(gfn) {
             PageState::Staged(slot) => SampleSlot::of(slot),
             _ => None,
+        }
+    }
+
+    /// Copies a page of a sampled large one out. False when it is in none.
+    pub fn read_sampled(&self, gfn: Gfn, page: &mut PageBuf) -> bool {
+        let slot = self.sample_of(gfn);
+        if let Some(slot) = slot {
+            let place = gfn.0 - gfn.chunk_start().0;
+            self.space.read_sampled(slot, place, page);
+        }
+        slot.is_some()
+    }
+
+    /// Gives the sampled large page back that this page lies in, if it does: something is to be done
+    /// to the page. It counts as untouched.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unsample(&mut self, gfn: Gfn) -> Result<(), Error> {
+        match self.sample_of(gfn) {
+            Some(slot) => self.return_large(slot, Whether::Untouched),
+            None => Ok(()),
         }
     }
 

@@ -221,7 +221,8 @@ impl Pager {
     }
 
     /// Whether memory is plenty, so that a guest gets pages ahead of its first writes. It is not
-    /// until this is said. When it is not any more, what is in stock is freed.
+    /// until this is said. When it is not any more, what is in stock is freed, and large pages that are
+    /// sampled come back.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -229,7 +230,7 @@ impl Pager {
         self.with_credit(|credit| credit.set_plenty(plenty));
         match plenty {
             true => Ok(()),
-            false => self.drop_stock(),
+            false => self.drop_stock().and_then(|()| self.sample_small()),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Working-set sampling, the mechanism: pages are taken out of the guest and given back on touch.
 //!
 //! Which pages, and what the count means, is the caller's (ESX's estimate: 100 random pages in each
-//! period). A page in a large one samples all of it: it goes out whole and comes back whole at the
-//! first touch, so that the estimate is of the memory that is touched in units as large as they are.
+//! period). While memory is plenty a page in a large one samples all of it: it goes out whole and comes
+//! back whole at the first touch, so that the estimate is of the memory that is touched in units as
+//! large as they are.
 //! A sampled page that backs the guest waits in a stage slot of its own; the first touch
 //! costs the guest one fault and is counted. A page that does not back the guest (never touched,
 //! ballooned, swapped) is left as it is: a touch changes its state, and until the sample ends nothing
@@ -27,8 +28,8 @@ pub const SAMPLE_MAX: u16 = 128;
 pub(super) struct Sample {
     /// Pages taken out.
     taken: Vec<Taken>,
-    /// Large pages taken out, once for each page drawn in one.
-    large: Vec<SampleSlot>,
+    /// Pages drawn in large ones, which were taken out whole: where.
+    large: Vec<(SampleSlot, Gfn)>,
     /// Pages that did not back the guest when the sample began.
     absent: Vec<Gfn>,
 }
@@ -74,7 +75,7 @@ impl Pager {
         let mut memory = self.memory(Cause::Sample);
         // Drawn in a large page that is out already: it stands for both.
         if let Some(slot) = memory.sample_of(gfn) {
-            sample.large.push(slot);
+            sample.large.push((slot, gfn));
             return Ok(());
         }
         match memory.state(gfn) {
@@ -82,8 +83,9 @@ impl Pager {
                 memory.watch(gfn);
                 sample.absent.push(gfn);
             }
-            PageState::Private if memory.is_large(gfn) => {
-                sample.large.extend(memory.sample_large(gfn)?);
+            PageState::Private if memory.is_large(gfn) && memory.is_plenty() => {
+                let slot = memory.sample_large(gfn)?;
+                sample.large.extend(slot.map(|slot| (slot, gfn)));
             }
             PageState::Private if sample.taken.len() < usize::from(SAMPLE_MAX) => {
                 match memory.backing(GfnRange::one(gfn))?[0] {
@@ -101,6 +103,28 @@ impl Pager {
         Ok(())
     }
 
+    /// Goes on with the pages that were drawn in large ones alone: memory is scarce, and none of what
+    /// is sampled can be swapped.
+    ///
+    /// # Errors
+    /// The VM cannot go on.
+    pub(super) fn sample_small(&self) -> Result<(), Error> {
+        let mut sample = self.sample();
+        for (slot, gfn) in std::mem::take(&mut sample.large) {
+            let mut memory = self.memory(Cause::Sample);
+            if memory.was_touched(slot) {
+                sample.large.push((slot, gfn));
+                continue;
+            }
+            memory.end_large(slot)?;
+            if memory.state(gfn) == PageState::Private {
+                let taken = memory.take(GfnRange::one(gfn))?;
+                sample.taken.extend(taken);
+            }
+        }
+        Ok(())
+    }
+
     /// Pages of the running sample that the guest has touched so far. Of those that did not back
     /// the guest only written ones count: a neighbour's first touch maps the zero page over all.
     ///
@@ -112,7 +136,7 @@ impl Pager {
         let touched = |taken: &&Taken| memory.occupant(taken) == Occupant::Touched;
         let mut count = sample.taken.iter().filter(touched).count();
         let large = sample.large.iter();
-        count += large.filter(|slot| memory.was_touched(**slot)).count();
+        count += large.filter(|(slot, _)| memory.was_touched(*slot)).count();
         drop(memory);
         for &gfn in &sample.absent {
             let mut memory = self.memory(Cause::Sample);
@@ -131,7 +155,7 @@ impl Pager {
     /// The VM cannot go on.
     pub fn end_sample(&self) -> Result<(), Error> {
         let ended = std::mem::take(&mut *self.sample());
-        for slot in ended.large {
+        for (slot, _) in ended.large {
             self.memory(Cause::Sample).end_large(slot)?;
         }
         drop(ended.taken);

@@ -42,6 +42,10 @@ impl Pager {
         let layout = self.ram().layout();
         for &gfn in gfns.iter().filter(|gfn| layout.contains_gfn(**gfn)) {
             let mut memory = self.memory(Cause::Scan);
+            if memory.read_sampled(gfn, &mut page) {
+                copies.push((gfn, ByteBuf::from(&page.0[..])));
+                continue;
+            }
             let there = memory.is_own(gfn) && {
                 let backing = memory.backing(GfnRange::one(gfn))?[0];
                 memory.is_own_backing(gfn, backing)
@@ -110,6 +114,9 @@ fn merge_front(
     let (gfn, frame) = run[0];
     // Only pages that take memory of their own are worth it, and only inside RAM.
     let known = pager.ram().layout().contains_gfn(gfn) && pool.contains(frame, 1);
+    if known {
+        memory.unsample(gfn)?;
+    }
     if known && memory.is_own(gfn) {
         if memory.state(gfn) == PageState::Private {
             let count = private_run(pager, &mut memory, run)?;

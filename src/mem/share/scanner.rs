@@ -113,7 +113,8 @@ impl Scanner {
         found: &mut Scanned,
     ) -> Result<u32, Error> {
         let mut memory = pager.memory(Cause::Scan);
-        if !memory.any(slice, Memory::is_own) {
+        let sampled = memory.sample_of(slice.start).is_some();
+        if !sampled && !memory.any(slice, Memory::is_own) {
             return Ok(0);
         }
         let backing = memory.backing(slice)?;
@@ -121,21 +122,27 @@ impl Scanner {
         let mut zeros = Vec::new();
         let mut page = PageBuf::ZERO;
         for (gfn, backing) in slice.iter().zip(backing) {
-            if !memory.is_own(gfn) || !memory.is_own_backing(gfn, backing) {
-                continue;
+            // A large page that is sampled is looked at where it is.
+            if !memory.read_sampled(gfn, &mut page) {
+                if !memory.is_own(gfn) || !memory.is_own_backing(gfn, backing) {
+                    continue;
+                }
+                memory.peek(gfn, &mut page);
             }
             tally.own += 1;
-            memory.peek(gfn, &mut page);
             let key = (!is_zero(&page.0)).then(|| key_of(&page.0, self.seed));
             match self.chunks.note(gfn, key.map_or(Part::ZERO, Part::of)) {
                 Seen::New => tally.new += 1,
                 Seen::Changed => tally.changed += 1,
                 Seen::Same => match key {
                     Some(key) => found.offers.push((gfn, key)),
-                    None if memory.state(gfn) == PageState::Private => zeros.push(gfn),
+                    None if sampled || memory.state(gfn) == PageState::Private => zeros.push(gfn),
                     None => {}
                 },
             }
+        }
+        if !zeros.is_empty() {
+            memory.unsample(slice.start)?;
         }
         found.zeros += discard_zeros(&mut memory, &zeros)?;
         Ok(tally.own - before)

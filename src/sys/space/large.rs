@@ -4,10 +4,10 @@
 
 use rustix::mm::Advice;
 
-use super::{Error, GuestSpace, dont_need, guest_error};
+use super::{Error, GuestSpace, PageBuf, dont_need, guest_error, read_page};
 use crate::sys::large::{LargeAreas, SampleSlot, StockSlot};
 use crate::sys::transfer::transferred;
-use crate::units::{GfnRange, PAGE_SIZE};
+use crate::units::{CHUNK_PAGES, GfnRange, PAGE_SIZE};
 
 impl GuestSpace {
     /// Whether there is a stock of large pages.
@@ -94,6 +94,13 @@ impl GuestSpace {
             self.give_back_from(GfnRange::new(chunk.start, moved), to, true)?;
         }
         Ok(false)
+    }
+
+    /// Copies a page of a large one that was taken out.
+    pub fn read_sampled(&self, slot: SampleSlot, place: u32, page: &mut PageBuf) {
+        assert!(place < CHUNK_PAGES, "page {place} of a large one");
+        let hva = self.large().sample_hva(slot) + place as usize * PAGE_SIZE;
+        read_page(hva, page);
     }
 
     /// Gives a large page that was taken back unchanged, and wakes; the slot is empty afterwards.
