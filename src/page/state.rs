@@ -2,12 +2,12 @@
 //!
 //! | state | memory | what a touch does |
 //! |---|---|---|
-//! | unbacked | none | missing fault: the pager zero-fills |
+//! | unbacked | none | missing fault: the pager fills it |
 //! | private | none until the first write, then one page | nothing: the kernel serves it |
 //! | shared(frame) | a pool frame, with others | read: nothing. Write: the kernel copies, unseen |
 //! | broken(frame) | one page, inside a pool mapping | nothing |
 //! | staged(slot) | one page, in the staging area | missing fault: the pager gives it back |
-//! | busy | a thread of ours is at work on it | waits; the worker wakes it |
+//! | busy | a thread of ours is at work on it, or it is read ahead | waits; the worker wakes it |
 //! | compressed(slot) | part of a page, in the compressed store | missing fault: decompress |
 //! | swapped(slot) | none | missing fault: read |
 //!
