@@ -11,6 +11,7 @@
 //! since, so that the set says which chunks *may* be; that costs a figure its exactness, and no more.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use super::memory::{Fill, Memory};
 use super::pager::Error;
@@ -100,7 +101,9 @@ impl Memory<'_> {
         let filled = self.space.give_large(slot, chunk)?;
         // It was charged when it was zeroed.
         self.filled(chunk, filled, Fill::Pages)?;
-        if self.space.is_large(chunk)? {
+        let is_large = self.space.is_large(chunk)?;
+        self.books.stock.stayed_large(is_large, Instant::now());
+        if is_large {
             self.books.large.chunks.insert(chunk.start);
             self.books.counters.large_fills += 1;
         }

@@ -20,6 +20,11 @@ const LARGE: Pages = Pages(CHUNK_PAGES as u64);
 /// How long a stock is kept that nobody takes from.
 const KEPT: Duration = Duration::from_secs(1);
 
+/// The kernel made small pages of so many in a row: it always does before Linux 6.14.
+const SPLIT_MAX: u8 = 4;
+/// How long none is asked for then. Chosen: each costs the guest a third of a millisecond.
+const SPLIT_PAUSE: Duration = Duration::from_secs(10);
+
 /// What is in a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
@@ -35,8 +40,10 @@ pub(super) struct Stock {
     slots: [Slot; STOCK_MAX as usize],
     /// When a large page was wanted last; `None`: nobody wants one.
     wanted: Option<Instant>,
-    /// The kernel had no large page: none is asked for before.
+    /// The kernel had no large page, or made small ones of it: none is asked for before.
     barren_until: Option<Instant>,
+    /// Pages in a row that did not stay large.
+    split: u8,
 }
 
 impl Stock {
@@ -46,6 +53,7 @@ impl Stock {
             slots: [Slot::Empty; STOCK_MAX as usize],
             wanted: None,
             barren_until: None,
+            split: 0,
         }
     }
 
@@ -59,6 +67,16 @@ impl Stock {
         let index = self.find(Slot::Full)?;
         self.slots[usize::from(index.0)] = Slot::Empty;
         Some(index)
+    }
+
+    /// Whether the page that was taken stayed large where it was put. It does not by chance where two
+    /// vCPUs touch one chunk.
+    pub fn stayed_large(&mut self, stayed: bool, now: Instant) {
+        self.split = if stayed { 0 } else { self.split + 1 };
+        if self.split == SPLIT_MAX {
+            self.split = 0;
+            self.barren_until = Some(now + SPLIT_PAUSE);
+        }
     }
 
     /// A slot to be filled, if there is one and somebody wants it.
@@ -190,6 +208,21 @@ mod tests {
         assert_eq!(stock.expires(), Some(now + KEPT));
         assert_eq!(stock.take(), Some(slots[0]));
         assert_eq!((stock.take(), stock.expires()), (None, None));
+    }
+
+    #[test]
+    fn where_they_do_not_stay_large_they_are_seldom_asked_for() {
+        let mut stock = Stock::new();
+        let now = Instant::now();
+        stock.want(now);
+        for stayed in [false, false, false, true, false, false, false] {
+            stock.stayed_large(stayed, now);
+        }
+        let slot = stock.begin(now).expect("never four in a row");
+        stock.end(slot, true, now);
+        stock.stayed_large(false, now);
+        assert_eq!(stock.begin(now + KEPT), None);
+        assert!(stock.begin(now + SPLIT_PAUSE).is_some());
     }
 
     #[test]
