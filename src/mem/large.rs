@@ -17,6 +17,7 @@ use super::memory::{Fill, Memory};
 use super::pager::Error;
 use crate::page::state::{PageEvent, PageState};
 use crate::sys::large::{SAMPLES_MAX, SampleSlot};
+use crate::sys::pagemap::Backing;
 use crate::sys::space::PageBuf;
 use crate::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 
@@ -128,8 +129,23 @@ impl Memory<'_> {
             let whole = range.start <= start && chunk.end() <= range.end();
             // Where the kernel does not split now, no byte is lost: a move splits by itself, and what
             // is dropped is free as soon as the rest of the page is.
-            if !whole && !self.space.split(chunk)? {
-                self.books.counters.split_refusals += 1;
+            if whole {
+                continue;
+            }
+            match self.space.split(chunk)? {
+                true => self.note_zeros(chunk)?,
+                false => self.books.counters.split_refusals += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel maps its zero page instead of what is zero in a large page that it splits (Linux 6.12
+    /// and later): those pages take no memory any more.
+    fn note_zeros(&mut self, chunk: GfnRange) -> Result<(), Error> {
+        for (gfn, backing) in chunk.iter().zip(self.space.backing(chunk)?) {
+            if self.state(gfn) == PageState::Private && backing == Backing::Common {
+                self.books.pmap.set_zero(gfn, true);
             }
         }
         Ok(())
