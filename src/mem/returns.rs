@@ -5,7 +5,7 @@
 //! were touched within a second, the rest of the chunk is *wanted*: the worker reads it, in long
 //! reads, beside the faults. A chunk of which the guest wants little costs nothing but those faults.
 //!
-//! Only while memory is plenty ([`Returns::allow`]). The order in which pages were swapped out says
+//! Only while memory is plenty (`Returns::allow`). The order in which pages were swapped out says
 //! nothing here, since victims are drawn at random.
 
 use std::collections::{HashMap, VecDeque};

@@ -5,7 +5,7 @@
 //!
 //! | VM | pages a second |
 //! |---|---|
-//! | *keen*: came less than a minute ago, or merged [`KEEN_PAGES`] in the last window | its part of [`HOST_PAGES`], in which it counts eight times, at most [`VM_PAGES_MAX`] |
+//! | *keen*: came less than a minute ago, or merged `KEEN_PAGES` in the last window | its part of [`HOST_PAGES`], in which it counts eight times, at most [`VM_PAGES_MAX`] |
 //! | any other | an eighth of that |
 //! | *wasteful*: in the last windows the guest has written at least half as many shared pages as were merged | halved for each such window, doubled again for each other |
 //! | any | at least its size in [`SCAN_TIME`] |
