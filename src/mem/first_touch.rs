@@ -49,16 +49,22 @@ impl Pager {
             return memory.fill(GfnRange::one(gfn), Fill::ZeroPage);
         }
         let chunk = self.ram().layout().chunk_of(gfn);
-        let run = memory.unbacked_run(gfn, chunk);
+        let mut run = memory.unbacked_run(gfn, chunk);
         if touch == Touch::Write && memory.is_plenty() && in_order(memory, chunk, run) {
             memory.stock().want(Instant::now());
             self.wants_stock.store(true, Ordering::Relaxed);
-            if memory.fill_large(chunk)? {
+            memory.fill_large(chunk)?;
+            if is_backed(memory, gfn) {
                 return Ok(());
             }
+            run = memory.unbacked_run(gfn, chunk);
         }
         let (most, fill) = if touch == Touch::Write && memory.is_plenty() {
-            let length = run_length(backed_before(memory, run), backed(memory, chunk));
+            let in_chunk = match run.count {
+                CHUNK_PAGES => 0,
+                _ => backed(memory, chunk),
+            };
+            let length = run_length(backed_before(memory, run), in_chunk);
             (memory.credit().headroom().0.min(length.into()), Fill::Pages)
         } else {
             (memory.credit().stride().0, Fill::ZeroPage)

@@ -87,28 +87,27 @@ impl Memory<'_> {
         self.books.large.chunks.contains(&gfn.chunk_start())
     }
 
-    /// Unbacked to private: a large page of the stock for a whole chunk. False when the stock is
-    /// empty.
+    /// Unbacked to private: a large page of the stock for a whole chunk, as far as the stock has one
+    /// and the kernel lets go of it now. What is left unbacked is filled as if there were no stock.
     ///
     /// # Errors
     /// When the kernel refuses.
-    ///
-    /// # Panics
-    /// When a page is there already: the books are wrong.
-    pub fn fill_large(&mut self, chunk: GfnRange) -> Result<bool, Error> {
+    pub fn fill_large(&mut self, chunk: GfnRange) -> Result<(), Error> {
         let Some(slot) = self.books.stock.take() else {
-            return Ok(false);
+            return Ok(());
         };
         let filled = self.space.give_large(slot, chunk)?;
-        // It was charged when it was zeroed.
-        self.filled(chunk, filled, Fill::Pages)?;
+        // All of it was charged when it was zeroed.
+        self.filled(GfnRange::new(chunk.start, filled), Fill::Pages);
+        let rest = Pages(u64::from(chunk.count - filled));
+        self.books.credit.unmapped(rest);
         let is_large = self.space.is_large(chunk)?;
         self.books.stock.stayed_large(is_large, Instant::now());
         if is_large {
             self.books.large.chunks.insert(chunk.start);
             self.books.counters.large_fills += 1;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Makes small pages of the large ones of which the range is a part: it is to be taken out or

@@ -323,30 +323,25 @@ impl Memory<'_> {
             Fill::Pages => self.space.populate(range)?,
         };
         self.books.credit.mapped(Pages(u64::from(filled)));
-        self.filled(range, filled, with)
-    }
-
-    /// The first `filled` pages of a range, all of which the books say are unbacked, were filled.
-    pub(in crate::mem) fn filled(
-        &mut self,
-        range: GfnRange,
-        filled: u32,
-        with: Fill,
-    ) -> Result<(), Error> {
-        for gfn in GfnRange::new(range.start, filled).iter() {
-            self.apply(gfn, PageEvent::Fill);
-            if with == Fill::Pages {
-                // Whatever was said of what it held before: it takes memory.
-                self.books.pmap.set_zero(gfn, false);
-            }
-        }
-        self.books.counters.zero_fills += 1;
+        self.filled(GfnRange::new(range.start, filled), with);
         if filled < range.count {
             let obstacle = Gfn(range.start.0 + filled);
             let backing = self.space.backing(GfnRange::one(obstacle))?[0];
             panic!("the books say that {obstacle} is unbacked, the page tables say {backing:?}");
         }
         Ok(())
+    }
+
+    /// A range, all of which the books say is unbacked, was filled.
+    pub(in crate::mem) fn filled(&mut self, range: GfnRange, with: Fill) {
+        for gfn in range.iter() {
+            self.apply(gfn, PageEvent::Fill);
+            if with == Fill::Pages {
+                // Whatever was said of what it held before: it takes memory.
+                self.books.pmap.set_zero(gfn, false);
+            }
+        }
+        self.books.counters.zero_fills += u64::from(range.count > 0);
     }
 
     /// Private to unbacked: the content of these pages is dead.

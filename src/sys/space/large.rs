@@ -7,6 +7,7 @@ use rustix::mm::Advice;
 use super::{Error, GuestSpace, PageBuf, dont_need, guest_error, read_page};
 use crate::sys::large::{LargeAreas, SampleSlot, StockSlot};
 use crate::sys::transfer::transferred;
+use crate::sys::uffd::Stop;
 use crate::units::{CHUNK_PAGES, GfnRange, PAGE_SIZE};
 
 impl GuestSpace {
@@ -38,8 +39,8 @@ impl GuestSpace {
     }
 
     /// Makes a zeroed page of the stock the memory of `chunk`, a whole one and all of it missing, and
-    /// wakes. Returns how many pages were put there before one that is there already; the slot is
-    /// empty afterwards.
+    /// wakes. Returns how many pages were put there before one that is there already, or that the kernel
+    /// does not let go of now; the slot is empty afterwards.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -84,9 +85,14 @@ impl GuestSpace {
     /// When the kernel refuses.
     pub fn take_large(&self, chunk: GfnRange, slot: SampleSlot) -> Result<bool, Error> {
         let (from, to) = (self.hva(chunk), self.large().sample_hva(slot));
-        let (moved, _) = transferred("take", chunk, |at, len| {
+        let (moved, stop) = transferred("take", chunk, |at, len| {
             self.relocate(to + at, from + at, len)
         })?;
+        // It would stand in the way for ever.
+        if stop == Some(Stop::Exists) {
+            let slot = slot.page(moved);
+            return Err(Error::SlotInUse { slot });
+        }
         if moved == chunk.count {
             return Ok(true);
         }
