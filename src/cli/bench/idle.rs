@@ -94,6 +94,16 @@ fn guests(count: u32, arm: Arm, set_bytes: u64, options: &str) -> Vec<Guest> {
     (0..count).map(guest).collect()
 }
 
+/// Waits until all guests have filled their memory.
+fn fill(fleet: &mut Fleet<'_>, guests: &[Guest]) -> Result<(), Error> {
+    fleet.until("full guests", |fleet| {
+        let mut names = guests.iter().map(|guest| &guest.name);
+        names
+            .all(|name| fleet.said(name).phase(0).is_some())
+            .then_some(())
+    })
+}
+
 fn pass(fleet: &mut Fleet<'_>, time: Duration) -> Result<(), Error> {
     let start = Instant::now();
     fleet.until("some time", |_| (start.elapsed() >= time).then_some(()))
@@ -106,13 +116,7 @@ fn rest(bench: &Bench<'_>, arm: Arm) -> Result<[f64; 3], Error> {
     let available = || proc::meminfo("MemAvailable").bytes();
     let before = available();
     let mut fleet = Fleet::start(bench, &guests)?;
-    let full = |fleet: &Fleet<'_>| {
-        let mut names = guests.iter().map(|guest| &guest.name);
-        names
-            .all(|name| fleet.said(name).phase(0).is_some())
-            .then_some(())
-    };
-    fleet.until("full guests", full)?;
+    fill(&mut fleet, &guests)?;
     pass(&mut fleet, SETTLED)?;
     let time = Duration::from_secs(u64::from(bench.flags.seconds));
     let pids = fleet.vm_processes();
@@ -205,13 +209,7 @@ fn index_bytes(bench: &Bench<'_>) -> Result<f64, Error> {
         let joined = fleet.figures()?.vms.len() == guests.len();
         joined.then(|| own(fleet))
     })?;
-    let full = |fleet: &Fleet<'_>| {
-        let mut names = guests.iter().map(|guest| &guest.name);
-        names
-            .all(|name| fleet.said(name).phase(0).is_some())
-            .then_some(())
-    };
-    fleet.until("full guests", full)?;
+    fill(&mut fleet, &guests)?;
     let (mut most, mut since) = (0, Instant::now());
     fleet.until("a complete index", |fleet| {
         let now = own(fleet);
