@@ -59,10 +59,12 @@ fn every_byte_survives_the_hosts_own_swapping() {
         let most = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
         let seen = most.clone();
         interleave::run(plan, move |rig: &Rig, end: &AtomicBool| {
+            // At times so far apart that pages are present long enough to be merged.
+            let mut rng = fastrand::Rng::with_seed(seed);
             while !end.load(Ordering::Relaxed) {
                 page_out(rig);
                 seen.fetch_max(swapped_bytes(), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(rng.u64(1..=30)));
             }
         });
         match most.load(Ordering::Relaxed) {

@@ -57,6 +57,26 @@ pub struct Outcome {
     pub checked: u64,
     /// Pages that were read from swap together with others.
     pub read_ahead: u64,
+    /// Pages that the worker brought back before anybody asked for them.
+    pub prefetched: u32,
+    /// Large pages that untouched chunks were filled with.
+    pub large_fills: u64,
+}
+
+impl Outcome {
+    /// Nothing of what the worker can do was missing. Beside a host that swaps or moves pages all the
+    /// time that is not certain: pages that are not present are passed over.
+    ///
+    /// # Panics
+    /// When something was.
+    pub fn assert_complete(&self, plan: Plan) {
+        assert!(self.merged > 0, "{plan:?}: nothing was ever merged");
+        assert!(self.read_ahead > 0, "{plan:?}: nothing was ever read ahead");
+        assert!(self.prefetched > 0, "{plan:?}: nothing was ever prefetched");
+        if plan.path == TakePath::Move && has_large_pages() {
+            assert!(self.large_fills > 0, "{plan:?}: no large page");
+        }
+    }
 }
 
 /// What the threads share.
@@ -92,24 +112,18 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     let mut others = vec![shared.spawn(|shared| beside(&shared.rig, &shared.end))];
     others.extend((0..VCPUS).map(|vcpu| shared.spawn(move |shared| play_vcpu(shared, vcpu))));
     let worker = shared.spawn(work);
-    let (merged, mut pool) = shared.join(worker);
+    let (merged, prefetched, mut pool) = shared.join(worker);
     others.into_iter().for_each(|thread| shared.join(thread));
 
     let (rig, seed) = (&shared.rig, plan.seed);
     let checked = shared.checked.load(Ordering::Relaxed);
-    let read_ahead = rig.store.run_pages();
-    assert!(merged > 0, "seed {seed}: nothing was ever merged");
     assert!(checked > 1000, "seed {seed}: only {checked} pages checked");
     rig.pager.audit().unwrap();
     rig.pager.census().unwrap();
     pool.release(&rig.pager.take_released());
     let report = rig.pager.report().unwrap();
     let counters = report.measured.counters;
-    assert!(read_ahead > 0, "seed {seed}: nothing was ever read ahead");
-    assert!(counters.swap_in_pages > 0 && counters.swap_out_pages > 0 && counters.cow_breaks > 0);
-    if plan.path == TakePath::Move && has_large_pages() {
-        assert!(counters.large_fills > 0, "seed {seed}: no large page");
-    }
+    assert!(counters.swap_in_pages > 0 && counters.swap_out_pages > 0);
     // A reference for each page that maps a frame, and no other.
     assert_eq!(Pages(pool.lent()), report.measured.shared, "seed {seed}");
     replay.check(&rig.pager);
@@ -117,11 +131,15 @@ pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) 
     rig.pager.audit().unwrap();
     replay.check(&rig.pager);
     assert!(rig.failure().is_none(), "{:?}", rig.failure());
-    Outcome {
+    let outcome = Outcome {
         merged,
         checked,
-        read_ahead,
-    }
+        read_ahead: rig.store.run_pages(),
+        prefetched,
+        large_fills: counters.large_fills,
+    };
+    println!("seed {seed}, {}: {outcome:?}", plan.path.name());
+    outcome
 }
 
 impl Shared {
@@ -260,8 +278,8 @@ fn play_vcpu(shared: &Shared, vcpu: u32) {
     }
 }
 
-/// The worker's operations; returns the pages merged and the pool.
-fn work(shared: &Shared) -> (u64, Pool) {
+/// The worker's operations; returns the pages merged, those prefetched, and the pool.
+fn work(shared: &Shared) -> (u64, u32, Pool) {
     let (rig, seed) = (&shared.rig, shared.plan.seed);
     // The kinds come from a generator of their own: the others are drawn from as often as pages
     // happen to be found.
@@ -311,8 +329,7 @@ fn work(shared: &Shared) -> (u64, Pool) {
     }
     chunks.check_all(rig);
     shared.end.store(true, Ordering::Relaxed);
-    assert!(prefetched > 0, "seed {seed}: nothing was ever prefetched");
-    (merged, pool)
+    (merged, prefetched, pool)
 }
 
 /// Brings back some of what the vCPUs come back to.
