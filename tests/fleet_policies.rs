@@ -248,7 +248,7 @@ fn a_sleeping_guest_is_swapped_and_its_busy_neighbour_is_not() {
     const PERIOD: Duration = Duration::from_secs(2);
     let host = "[host]\nswap_dir = \".\"\nsample_period = \"2s\"\nmemory = \"256M\"\n";
     let vms = "[[vm]]\nname = \"sleeper\"\nmemory = \"84M\"\nguest = \"hog\"\n\
-               cmdline = \"fill=95 pause_ms=60000\"\n\
+               cmdline = \"fill=95 pause_ms=600000\"\n\
                [[vm]]\nname = \"busy\"\nmemory = \"84M\"\nguest = \"touch\"\n\
                cmdline = \"set=76M write=1\"\n";
     let mut fleet = Fleet::start(&format!("{host}{vms}"), &[]);

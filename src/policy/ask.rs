@@ -18,7 +18,7 @@ const DEAD_BAND_DIVISOR: u64 = 512;
 pub(super) struct Take {
     /// Towards the high threshold, and down to the limit: by ballooning.
     pub(super) all: Pages,
-    /// Towards the swap goal, once below the soft threshold: by swapping.
+    /// What of that is taken by swapping if need be: nothing in state high.
     pub(super) urgent: Pages,
     /// The part above the limit, due in any state.
     pub(super) over_limit: Pages,
@@ -29,10 +29,11 @@ pub(super) struct Take {
     pub(super) awaited: Pages,
 }
 
-/// What is wanted back from each VM, in the order of the snapshot; `owed` is what balloons keep from VMs
-/// below their targets.
+/// What is wanted back from each VM, in the order of the snapshot; `swapped_to` is the free memory that
+/// swapping works towards, `owed` what balloons keep from VMs below their targets.
 pub(super) fn takes(
     snapshot: &Snapshot,
+    swapped_to: Pages,
     thresholds: &Thresholds,
     targets: &[Target],
     owed: Pages,
@@ -47,14 +48,7 @@ pub(super) fn takes(
     let short = (thresholds.high + owed)
         .saturating_sub(snapshot.free)
         .min(total);
-    let urgent = if snapshot.free < thresholds.soft {
-        thresholds
-            .swap_goal()
-            .saturating_sub(snapshot.free)
-            .min(total)
-    } else {
-        Pages::ZERO
-    };
+    let urgent = swapped_to.saturating_sub(snapshot.free).min(total);
     snapshot
         .vms
         .iter()

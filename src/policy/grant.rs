@@ -7,16 +7,17 @@
 //! |---|---|
 //! | at most its target or its reservation, whichever is more | as long as anything is free |
 //! | more, in high and soft, and its balloon can make up for it | as long as the low threshold (1 %) stays free |
-//! | more, in high and soft, but it must be swapped instead | as long as the hard threshold (2 %) stays free |
+//! | more, in high and soft, but it must be swapped instead | as long as the soft threshold (4 %) stays free |
 //! | more, in hard and low, or while it is being swapped out | nothing |
 //! | more than its limit | nothing |
 //!
 //! What is kept is for those who are entitled to it, while a VM above its target waits for
 //! reclamation. Grants may be partial. Scenarios in `examples/scenarios` show what two of the rows are
 //! for. Without "while it is being swapped out" a VM process that asks on takes back at once what was
-//! swapped out of it (`greedy.toml`). Without the 2 % guests that all want more than their targets
-//! push the host into hard and are pushed back ten times a second (`hysteresis.toml`); with it the
-//! host rests in soft.
+//! swapped out of it (`greedy.toml`). Without the 4 % guests that all want more than their targets
+//! push the host into soft or hard and are pushed back ten times a second (`all-want-more.toml`); with
+//! it, and with a cap on those who would have to be swapped ([`reclaim`](super::reclaim)), the host
+//! rests in high.
 //!
 //! Nobody waits for ever: as long as memory is short some VM is above its target (see `supply`), and
 //! taking from that VM ends the shortage.
@@ -52,7 +53,7 @@ impl CreditRequest<'_> {
         }
         match self.plan {
             Some(plan) if plan.private_max.is_some() => None,
-            Some(plan) if plan.mechanism == Mechanism::Swap => Some(thresholds.hard),
+            Some(plan) if plan.mechanism == Mechanism::Swap => Some(thresholds.soft),
             Some(_) | None => Some(thresholds.low),
         }
     }
@@ -88,7 +89,7 @@ mod tests {
     use crate::words::Run;
     use proptest::prelude::*;
 
-    /// Budget 10000 pages: low threshold 100, hard 200.
+    /// Budget 10000 pages: low threshold 100, soft 400.
     #[derive(Clone, Copy)]
     struct Case {
         state: MemState,
@@ -175,7 +176,8 @@ mod tests {
         };
         // (case, asked, held, free, granted)
         let table = [
-            (swapped, 64, 1000, 230, 30),
+            (swapped, 64, 1000, 430, 30),
+            (swapped, 64, 1000, 400, 0),
             (swapped, 64, 900, 64, 64),
             (shrinking, 64, 1000, 5000, 0),
             (shrinking, 64, 968, 5000, 32),

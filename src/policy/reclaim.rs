@@ -13,15 +13,16 @@
 //! | state | balloon | swap | vCPUs |
 //! |---|---|---|---|
 //! | high, free >= 6 % | deflates as room allows | - | run |
-//! | high, free < 6 % | inflates towards 6 % free | - | run |
-//! | soft | inflates towards 6 % free | below 4 % free, towards 5 %, where ballooning is not possible | run |
-//! | hard | the same | the same, everybody | run |
+//! | high, free < 6 % | inflates towards 6 % free | below 4.5 %: no growth where ballooning is not possible | run |
+//! | soft | inflates towards 6 % free | towards 6 %, where ballooning is not possible | run |
+//! | hard | the same | towards 5 %, everybody | run |
 //! | low | the same | the same | blocked above the target |
 //!
 //! That is the manner of ESX ([`Manner::OnDemand`]): who has more than its target keeps it until
 //! somebody needs it. The policies of the Xen family are [`Manner::Directed`]: a balloon holds
 //! `size - target` in every state, so that a guest can never use more. The table's columns for
-//! swapping and blocking are the same; and a guest above its target that cannot be ballooned is
+//! swapping and blocking are the same, but that swapping in state soft begins below 4 % and ends at 5;
+//! and a guest above its target that cannot be ballooned is
 //! swapped in state high too, but only as far as neighbours, or the reserve, wait for what it does
 //! not give. Beyond that it is kept at what it holds.
 //!
@@ -62,6 +63,8 @@ struct Situation {
     manner: Manner,
     follows_guest: bool,
     shortage: Shortage,
+    /// Memory is so short that nobody grows beyond its target who cannot be ballooned.
+    pressed: bool,
     now: Duration,
     guards: Safeguards,
 }
@@ -74,7 +77,13 @@ pub fn plan(
     state: &mut PolicyState,
 ) -> Vec<VmPlan> {
     let owed = deflate::owed(snapshot, &targets, state);
-    let takes = ask::takes(snapshot, thresholds, &targets, owed.iter().copied().sum());
+    let takes = ask::takes(
+        snapshot,
+        swapped_to(snapshot, thresholds, state),
+        thresholds,
+        &targets,
+        owed.iter().copied().sum(),
+    );
     let asks: Vec<Ask> = snapshot
         .vms
         .iter()
@@ -88,6 +97,7 @@ pub fn plan(
         mem_state: state.mem_state,
         manner: state.kind.manner(),
         follows_guest: state.kind.follows_guest(),
+        pressed: state.mem_state > MemState::High || snapshot.free < thresholds.hold_below(),
         shortage: if thresholds.near_soft(snapshot.free) {
             Shortage::Near
         } else {
@@ -113,6 +123,18 @@ pub fn plan(
     plans
 }
 
+/// Free memory that swapping works towards.
+fn swapped_to(snapshot: &Snapshot, thresholds: &Thresholds, state: &PolicyState) -> Pages {
+    match (state.kind.manner(), state.mem_state) {
+        (_, MemState::High) => Pages::ZERO,
+        (Manner::OnDemand, MemState::Soft) => thresholds.high,
+        (Manner::OnDemand, MemState::Hard | MemState::Low) => thresholds.swap_goal(),
+        // Its balloons see to the rest.
+        (Manner::Directed, _) if snapshot.free < thresholds.soft => thresholds.swap_goal(),
+        (Manner::Directed, _) => Pages::ZERO,
+    }
+}
+
 fn plan_vm(
     vm: &VmSnapshot,
     target: Target,
@@ -133,14 +155,18 @@ fn plan_vm(
         }
     };
     let above = vm.consumed > target.pages;
-    // A VM whose directed balloon refuses is kept at what it holds: it would at once take again what was
-    // swapped out of it. But where targets follow the guest and memory is not scarce, the target of a
-    // guest that has nothing left rises with its next figures: until then it need not swap.
-    let scarce = situation.shortage == Shortage::Near || take.awaited > Pages::ZERO;
-    let soon_follows = |refusal| situation.follows_guest && refusal == Refusal::GuestSpent;
-    let held = situation.manner == Manner::Directed
-        && ask.inflate > Pages::ZERO
-        && cannot.is_some_and(|refusal| scarce || !soon_follows(refusal));
+    // A VM whose balloon refuses is kept at what it holds: it would at once take again what was swapped
+    // out of it, or of others for it. But where targets follow the guest and memory is not scarce, the
+    // target of a guest that has nothing left rises with its next figures: until then it need not swap.
+    let held = match situation.manner {
+        Manner::OnDemand => situation.pressed && above && cannot.is_some(),
+        Manner::Directed => {
+            let scarce = situation.shortage == Shortage::Near || take.awaited > Pages::ZERO;
+            let soon_follows = |refusal| situation.follows_guest && refusal == Refusal::GuestSpent;
+            ask.inflate > Pages::ZERO
+                && cannot.is_some_and(|refusal| scarce || !soon_follows(refusal))
+        }
+    };
     let cap = held.then(|| vm.private + target.pages.saturating_sub(vm.consumed));
     VmPlan {
         id: vm.id,

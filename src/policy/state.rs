@@ -93,10 +93,18 @@ impl Thresholds {
         free < self.high
     }
 
-    /// Free memory that swapping works towards: half way between soft and high, so that the last
-    /// few pages, which VMs hold as unused credit, do not keep the host in hard.
+    /// Free memory that swapping works towards where it does not end the shortage alone: half way between
+    /// soft and high, so that the last few pages, which VMs hold as unused credit, do not keep the host
+    /// in hard.
     pub fn swap_goal(&self) -> Pages {
         Pages(self.soft.0.midpoint(self.high.0))
+    }
+
+    /// Free memory below which those who would have to be swapped do not grow beyond their targets: a
+    /// quarter of the way from soft to high, so that what they were granted before does not enter
+    /// soft.
+    pub fn hold_below(&self) -> Pages {
+        Pages(self.soft.0 + (self.high.0 - self.soft.0) / 4)
     }
 
     fn state_between(&self, free: Pages, soft: Pages, hard: Pages, low: Pages) -> MemState {

@@ -85,11 +85,34 @@ fn each_state_allows_what_its_row_says() {
     }
 }
 
+/// Budget 100,000 pages: soft below 4000 free, growth is held below 4500, high from 6000 on.
 #[test]
-fn swapping_asks_only_for_what_is_urgent() {
-    let snapshot = two(1500);
-    let plan = decide(&snapshot, &mut esx());
-    assert_eq!(plan.vms[0].private_max, Some(Pages(78_500 - 3500)));
+fn who_cannot_be_ballooned_is_swapped_until_the_host_is_high_and_kept_at_that() {
+    let at = |free, state: &mut PolicyState| {
+        let mut snapshot = two(free);
+        snapshot.vms[0].balloon_driver = false;
+        let plan = decide(&snapshot, state);
+        assert_eq!(plan.vms[1].private_max, None, "below its target");
+        (plan.state, plan.vms[0].private_max)
+    };
+    let mut state = esx();
+    // (free, state, pages swapped while no more may be had), one decision after the other
+    let table = [
+        (4500, MemState::High, None),
+        (4499, MemState::High, Some(0)),
+        (4000, MemState::High, Some(0)),
+        (3999, MemState::Soft, Some(2001)),
+        (5000, MemState::Soft, Some(1000)),
+        (5999, MemState::Soft, Some(1)),
+        (6000, MemState::High, None),
+        (1500, MemState::Hard, Some(3500)),
+        (3999, MemState::Hard, Some(1001)),
+        (4000, MemState::Soft, Some(2000)),
+    ];
+    for (free, mem_state, swapped) in table {
+        let max = swapped.map(|pages| Pages(80_000 - free - pages));
+        assert_eq!(at(free, &mut state), (mem_state, max), "{free}");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ tidemark_guest_runtime::guest!(main);
 fn main(boot: BootInfo) -> u32 {
     let options = options(&boot, &["passes", "pause_ms"]);
     let passes = usage(options.number("passes", 0, u64::MAX));
-    let pause_ms = usage(options.number("pause_ms", 0, 60_000));
+    let pause_ms = usage(options.number("pause_ms", 0, 600_000));
     let mut guest = Guest::new(&boot, &options, Amount::Percent(95), Mix::UNIQUE, 0);
     guest.fill();
     let mut pass = 0;
