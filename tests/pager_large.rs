@@ -17,7 +17,7 @@ use pager::rig::{Rig, merge};
 use pager::{take_paths, unique};
 use tidemark::mem::credit::CreditBook;
 use tidemark::mem::reclaim::Reclaimer;
-use tidemark::mem::share::Scanner;
+use tidemark::mem::share::{Scanned, Scanner, WORTH_PAGES};
 use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 use tidemark::words::TakePath;
 
@@ -100,6 +100,10 @@ fn fill(rig: &Rig, granted: Granted) {
 
 fn large(rig: &Rig) -> Pages {
     rig.pager.report().unwrap().measured.gauges.large
+}
+
+fn zero_pages(rig: &Rig) -> Pages {
+    rig.pager.report().unwrap().measured.gauges.zero
 }
 
 /// Compares all pages with what was written, but those that `but` names.
@@ -200,32 +204,107 @@ fn what_is_sampled_is_scanned_and_merged() {
         return;
     };
     let last = chunk(CHUNKS - 1);
-    let (zero, same) = (Gfn(last.start.0 + 7), Gfn(last.start.0 + 70));
-    rig.write(zero, &[0; 4096]);
+    let zero = GfnRange::new(last.start, WORTH_PAGES);
+    let same = Gfn(zero.end().0 + 70);
+    for gfn in zero.iter() {
+        rig.write(gfn, &[0; 4096]);
+    }
     let drawn = [Gfn(last.start.0 + 1), Gfn((CHUNKS - 2) * CHUNK_PAGES)];
     assert_eq!(rig.pager.begin_sample(&drawn).unwrap(), 2);
     let mut scanner = Scanner::new(rig.pager.ram().layout(), 3);
-    let mut found = |now| {
-        let all = CHUNKS * CHUNK_PAGES;
-        scanner
-            .step(&rig.pager, all, Duration::from_secs(now))
-            .unwrap()
-    };
-    assert_eq!(found(0).offers.len(), 0, "offered at the second look");
-    let second = found(2);
-    assert_eq!(second.zeros, 1);
+    assert_eq!(look(&rig, &mut scanner, 0).offers.len(), 0, "at one look");
+    let second = look(&rig, &mut scanner, 2);
     assert!(second.offers.iter().any(|(gfn, _)| *gfn == same));
+    // The kernel finds some of them itself when it splits the page.
+    look(&rig, &mut scanner, 2);
+    assert_eq!(zero_pages(&rig), Pages(u64::from(WORTH_PAGES)));
     // The other large page has nothing that is zero, and is still out.
     let other = Gfn((CHUNKS - 2) * CHUNK_PAGES + 5);
     assert_eq!(rig.pager.copies(&[other]).unwrap().len(), 1);
+    rig.pager.set_plenty(false).unwrap();
     let mut pool = Pool::new(4);
     let view = pool.view();
     let frame = pool.lend(&page(other)).unwrap();
     assert_eq!(merge(&rig.pager, &view, &mut [(other, frame)]).pages, 1);
     rig.pager.end_sample().unwrap();
     rig.pager.audit().unwrap();
-    compare(&rig, |gfn| gfn == zero);
-    assert!(rig.read(zero) == [0; 4096]);
+    compare(&rig, |gfn| zero.contains(gfn));
+    assert!(rig.read(zero.start) == [0; 4096]);
+    rig.finish().unwrap();
+}
+
+/// Looks at all that is due so many seconds after the scan began.
+fn look(rig: &Rig, scanner: &mut Scanner, seconds: u64) -> Scanned {
+    let now = Duration::from_secs(seconds);
+    scanner.step(&rig.pager, CHUNKS * CHUNK_PAGES, now).unwrap()
+}
+
+/// While memory is plenty a large page serves the guest better than a few pages saved: what could be
+/// saved is noted, and saved when a quarter could be, or when memory is not plenty any more.
+#[test]
+fn a_large_page_is_split_for_a_quarter_of_it_or_when_memory_gets_scarce() {
+    let _alone = alone();
+    let Some(rig) = filled(Granted::All) else {
+        return;
+    };
+    empty_stock(&rig);
+    let (rare, ripe) = (chunk(CHUNKS - 1), chunk(CHUNKS - 2));
+    let half = WORTH_PAGES / 2;
+    let zeros = [
+        GfnRange::new(rare.start, half),
+        GfnRange::new(ripe.start, half),
+    ];
+    for gfn in zeros.iter().flat_map(|range| range.iter()) {
+        rig.write(gfn, &[0; 4096]);
+    }
+    let before = large(&rig);
+    let mut scanner = Scanner::new(rig.pager.ram().layout(), 3);
+    look(&rig, &mut scanner, 0);
+    look(&rig, &mut scanner, 2);
+    assert_eq!((zero_pages(&rig), large(&rig)), (Pages::ZERO, before));
+    // One page fewer than a quarter in one, a quarter in the other.
+    let mut pool = Pool::new(2 * CHUNK_PAGES);
+    let view = pool.view();
+    let mut lend = |gfn: Gfn| (gfn, pool.lend(&page(gfn)).unwrap());
+    let few = GfnRange::new(zeros[0].end(), half - 1);
+    let enough = GfnRange::new(zeros[1].end(), half);
+    let mut candidates: Vec<_> = few.iter().chain(enough.iter()).map(&mut lend).collect();
+    let merged = merge(&rig.pager, &view, &mut candidates);
+    assert_eq!(
+        (merged.pages, large(&rig)),
+        (1, before - Pages(512)),
+        "the last of the quarter"
+    );
+    assert_eq!(merged.rejected.len(), 2 * half as usize - 2);
+    pool.release(&merged.rejected);
+    // What is ripe is due at once, and what is known of the other is not offered again.
+    let third = look(&rig, &mut scanner, 2);
+    assert_eq!(zero_pages(&rig), Pages(u64::from(half)));
+    let offered = |found: &Scanned, range: GfnRange| {
+        let offers = found.offers.iter();
+        offers.filter(|(gfn, _)| range.contains(*gfn)).count()
+    };
+    assert_eq!(offered(&third, enough), half as usize - 1);
+    let later = look(&rig, &mut scanner, 4);
+    assert_eq!(offered(&later, few), 0);
+    assert!(
+        offered(&later, rare) > 0,
+        "what is not known to be shareable is"
+    );
+    // A page that was written is another page.
+    rig.write(few.start, &unique(7).0);
+    look(&rig, &mut scanner, 8);
+    assert_eq!(large(&rig), before - Pages(512));
+    rig.pager.set_plenty(false).unwrap();
+    let scarce = look(&rig, &mut scanner, 8);
+    assert_eq!(zero_pages(&rig), Pages(u64::from(2 * half)));
+    assert_eq!(offered(&scarce, few), half as usize - 1);
+    assert_eq!(large(&rig), before - Pages(2 * 512));
+    rig.pager.audit().unwrap();
+    compare(&rig, |gfn| {
+        gfn == few.start || zeros.iter().any(|range| range.contains(gfn))
+    });
+    assert!(rig.read(few.start) == unique(7).0);
     rig.finish().unwrap();
 }
 

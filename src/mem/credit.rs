@@ -64,9 +64,9 @@ impl CreditBook {
         self.plenty
     }
 
-    /// Notes whether memory is plenty.
-    pub fn set_plenty(&mut self, plenty: bool) {
-        self.plenty = plenty;
+    /// Notes whether memory is plenty; returns whether it was.
+    pub fn set_plenty(&mut self, plenty: bool) -> bool {
+        std::mem::replace(&mut self.plenty, plenty)
     }
 
     /// Pages in use, as last measured plus what was mapped since.

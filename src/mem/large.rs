@@ -5,14 +5,19 @@
 //!
 //! - a part of it is never dropped or taken out: it is *split* first, because the kernel would keep
 //!   what was dropped ([`Memory::split`]);
-//! - sampling takes it out whole, and a touch of any of its pages brings it back whole.
+//! - sampling takes it out whole, and a touch of any of its pages brings it back whole;
+//! - while memory is plenty it is not split for a few pages that could be shared ([`worth`]).
 //!
 //! A chunk is in the set only after the page tables said that it is large. The kernel may split it
 //! since, so that the set says which chunks *may* be; that costs a figure its exactness, and no more.
 
-use std::collections::BTreeSet;
+mod worth;
+
+use std::collections::BTreeMap;
 use std::time::Instant;
 
+pub use self::worth::WORTH_PAGES;
+use self::worth::Worth;
 use super::memory::{Fill, Memory};
 use super::pager::Error;
 use crate::page::state::{PageEvent, PageState};
@@ -41,15 +46,15 @@ struct Sampled {
 /// The books of the large pages.
 #[derive(Debug)]
 pub(super) struct Large {
-    /// First frames of the chunks that are large pages.
-    chunks: BTreeSet<Gfn>,
+    /// By their first frames: the chunks that are large pages.
+    chunks: BTreeMap<Gfn, Worth>,
     sampled: Vec<Option<Sampled>>,
 }
 
 impl Default for Large {
     fn default() -> Large {
         Large {
-            chunks: BTreeSet::new(),
+            chunks: BTreeMap::new(),
             sampled: vec![None; usize::from(SAMPLES_MAX)],
         }
     }
@@ -84,7 +89,7 @@ impl Memory<'_> {
 
     /// Whether the page lies in a large one.
     pub fn is_large(&self, gfn: Gfn) -> bool {
-        self.books.large.chunks.contains(&gfn.chunk_start())
+        self.books.large.chunks.contains_key(&gfn.chunk_start())
     }
 
     /// Unbacked to private: a large page of the stock for a whole chunk, as far as the stock has one
@@ -104,7 +109,8 @@ impl Memory<'_> {
         let is_large = self.space.is_large(chunk)?;
         self.books.stock.stayed_large(is_large, Instant::now());
         if is_large {
-            self.books.large.chunks.insert(chunk.start);
+            let chunks = &mut self.books.large.chunks;
+            chunks.insert(chunk.start, Worth::default());
             self.books.counters.large_fills += 1;
         }
         Ok(())
@@ -121,7 +127,8 @@ impl Memory<'_> {
         }
         let last = Gfn(range.end().0 - 1);
         let within = range.start.chunk_start()..=last.chunk_start();
-        let met: Vec<Gfn> = self.books.large.chunks.range(within).copied().collect();
+        let met = self.books.large.chunks.range(within);
+        let met: Vec<Gfn> = met.map(|(start, _)| *start).collect();
         for start in met {
             self.books.large.chunks.remove(&start);
             let chunk = chunk_from(start);

@@ -181,6 +181,11 @@ impl Memory<'_> {
         self.books.stirred.take()
     }
 
+    /// The scan is to look at this page's chunk at once.
+    pub(in crate::mem) fn stir_ripe(&mut self, gfn: Gfn) {
+        self.books.stirred.ripen(gfn);
+    }
+
     /// Whether anything has.
     pub fn is_stirred(&self) -> bool {
         !self.books.stirred.is_empty()

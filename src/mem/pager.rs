@@ -227,11 +227,15 @@ impl Pager {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_plenty(&self, plenty: bool) -> Result<(), Error> {
-        self.with_credit(|credit| credit.set_plenty(plenty));
-        match plenty {
-            true => Ok(()),
-            false => self.drop_stock().and_then(|()| self.sample_small()),
+        let before = self.with_credit(|credit| credit.set_plenty(plenty));
+        if plenty {
+            return Ok(());
         }
+        if before {
+            self.memory(Cause::Scan).ripen();
+        }
+        self.drop_stock()?;
+        self.sample_small()
     }
 
     /// No more than so many swapped pages come back at a time from now on; 1: none but those that

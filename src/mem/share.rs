@@ -15,6 +15,7 @@ mod scanner;
 
 use serde_bytes::ByteBuf;
 
+pub use super::large::WORTH_PAGES;
 pub use scanner::{Scanned, Scanner};
 
 use super::memory::Memory;
@@ -115,6 +116,11 @@ fn merge_front(
     // Only pages that take memory of their own are worth it, and only inside RAM.
     let known = pager.ram().layout().contains_gfn(gfn) && pool.contains(frame, 1);
     if known {
+        memory.note_worth(gfn, true);
+        if memory.keeps_large(gfn) {
+            merged.rejected.push(frame);
+            return Ok(1);
+        }
         memory.unsample(gfn)?;
     }
     if known && memory.is_own(gfn) {

@@ -1,6 +1,6 @@
 //! In which chunks something happened that the scan for sharing has to hear of.
 //!
-//! Four bytes a chunk of 2 MiB, and a list of those that are not zero: noting costs a few
+//! Six bytes a chunk of 2 MiB, and a list of those that are not zero: noting costs a few
 //! instructions, and asking as much as has happened.
 
 use crate::units::{CHUNK_PAGES, Gfn};
@@ -14,12 +14,15 @@ pub(super) struct Stir {
     pub filled: u32,
     /// Shared pages that the guest was found to have written.
     pub broken: u32,
+    /// Much of a large page could be shared.
+    pub ripe: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counts {
     filled: u16,
     broken: u16,
+    ripe: bool,
 }
 
 /// See the module documentation.
@@ -50,6 +53,11 @@ impl Stirred {
         counts.broken = counts.broken.saturating_add(1);
     }
 
+    /// Much of a large page could be shared.
+    pub fn ripen(&mut self, gfn: Gfn) {
+        self.counts(gfn).ripe = true;
+    }
+
     /// The chunk's counts, one of which the caller makes another than zero.
     fn counts(&mut self, gfn: Gfn) -> &mut Counts {
         let chunk = gfn.0 / CHUNK_PAGES;
@@ -74,6 +82,7 @@ impl Stirred {
                 chunk: Gfn(chunk * CHUNK_PAGES),
                 filled: counts.filled.into(),
                 broken: counts.broken.into(),
+                ripe: counts.ripe,
             }
         };
         list.into_iter().map(stir).collect()
@@ -96,12 +105,19 @@ mod tests {
             chunk: Gfn(chunk * CHUNK_PAGES),
             filled,
             broken,
+            ripe: false,
         };
         assert!(!stirred.is_empty());
         assert_eq!(stirred.take(), [stir(3, 1, 1), stir(0, 0, 2)]);
         assert!(stirred.is_empty() && stirred.take().is_empty());
         stirred.fill(Gfn(6));
-        assert_eq!(stirred.take(), [stir(0, 1, 0)]);
+        stirred.ripen(Gfn(7));
+        let ripe = true;
+        let expected = Stir {
+            ripe,
+            ..stir(0, 1, 0)
+        };
+        assert_eq!(stirred.take(), [expected]);
     }
 
     #[test]

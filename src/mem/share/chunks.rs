@@ -51,13 +51,44 @@ pub(super) enum Seen {
     Changed,
 }
 
+/// How soon a chunk is worth a look, whatever its pace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Again {
+    #[default]
+    AsEver,
+    /// Much of it was filled.
+    Soon,
+    /// Much of a large page could be shared.
+    Now,
+}
+
+impl Again {
+    fn of(stir: Stir, pace: Pace) -> Again {
+        let calm = matches!(pace, Pace::Calm { .. });
+        match (stir.ripe, calm && stir.filled >= FILLED_PAGES) {
+            (true, _) => Again::Now,
+            (false, true) => Again::Soon,
+            (false, false) => Again::AsEver,
+        }
+    }
+
+    /// From now to the next look at most.
+    fn within(self, gap: Duration) -> Duration {
+        match self {
+            Again::AsEver => gap,
+            Again::Soon => gap.min(GAP),
+            Again::Now => Duration::ZERO,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Chunk {
     pace: Pace,
     /// When it is looked at next; `None` while it is looked at, and where there is no RAM.
     due: Option<Duration>,
-    /// It was filled while it was looked at.
-    again: bool,
+    /// What happened while it was looked at.
+    again: Again,
     parts: Option<Box<[Part; CHUNK_PAGES as usize]>>,
 }
 
@@ -76,7 +107,7 @@ impl Chunks {
         let chunk = |_| Chunk {
             pace: Pace::NEW,
             due: None,
-            again: false,
+            again: Again::AsEver,
             parts: None,
         };
         let mut chunks = Chunks {
@@ -139,10 +170,8 @@ impl Chunks {
         if found.own == 0 {
             chunk.parts = None;
         }
-        let gap = match std::mem::take(&mut chunk.again) {
-            true => chunk.pace.gap().min(GAP),
-            false => chunk.pace.gap(),
-        };
+        let again = std::mem::take(&mut chunk.again);
+        let gap = again.within(chunk.pace.gap());
         self.plan(number, now + gap);
     }
 
@@ -152,15 +181,15 @@ impl Chunks {
         let chunk = &mut self.of_chunk[number as usize];
         let before = chunk.pace;
         chunk.pace = before.broke(stir.broken);
-        let filled = stir.filled >= FILLED_PAGES && matches!(chunk.pace, Pace::Calm { .. });
+        let again = Again::of(stir, chunk.pace);
         let Some(due) = chunk.due else {
-            chunk.again |= filled;
+            chunk.again = chunk.again.max(again);
             return;
         };
-        let other = match filled {
-            true => due.min(now + GAP),
-            false if chunk.pace != before => now + chunk.pace.gap(),
-            false => due,
+        let other = match again {
+            Again::AsEver if chunk.pace != before => now + chunk.pace.gap(),
+            Again::AsEver => due,
+            soon => due.min(now + soon.within(GAP)),
         };
         if other != due {
             self.plan(number, other);

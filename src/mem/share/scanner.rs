@@ -3,7 +3,8 @@
 //! Memory is looked at chunk by chunk, each as often as its [`pace`](super::pace) says. A page whose
 //! key was the same at two looks is offered, and goes on to be offered at every look while it stays:
 //! whoever was told may have forgotten. A page that was all zero at two looks is taken, looked at once
-//! more, and dropped.
+//! more, and dropped. Of a large page that stays whole for now (`mem/large/worth.rs`) nothing is
+//! dropped, and what is known to have a frame is not offered again.
 
 use std::time::Duration;
 
@@ -133,9 +134,14 @@ impl Scanner {
             let key = (!is_zero(&page.0)).then(|| key_of(&page.0, self.seed));
             match self.chunks.note(gfn, key.map_or(Part::ZERO, Part::of)) {
                 Seen::New => tally.new += 1,
-                Seen::Changed => tally.changed += 1,
+                Seen::Changed => {
+                    tally.changed += 1;
+                    memory.note_worth(gfn, false);
+                }
                 Seen::Same => match key {
+                    Some(_) if memory.is_spared(gfn) => {}
                     Some(key) => found.offers.push((gfn, key)),
+                    None if memory.keeps_large(gfn) => memory.note_worth(gfn, true),
                     None if sampled || memory.state(gfn) == PageState::Private => zeros.push(gfn),
                     None => {}
                 },

@@ -140,6 +140,7 @@ fn a_chunk_that_fills_late_is_looked_at_soon() {
         chunk: Gfn(CHUNK_PAGES),
         filled: FILLED_PAGES - 1,
         broken: 0,
+        ripe: false,
     };
     let due = scan.chunks.of_chunk[1].due;
     scan.chunks.stir(few, scan.now);
@@ -171,6 +172,7 @@ fn breaks_put_the_next_look_off_and_bring_a_far_one_near() {
         chunk: Gfn(0),
         filled: 0,
         broken: 20,
+        ripe: false,
     };
     let due = |scan: &Scan| scan.chunks.of_chunk[0].due.unwrap() - scan.now;
     scan.chunks.stir(broken, scan.now);
