@@ -38,6 +38,17 @@ impl Kind {
     }
 }
 
+/// Where a page differs from what it must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Byte offset of the first word that differs.
+    pub offset: usize,
+    /// The word that belongs there.
+    pub expected: u64,
+    /// The word that is there.
+    pub found: u64,
+}
+
 /// All that decides a page's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -70,6 +81,38 @@ impl Identity {
             lane += 1;
         }
         Stream { lanes }
+    }
+
+    /// Gives each of the page's words, with its number, to `set_word`.
+    #[inline(always)]
+    pub fn write(self, mut set_word: impl FnMut(usize, u64)) {
+        let mut stream = self.stream();
+        for first in (0..WORDS).step_by(LANES) {
+            for (lane, word) in stream.next().into_iter().enumerate() {
+                set_word(first + lane, word);
+            }
+        }
+    }
+
+    /// Compares all of the page's words, which `word` reads by their numbers.
+    ///
+    /// **Errors**: the first word that differs.
+    #[inline(always)]
+    pub fn compare(self, mut word: impl FnMut(usize) -> u64) -> Result<(), Mismatch> {
+        let mut stream = self.stream();
+        for first in (0..WORDS).step_by(LANES) {
+            for (lane, expected) in stream.next().into_iter().enumerate() {
+                let found = word(first + lane);
+                if found != expected {
+                    return Err(Mismatch {
+                        offset: (first + lane) * 8,
+                        expected,
+                        found,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The page's first word.
@@ -148,6 +191,24 @@ mod tests {
             let equal = base.iter().zip(&other).filter(|(a, b)| a == b).count();
             assert_eq!(equal, 0);
         }
+    }
+
+    #[test]
+    fn a_page_that_was_written_compares_equal() {
+        let identity = Identity {
+            kind: Kind::Unique,
+            index: 5,
+            version: 3,
+            seed: 1,
+        };
+        let mut words = [0; WORDS];
+        identity.write(|at, word| words[at] = word);
+        assert_eq!(words[..], page(Kind::Unique, 5, 3, 1));
+        assert_eq!(identity.compare(|at| words[at]), Ok(()));
+        words[WORDS - 1] ^= 1;
+        let mismatch = identity.compare(|at| words[at]).expect_err("one bit");
+        assert_eq!(mismatch.offset, 8 * (WORDS - 1));
+        assert_eq!(mismatch.found ^ mismatch.expected, 1);
     }
 
     #[test]

@@ -11,3 +11,4 @@ pub mod meter;
 pub mod order;
 pub mod ring;
 pub mod rng;
+pub mod work;

@@ -111,6 +111,12 @@ pub struct Kinds {
 impl Kinds {
     /// Kinds in turn, at most.
     const MAX: usize = 8;
+    /// Nothing but unique pages.
+    pub const UNIQUE: Self = Self {
+        kinds: [Kind::Unique; Self::MAX],
+        count: 1,
+        run: 1,
+    };
 
     /// Parses a text such as `cuz`, a letter a kind: common to all guests, unique, zero. `run` pages
     /// in a row have the same kind.
@@ -214,6 +220,7 @@ mod tests {
             Duplicate, Duplicate, Unique, Unique, Zero, Zero, Duplicate, Duplicate,
         ];
         assert_eq!(found, expected);
+        assert_eq!(Kinds::parse("u", 1), Some(Kinds::UNIQUE));
         for (text, run) in [("", 1), ("x", 1), ("u", 0), ("uuuuuuuuu", 1)] {
             assert_eq!(Kinds::parse(text, run), None, "{text} {run}");
         }

@@ -1,7 +1,7 @@
 //! A running guest: its options, memory, balloon and figures, and the work every behaviour does.
 
 use tidemark_guest_model::cmdline::{Amount, OptionError, Options};
-use tidemark_guest_model::content::{Identity, Kind};
+use tidemark_guest_model::content::{Identity, Kind, Mismatch};
 use tidemark_guest_model::layout::Mix;
 use tidemark_guest_protocol::{KEY_CORRUPT, KEY_VERIFIED, REPORT_PREFIX};
 
@@ -9,7 +9,7 @@ use crate::balloon::{Balloon, Reporting};
 use crate::boot::BootInfo;
 use crate::clock::{self, Clock};
 use crate::memory::{Arena, Filling, Memory};
-use crate::page::{Frame, Mismatch};
+use crate::page::Frame;
 use crate::{port, println};
 
 /// Options that every behaviour has.

@@ -5,7 +5,7 @@
 //! frame's bytes is ever made. [`Frame`] can only be had from an owner of memory that is not part of
 //! the image, so that a write hits nothing the compiler knows of.
 
-use tidemark_guest_model::content::{Identity, LANES, WORDS};
+use tidemark_guest_model::content::{Identity, Mismatch, WORDS};
 
 /// Bytes of a page.
 pub const BYTES: u64 = 4096;
@@ -13,17 +13,6 @@ pub const BYTES: u64 = 4096;
 /// A page frame: identity-mapped memory outside the image, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame(u32);
-
-/// Where a page differs from what it must hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Mismatch {
-    /// Byte offset of the first word that differs.
-    pub offset: usize,
-    /// The word that belongs there.
-    pub expected: u64,
-    /// The word that is there.
-    pub found: u64,
-}
 
 impl Frame {
     /// The frame of this number.
@@ -79,29 +68,11 @@ impl Frame {
 
     /// Writes the whole content of an identity.
     pub fn write(self, identity: Identity) {
-        let mut stream = identity.stream();
-        for first in (0..WORDS).step_by(LANES) {
-            for (lane, word) in stream.next().into_iter().enumerate() {
-                self.set_word(first + lane, word);
-            }
-        }
+        identity.write(|word, value| self.set_word(word, value));
     }
 
     /// Compares all 4096 bytes with the content of an identity.
     pub fn compare(self, identity: Identity) -> Result<(), Mismatch> {
-        let mut stream = identity.stream();
-        for first in (0..WORDS).step_by(LANES) {
-            for (lane, expected) in stream.next().into_iter().enumerate() {
-                let found = self.word(first + lane);
-                if found != expected {
-                    return Err(Mismatch {
-                        offset: (first + lane) * 8,
-                        expected,
-                        found,
-                    });
-                }
-            }
-        }
-        Ok(())
+        identity.compare(|word| self.word(word))
     }
 }

@@ -6,11 +6,11 @@
 #![no_main]
 
 use tidemark_guest_model::cmdline::{Amount, OptionError, Options};
-use tidemark_guest_model::content::{Identity, Kind};
+use tidemark_guest_model::content::Identity;
 use tidemark_guest_model::histogram::{BUCKETS, Histogram};
 use tidemark_guest_model::meter::{Kinds, Phase, phases};
 use tidemark_guest_model::order::{Order, Visits};
-use tidemark_guest_model::rng::Rng;
+use tidemark_guest_model::work::{Access, BATCH, Manner, Page, WINDOW_MS, Windows, Work};
 use tidemark_guest_protocol::{KEY_CORRUPT, KEY_VERIFIED, REPORT_PREFIX};
 use tidemark_guest_runtime::clock::{self, Clock};
 use tidemark_guest_runtime::guest::usage;
@@ -23,36 +23,17 @@ tidemark_guest_runtime::guest!(main);
 const KEYS: &[&str] = &[
     "set", "common", "kinds", "run", "do", "write", "redraw", "seed", "tsc_khz",
 ];
-/// Time that [`Phase::Operations`] counts together.
-const WINDOW_MS: u64 = 1000;
-/// Operations between two looks at the clock.
-const BATCH: u32 = 16;
-/// Versions of common pages: few, so that sister guests meet again.
-const COMMON_VERSIONS: u16 = 4;
 /// What touches write: no zero, or the page would look untouched.
 const TOUCH: u64 = 0x746f_7563_6864_7421;
 /// Longest sleep at a time.
 const SLEEP_MS_MAX: u64 = 1000;
 
-/// What a page holds.
-#[derive(Debug, Clone, Copy)]
-struct Page {
-    kind: Kind,
-    version: u16,
-}
-
 struct Meter {
     set: Frames,
-    pages: &'static mut [Page],
-    kinds: Kinds,
-    /// Different contents that common pages have; 0: one for each index.
-    common: u32,
+    work: Work<'static>,
     histogram: Histogram<'static>,
     clock: Clock,
-    rng: Rng,
     seed: u64,
-    write_percent: u32,
-    redraw_percent: u32,
     verified: u64,
     corrupt: u64,
 }
@@ -89,25 +70,23 @@ impl Meter {
         let kinds = usage(kinds);
         let seed = usage(options.number("seed", 0, u64::MAX));
         let mut arena = Arena::new(boot);
-        let fresh = Page {
-            kind: Kind::Zero,
-            version: 0,
-        };
-        let pages = arena.slice(wanted as usize, fresh);
+        let pages = arena.slice(wanted as usize, Page::FRESH);
         let histogram = Histogram::new(arena.slice(BUCKETS, 0));
         let set = arena.rest(wanted);
         let pages = &mut pages[..set.count() as usize];
-        Self {
-            set,
-            pages,
+        let manner = Manner {
             kinds,
             common: usage(options.number("common", 0, u64::from(u32::MAX))) as u32,
-            histogram,
-            clock: usage(Clock::new(options)),
-            rng: Rng::new(seed),
             seed,
             write_percent: usage(options.percent("write", 0)),
             redraw_percent: usage(options.percent("redraw", 0)),
+        };
+        Self {
+            set,
+            work: Work::new(pages, manner),
+            histogram,
+            clock: usage(Clock::new(options)),
+            seed,
             verified: 0,
             corrupt: 0,
         }
@@ -124,9 +103,7 @@ impl Meter {
                 self.each_page(number, phase, Order::InOrder, whole);
             }
             Phase::Fill => {
-                for index in 0..self.set.count() {
-                    self.pages[index as usize].kind = self.kinds.at(index);
-                }
+                self.work.fill();
                 let fill = |frame: Frame, identity| frame.write(identity);
                 self.each_page(number, phase, Order::InOrder, fill);
             }
@@ -146,7 +123,9 @@ impl Meter {
             Phase::Sleep { ms } => self.sleep(ms),
             Phase::Operations { ms } => self.operate(number, ms),
             Phase::Verify => {
-                (0..self.set.count()).for_each(|index| self.compare(index));
+                for index in 0..self.set.count() {
+                    self.compare(index, self.work.identity(index));
+                }
             }
         }
     }
@@ -163,7 +142,7 @@ impl Meter {
         let start = clock::now();
         for index in Visits::new(order, self.set.count(), self.seed) {
             let frame = self.set.get(index);
-            let identity = self.identity(index);
+            let identity = self.work.identity(index);
             let before = clock::now();
             work(frame, identity);
             self.histogram.add(clock::now() - before);
@@ -181,64 +160,38 @@ impl Meter {
 
     /// Random operations on pages that were filled, counted in windows.
     fn operate(&mut self, number: usize, ms: u64) {
-        let start = clock::now();
-        let end = start + self.clock.ms(ms);
-        let (mut from, mut operations, mut window) = (start, 0u64, 0u64);
+        let length = self.clock.ms(WINDOW_MS);
+        let mut windows = Windows::new(clock::now(), self.clock.ms(ms), length);
         loop {
             for _ in 0..BATCH {
                 self.operation();
             }
-            operations += u64::from(BATCH);
-            let now = clock::now();
-            if now < end && now < start + self.clock.ms((window + 1) * WINDOW_MS) {
+            let Some(window) = windows.count(BATCH, clock::now()) else {
                 continue;
-            }
-            let ns = self.clock.ns(now - from);
-            println!("meter: phase={number} ops={operations} window={window} ns={ns}");
-            if now >= end {
+            };
+            let ns = self.clock.ns(window.ticks);
+            println!(
+                "meter: phase={number} ops={} window={} ns={ns}",
+                window.operations, window.number
+            );
+            self.report();
+            if !windows.go_on(clock::now()) {
                 return;
             }
-            self.report();
-            // What was printed took time that is nobody's.
-            from = clock::now();
-            operations = 0;
-            window = (from - start) / self.clock.ms(WINDOW_MS);
         }
     }
 
     fn operation(&mut self) {
-        let index = self.rng.below(self.set.count());
-        if !self.rng.chance(self.write_percent) {
-            return self.compare(index);
-        }
-        let page = &mut self.pages[index as usize];
-        if self.rng.chance(self.redraw_percent) {
-            page.kind = self.kinds.nth(self.rng.below(u32::MAX));
-        }
-        page.version = match page.kind {
-            Kind::Duplicate => (page.version + 1) % COMMON_VERSIONS,
-            _ => page.version.wrapping_add(1),
-        };
-        self.set.get(index).write(self.identity(index));
-    }
-
-    fn identity(&self, index: u32) -> Identity {
-        let page = self.pages[index as usize];
-        let index = match page.kind {
-            Kind::Duplicate if self.common > 0 => index % self.common,
-            _ => index,
-        };
-        Identity {
-            kind: page.kind,
-            index,
-            version: page.version,
-            seed: self.seed,
+        let operation = self.work.draw();
+        match operation.access {
+            Access::Write => self.set.get(operation.index).write(operation.identity),
+            Access::Compare => self.compare(operation.index, operation.identity),
         }
     }
 
-    fn compare(&mut self, index: u32) {
+    fn compare(&mut self, index: u32, identity: Identity) {
         self.verified += 1;
-        if let Err(mismatch) = self.set.get(index).compare(self.identity(index)) {
+        if let Err(mismatch) = self.set.get(index).compare(identity) {
             self.corrupt += 1;
             println!("corrupt: index={index} {mismatch:?}");
         }

@@ -4,11 +4,11 @@
 #![no_main]
 
 use tidemark_guest_model::cmdline::{Amount, Options};
+use tidemark_guest_model::content::Mismatch;
 use tidemark_guest_model::layout::Mix;
 use tidemark_guest_runtime::BootInfo;
 use tidemark_guest_runtime::clock;
 use tidemark_guest_runtime::guest::{Guest, options, usage};
-use tidemark_guest_runtime::page::Mismatch;
 
 tidemark_guest_runtime::guest!(main);
 
