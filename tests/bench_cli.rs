@@ -142,6 +142,44 @@ fn the_wake_leaves_no_swap_on() {
 }
 
 #[test]
+fn the_half_has_both_arms_and_leaves_no_swap_on() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let swaps = || std::fs::read_to_string("/proc/swaps").unwrap();
+    let before = swaps();
+    let result = bench(&["half", "--size", "16M", "--runs", "1", "--seconds", "3"]);
+    let row = &result["ratios"]["half"];
+    check_row(row);
+    // Less than half of the set is not in memory, and no more than the limit.
+    let resident = figure(row, "ours_resident_mib");
+    assert!((6.0..=10.0).contains(&resident), "{row}");
+    for arm in ["ours", "peer"] {
+        assert!(figure(row, &format!("{arm}_present")) > 0.0, "{row}");
+    }
+    assert!(figure(row, "ours_present") > figure(row, "ours"), "{row}");
+    assert_eq!(swaps(), before);
+}
+
+#[test]
+fn a_newcomer_grabs_what_others_hold() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let result = bench(&["grab", "--size", "16M", "--runs", "1"]);
+    let row = &result["ratios"]["grab"];
+    check_row(row);
+    // The host was full: what the newcomer wants was not free.
+    let free_bytes = figure(row, "free_part") * figure(row, "budget_bytes");
+    assert!(free_bytes < f64::from(16 << 20), "{row}");
+    for others in ["ours_others_kept", "peer_others_kept"] {
+        assert!(figure(row, others) > 0.0, "{row}");
+    }
+}
+
+#[test]
 fn rows_can_be_chosen_and_shown_as_a_table() {
     let Some(_host) = require(&[Kvm, Uffd]) else {
         return;
@@ -205,6 +243,7 @@ fn bad_flags_are_status_2() {
         &["bench", "guest", "--size", "64X"],
         &["bench", "guest", "--seconds", "1"],
         &["bench", "guest", "--for-ratio", "speed"],
+        &["bench", "half", "--for-ratio", "grab"],
     ] {
         let output = folder.output(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -127,6 +127,7 @@ const DEPENDENCIES: &[&str] = &[
     "signal-hook",
     "tempfile",
     "thiserror",
+    "tidemark-guest-model",
     "tidemark-guest-protocol",
     "toml",
     "virtio-bindings",

@@ -13,14 +13,22 @@
 //! | `row` | figures, their ratio, as JSON and as a table |
 //! | `cpu` | CPU time of threads, from /proc |
 //! | `ksm` | KSM's settings, put back whatever happens |
-//! | `guest`, `share`, `storm`, `wake`, `idle` | the rows |
+//! | `cgroup` | a memory cgroup, removed whatever happens |
+//! | `program` | this program started beside a fleet, ended whatever happens |
+//! | `process` | the guest's work as an ordinary process |
+//! | `guest`, `share`, `storm`, `wake`, `half`, `grab`, `idle` | the rows |
 
+mod cgroup;
 mod cpu;
 mod fleet;
+mod grab;
 mod guest;
+mod half;
 mod idle;
 mod ksm;
 mod meter;
+mod process;
+mod program;
 mod row;
 mod share;
 mod storm;
@@ -66,8 +74,15 @@ enum What {
     Storm(Flags),
     /// Out to disk and back, beside the kernel's swap
     Wake(Flags),
+    /// A guest in half of its memory, beside the kernel's swap
+    Half(Flags),
+    /// A newcomer to a full host, beside one that finds free memory
+    Grab(Flags),
     /// Guests that rest, a busy host manager, the demo: what tidemark itself needs
     Idle(Flags),
+    /// What `half` starts beside a guest
+    #[command(hide = true)]
+    Process(process::Flags),
 }
 
 /// Flags of every bench.
@@ -79,7 +94,7 @@ struct Flags {
     /// Runs of each arm
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(RUNS_MAX)))]
     runs: u8,
-    /// Memory that a guest works on [default: guest 256M, share 128M, storm and wake 64M, idle 4M]
+    /// Memory that a guest works on [default: guest 256M, share 128M, storm and wake 64M, half 121M, grab 120M, idle 4M]
     #[arg(long, value_name = "SIZE", value_parser = set_bytes)]
     size: Option<u64>,
     /// Seconds of each timed piece of work
@@ -252,6 +267,18 @@ pub fn run(command: &BenchCommand, out: &Out) -> Result<ExitCode, CliError> {
             Verb::new("wake", wake::KEYS, wake::SIZE, wake::measure),
             flags,
         ),
+        What::Half(flags) => (
+            Verb::new("half", half::KEYS, half::SIZE, half::measure),
+            flags,
+        ),
+        What::Grab(flags) => (
+            Verb::new("grab", grab::KEYS, grab::SIZE, grab::measure),
+            flags,
+        ),
+        What::Process(flags) => {
+            process::work(*flags)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         What::Idle(flags) => (
             Verb::new("idle", idle::KEYS, idle::SIZE, idle::measure),
             flags,

@@ -18,6 +18,16 @@ pub fn meminfo(name: &str) -> Pages {
     size_in("/proc/meminfo", name)
 }
 
+/// A counter of /proc/vmstat; zero when there is none of that name.
+pub fn vmstat(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.parse().ok())
+        .unwrap_or(0)
+}
+
 /// Resident anonymous memory of a process; zero when it has ended.
 pub fn anonymous(pid: i32) -> Pages {
     size_in(&format!("/proc/{pid}/status"), "RssAnon")
@@ -62,6 +72,7 @@ mod tests {
         assert!(own_memory() >= anonymous(pid).min(Pages(1)));
         assert!(anonymous(pid) > Pages::ZERO && meminfo("MemTotal") > Pages::ZERO);
         assert!(started(pid).is_some());
+        assert!(vmstat("pgfault") > 0 && vmstat("pgfaul") == 0);
         assert_eq!((started(0), anonymous(0)), (None, Pages::ZERO));
     }
 }

@@ -80,9 +80,19 @@ pub(super) struct Guest {
     /// Options beside `set` and `tsc_khz`.
     pub options: String,
     pub group: Option<&'static str>,
+    /// Memory that it may have, bytes; `None`: all of its VM's.
+    pub limit: Option<u64>,
 }
 
 impl Guest {
+    /// The options of its guest.
+    pub fn command_line(&self, tsc_khz: u32) -> String {
+        let Guest {
+            set_bytes, options, ..
+        } = self;
+        format!("set={set_bytes} tsc_khz={tsc_khz} {options}")
+    }
+
     /// Memory of its VM.
     pub fn memory_bytes(&self) -> u64 {
         // Two numbers of eight bytes a page are its tables.
@@ -157,9 +167,14 @@ impl<'a> Fleet<'a> {
         Said::read(&String::from_utf8_lossy(&text))
     }
 
+    /// Where its host manager is.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+
     /// The host manager's figures; `None` while it does not answer.
     pub fn figures(&self) -> Option<Figures> {
-        let answer = call(&self.folder.join("socket"), &Request::Ps).ok()?;
+        let answer = call(&self.socket(), &Request::Ps).ok()?;
         serde_json::from_value(answer).ok()
     }
 
@@ -169,7 +184,7 @@ impl<'a> Fleet<'a> {
             vm: vm.to_owned(),
             changes: [(key.to_owned(), value.to_owned())].into(),
         };
-        let answer = call(&self.folder.join("socket"), &request);
+        let answer = call(&self.socket(), &request);
         answer.map(drop).map_err(|error| Error::Fleet {
             what: format!("set {vm} {key}={value}"),
             why: error.to_string(),
@@ -337,20 +352,21 @@ fn warm(bytes: u64) {
 fn text(bench: &Bench<'_>, guests: &[Guest], budget: u64) -> String {
     let mut text = format!("[host]\nmemory = {budget}\nswap_dir = \".\"\nseed = 1\n");
     for guest in guests {
-        let set = guest.set_bytes;
-        let khz = bench.tsc_khz;
+        let command_line = guest.command_line(bench.tsc_khz);
         // Nothing can fail to be written to a text.
         let _ = write!(
             text,
             "[[vm]]\nname = {:?}\nguest = \"meter\"\nmemory = {}\nconsole = \"{}.log\"\n\
-             cmdline = \"set={set} tsc_khz={khz} {}\"\n",
+             cmdline = \"{command_line}\"\n",
             guest.name,
             guest.memory_bytes(),
             guest.name,
-            guest.options,
         );
         if let Arm::Plain(advice) = guest.arm {
             let _ = write!(text, "memory_management = false\nadvise = \"{advice}\"\n");
+        }
+        if let Some(limit) = guest.limit {
+            let _ = writeln!(text, "limit = {limit}");
         }
         if let Some(group) = guest.group {
             let _ = writeln!(text, "share_group = {group:?}");

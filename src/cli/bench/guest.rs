@@ -98,6 +98,7 @@ fn guest(bench: &Bench<'_>, arm: Arm, options: &str) -> Guest {
         set_bytes: bench.size,
         options: options.to_owned(),
         group: None,
+        limit: None,
     }
 }
 

@@ -90,6 +90,7 @@ fn guests(count: u32, arm: Arm, set_bytes: u64, options: &str) -> Vec<Guest> {
         set_bytes,
         options: options.to_owned(),
         group: None,
+        limit: None,
     };
     (0..count).map(guest).collect()
 }

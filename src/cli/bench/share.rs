@@ -178,6 +178,7 @@ fn guests(bench: &Bench<'_>, arm: Arm, kinds: &str, run: u64) -> Vec<Guest> {
         set_bytes: bench.size,
         options: format!("kinds={kinds} run={run} do=fill,sleep:3600000"),
         group: (arm == Arm::Managed).then_some("bench"),
+        limit: None,
     };
     (0..GUESTS).map(guest).collect()
 }

@@ -96,6 +96,7 @@ fn guests(bench: &Bench<'_>, arm: Arm) -> Vec<Guest> {
         set_bytes,
         options: format!("kinds=c do=fill,sleep:{rest_ms},write,verify"),
         group: (arm == Arm::Managed).then_some("bench"),
+        limit: None,
     };
     vec![guest("a"), guest("b")]
 }

@@ -15,16 +15,17 @@
 //! in which the kernel read fewer than nine tenths of the pages is none.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::cgroup::Group;
 use super::fleet::{Arm, Fleet, Guest};
 use super::meter::Pages;
 use super::row::{Better, Peer, Row, those_that_ran};
 use super::{Bench, Error, Side};
 use crate::sys::kernel_swap::{SwapArea, page_out};
+use crate::sys::proc::vmstat;
 use crate::words::Advice;
 
 /// The rows.
@@ -118,6 +119,7 @@ fn guest(bench: &Bench<'_>, arm: Arm, order: &str) -> Guest {
         set_bytes: bench.size,
         options: format!("do=fill,sleep:{REST_MS},{order},verify"),
         group: None,
+        limit: None,
     }
 }
 
@@ -236,93 +238,4 @@ fn largest_mapping(pid: i32) -> Option<(usize, usize)> {
         writable.then_some((from, to - from))
     });
     anonymous.max_by_key(|(_, bytes)| *bytes)
-}
-
-fn vmstat(name: &str) -> u64 {
-    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-    lines
-        .find(|(key, _)| *key == name)
-        .and_then(|(_, value)| value.parse().ok())
-        .unwrap_or(0)
-}
-
-/// A memory cgroup below our own. Dropping it removes it, once its processes are gone.
-struct Group {
-    path: PathBuf,
-    /// The file that empties it, and what is written there.
-    reclaim: (&'static str, &'static str),
-}
-
-impl Group {
-    fn new() -> Result<Group, String> {
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let name = format!("tidemark-bench-{}", std::process::id());
-        let found = own.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':');
-            let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-            let path = path.trim_start_matches('/');
-            let memory = controllers.split(',').any(|name| name == "memory");
-            match (memory, controllers.is_empty()) {
-                (true, _) => Some((
-                    format!("/sys/fs/cgroup/memory/{path}"),
-                    ("memory.force_empty", "0"),
-                )),
-                (_, true) => Some((format!("/sys/fs/cgroup/{path}"), ("memory.reclaim", "16G"))),
-                _ => None,
-            }
-            .filter(|(path, (file, _))| {
-                // Below it a new group will have the same file; the root has none.
-                PathBuf::from(path).join(file).exists() || *file == "memory.force_empty"
-            })
-        });
-        let Some((parent, reclaim)) = found else {
-            return Err("no memory cgroup that could be emptied".to_owned());
-        };
-        let path = PathBuf::from(parent).join(name);
-        fs::create_dir(&path)
-            .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
-        Ok(Group { path, reclaim })
-    }
-
-    /// Does `work` inside the group: whatever it starts stays there. To be put into the group later
-    /// would be too late: memory stays with the group in which it was touched.
-    fn around<T>(&self, work: impl FnOnce() -> T) -> Result<T, String> {
-        let enter = |group: &Path| {
-            let file = group.join("cgroup.procs");
-            let write = fs::write(&file, std::process::id().to_string());
-            write.map_err(|error| format!("cannot use {}: {error}", file.display()))
-        };
-        enter(&self.path)?;
-        let done = work();
-        enter(self.path.parent().unwrap_or(&self.path))?;
-        Ok(done)
-    }
-
-    /// Gives up what of it can be had again: the swap cache. What cannot be emptied is no error.
-    fn empty(&self) -> Result<(), String> {
-        let (file, text) = self.reclaim;
-        let path = self.path.join(file);
-        match path.exists() {
-            // It fails where something is left, as the VM's own pages are.
-            false => Err(format!("{} is missing", path.display())),
-            true => {
-                let _ = fs::write(path, text);
-                Ok(())
-            }
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its processes were waited for; the kernel may need a moment more.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.path).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        log::error!("cannot remove {}", self.path.display());
-    }
 }
