@@ -21,6 +21,10 @@
 //! keeps its last estimate for ever there, is never taxed, and keeps its memory beside a neighbour
 //! that is swapped in and out for want of it.
 //!
+//! **The first period** says nothing before it is over. What was touched so far is what a guest that fills
+//! its memory had a moment ago: less than it holds, so that it would be taxed for what it has just written,
+//! and be swapped beside free memory.
+//!
 //! **Sleep.** A VM slept through a period if it was busy for less than a sixteenth of it. What it
 //! touched meanwhile counts like any other sample, but the slow average then moves like the fast one:
 //! from all active to a sixteenth within two periods, not nine. The slow average is there for guests
@@ -153,20 +157,16 @@ impl Sampler {
         self.touched = (self.touched + 1).min(self.sampled);
     }
 
-    /// What is known now; `None` before anything is.
+    /// What is known now; `None` before a first period is over.
     ///
     /// `size` is the memory that the sample was drawn from.
     pub fn estimate(&self, size: Pages) -> Option<Estimate> {
-        let running = (self.sampled > 0).then(|| self.running());
-        let fraction = match (self.averages, running) {
-            (Some(averages), running) => {
-                let running = running.unwrap_or(0);
-                Some(averages.slow.max(averages.fast).max(running))
-            }
-            // In the first period only touches are news: that nothing was touched yet is none.
-            (None, Some(running)) if running > 0 => Some(running),
-            (None, _) => None,
-        }?;
+        let averages = self.averages?;
+        let running = match self.sampled {
+            0 => 0,
+            _ => self.running(averages),
+        };
+        let fraction = averages.slow.max(averages.fast).max(running);
         let pages = |millionths: u64| {
             let pages = u128::from(size.0) * u128::from(millionths.min(ONE));
             Pages(u64::try_from(pages.div_ceil(u128::from(ONE))).expect("at most the size"))
@@ -210,11 +210,8 @@ impl Sampler {
 
     /// The fast average as if the period ended now: rises with each touch, never falls within a
     /// period.
-    fn running(&self) -> u64 {
-        match self.averages {
-            Some(old) => (old.fast + self.fraction() * (FAST_DIVISOR - 1)) / FAST_DIVISOR,
-            None => self.fraction(),
-        }
+    fn running(&self, old: Averages) -> u64 {
+        (old.fast + self.fraction() * (FAST_DIVISOR - 1)) / FAST_DIVISOR
     }
 
     /// Up to `sample_pages` different eligible pages, by drawing with a bound on the number of draws.
@@ -313,13 +310,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_before_the_first_touch_or_period() {
+    fn nothing_is_known_before_the_first_period_is_over() {
         let mut sampler = Sampler::new(100, PERIOD, 1);
         assert_eq!(sampler.estimate(SIZE), None);
         sampler.begin(busy(Duration::ZERO), SIZE, |_| true);
+        // A guest that has filled half of its memory so far, and goes on.
+        for _ in 0..50 {
+            sampler.touch();
+        }
         assert_eq!(sampler.estimate(SIZE), None);
-        sampler.touch();
-        assert!(sampler.estimate(SIZE).is_some());
+        for _ in 50..100 {
+            sampler.touch();
+        }
+        sampler.begin(busy(PERIOD), SIZE, |_| true);
+        assert_eq!(sampler.estimate(SIZE).map(|e| e.active), Some(SIZE));
     }
 
     #[test]
@@ -331,10 +335,11 @@ mod tests {
             _ => 0,
         };
         let (_, estimates) = play(16, 3, active);
-        assert!(estimates[3].active.0 < half / 2);
-        assert!(estimates[4].active.0 > half * 2 / 3, "fast up");
-        assert!(estimates[8].active.0 > half / 2, "slow down");
-        assert!(estimates[16].active.0 < half / 4);
+        // The first is that of period 1.
+        assert!(estimates[2].active.0 < half / 2);
+        assert!(estimates[3].active.0 > half * 2 / 3, "fast up");
+        assert!(estimates[7].active.0 > half / 2, "slow down");
+        assert!(estimates[15].active.0 < half / 4);
     }
 
     /// A guest that used all its memory for so long, then sleeps: what is left of the estimate after
@@ -398,6 +403,7 @@ mod tests {
             sampler.withdraw();
             sampler.touch();
         }
+        sampler.begin(busy(PERIOD), SIZE, |_| true);
         assert_eq!(sampler.estimate(SIZE).map(|e| e.active), Some(SIZE));
     }
 
