@@ -3,7 +3,9 @@
 //!
 //! The four are the guest `verify`: all they have is compared and rewritten, a fifth of it is a cache
 //! that their balloon drivers may drop, the rest is data of their own that has to be swapped. The
-//! budget is what they hold, and the few per cent that a host in state high keeps free.
+//! budget is what they hold, and the few per cent that a host in state high keeps free. The newcomer
+//! has high shares, so that it is entitled to all that it wants: with the shares of the others it would
+//! have to swap a fifth of it, and its time would be that of its own swapping.
 //!
 //! | row | figure |
 //! |---|---|
@@ -131,6 +133,7 @@ fn newcomer(bench: &Bench<'_>, fleet: &Fleet<'_>, side: Side) -> Vec<String> {
         format!("--memory={}", guest.memory_bytes()),
         format!("--cmdline={}", guest.command_line(bench.tsc_khz)),
         format!("--swap-dir={}", bench.flags.dir.display()),
+        "--shares=high".to_owned(),
     ];
     if let Arm::Plain(advice) = guest.arm {
         line.push("--memory-management=off".to_owned());
