@@ -25,8 +25,8 @@ use crate::page::state::PageState;
 use crate::sys::space::PageBuf;
 use crate::units::Gfn;
 
-/// Pages of one batch: 128 KiB a write.
-pub const BATCH_PAGES: usize = 32;
+/// Pages of one batch: 512 KiB a write.
+pub const BATCH_PAGES: usize = 128;
 
 /// What a batch achieved.
 #[derive(Debug, Default)]

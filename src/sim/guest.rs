@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::scenario::{GuestSpec, Model, Reports};
 use crate::link::message::{Orders, ToHost, ToVm, Welcome};
 use crate::mem::credit::{CreditBook, CreditMove};
-use crate::mem::reclaim::BATCH_PAGES;
+use crate::mem::tasks::swap::ROOM_PAGES;
 use crate::policy::sampling::{Sampler, VmClock};
 use crate::policy::types::VmId;
 use crate::units::{Gfn, Pages};
@@ -169,8 +169,8 @@ impl Guest {
         self.strength = STEP_PAGES;
         if let Some(most) = self.orders.private_max {
             // As the VM process does, it makes room for a fault that waits.
-            let room = if self.waits { BATCH_PAGES as u64 } else { 0 };
-            self.swap_out(self.credit.excess(most, Pages(room)).0.min(STEP_PAGES));
+            let room = if self.waits { ROOM_PAGES } else { Pages::ZERO };
+            self.swap_out(self.credit.excess(most, room).0.min(STEP_PAGES));
         }
         self.balloon(now);
         self.credit.measured(self.held());

@@ -27,9 +27,10 @@ pub enum Phase {
         /// For how long, milliseconds.
         ms: u64,
     },
-    /// `write`, `write_seq`: writes a word into each page.
+    /// `write`, `write_seq`, `write_sparse`: writes a word into each page, or into one in so many.
     Write(Order),
-    /// `read`, `read_seq`: reads a word of each page.
+    /// `read`, `read_seq`: reads a word of each page; `read_sparse`: of one in
+    /// [`SPARSE_PAGES`](crate::order::SPARSE_PAGES).
     Read(Order),
     /// `verify`: compares all pages.
     Verify,
@@ -52,8 +53,10 @@ impl Phase {
             "fill" => Self::Fill,
             "write" => Self::Write(Order::Random),
             "write_seq" => Self::Write(Order::InOrder),
+            "write_sparse" => Self::Write(Order::Sparse),
             "read" => Self::Read(Order::Random),
             "read_seq" => Self::Read(Order::InOrder),
+            "read_sparse" => Self::Read(Order::Sparse),
             "verify" => Self::Verify,
             _ => return None,
         };
@@ -71,8 +74,10 @@ impl Phase {
             Self::Operations { .. } => "ops",
             Self::Write(Order::Random) => "write",
             Self::Write(Order::InOrder) => "write_seq",
+            Self::Write(Order::Sparse) => "write_sparse",
             Self::Read(Order::Random) => "read",
             Self::Read(Order::InOrder) => "read_seq",
+            Self::Read(Order::Sparse) => "read_sparse",
             Self::Verify => "verify",
         }
     }

@@ -1,4 +1,4 @@
-//! Orders in which a set of pages is visited, each page once, without a table.
+//! Orders in which a set of pages is visited, each page at most once, without a table.
 
 use crate::rng::mix;
 
@@ -9,13 +9,20 @@ pub enum Order {
     InOrder,
     /// Each page once, with no pattern.
     Random,
+    /// One page of [`SPARSE_PAGES`], with no pattern: what a page costs whose neighbours are left alone.
+    Sparse,
 }
 
-/// A visit to each of `count` pages.
+/// Neighbours of which a sparse order has one.
+pub const SPARSE_PAGES: u32 = 128;
+
+/// A visit to each of `count` pages, or to as many of them as the order has.
 #[derive(Debug, Clone)]
 pub struct Visits {
     order: Order,
     count: u32,
+    /// Of so many pages one is visited.
+    stride: u32,
     /// Bits of each half of a number that is at least `count`.
     half: u32,
     key: u64,
@@ -26,10 +33,16 @@ impl Visits {
     /// Visits to `count` pages; a random order follows from `seed`.
     #[must_use]
     pub const fn new(order: Order, count: u32, seed: u64) -> Self {
+        let stride = match order {
+            Order::InOrder | Order::Random => 1,
+            Order::Sparse => SPARSE_PAGES,
+        };
+        let count = count.div_ceil(stride);
         let bits = u32::BITS - count.saturating_sub(1).leading_zeros();
         Self {
             order,
             count,
+            stride,
             half: bits.div_ceil(2),
             key: mix(seed),
             next: 0,
@@ -59,7 +72,7 @@ impl Iterator for Visits {
             let number = self.next;
             let all = match self.order {
                 Order::InOrder => u64::from(self.count),
-                Order::Random => 1 << (2 * self.half),
+                Order::Random | Order::Sparse => 1 << (2 * self.half),
             };
             if number >= all {
                 return None;
@@ -67,10 +80,10 @@ impl Iterator for Visits {
             self.next += 1;
             let index = match self.order {
                 Order::InOrder => number,
-                Order::Random => self.scramble(number),
+                Order::Random | Order::Sparse => self.scramble(number),
             };
             if index < u64::from(self.count) {
-                return Some(index as u32);
+                return Some(index as u32 * self.stride);
             }
         }
     }
@@ -88,6 +101,15 @@ mod tests {
                 seen.sort_unstable();
                 assert!(seen.into_iter().eq(0..count), "{order:?} {count}");
             }
+        }
+    }
+
+    #[test]
+    fn a_sparse_order_has_one_page_of_each_run() {
+        for count in [0, 1, 128, 129, 16_384] {
+            let mut seen: Vec<u32> = Visits::new(Order::Sparse, count, 7).collect();
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq((0..count).step_by(128)), "{count}");
         }
     }
 

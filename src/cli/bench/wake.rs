@@ -7,7 +7,7 @@
 //! | row | figure |
 //! |---|---|
 //! | `out` | from the order until it is out, its writes done |
-//! | `in_disk_p50`, `in_disk_p99` | one page, in random order |
+//! | `in_disk_p50`, `in_disk_p99` | one page of which no neighbour is read: one in 128, in random order |
 //! | `wake_random`, `wake_seq` | all pages, in random order, in order |
 //!
 //! What the kernel has written out stays in its swap cache for a while, and would come back without
@@ -92,14 +92,19 @@ impl Both {
 /// Measures the rows that are wanted.
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::new();
-    let random = ["out", "in_disk_p50", "in_disk_p99", "wake_random"];
-    if random.iter().any(|key| bench.wants(key)) {
+    if bench.wants("in_disk_p50") || bench.wants("in_disk_p99") {
+        let both = Both::measure(bench, "read_sparse")?;
+        #[expect(clippy::cast_precision_loss, reason = "times far below 2^53 ns")]
+        rows.extend([
+            both.row("in_disk_p50", "us", |run| run.reads.p50 as f64 / 1e3),
+            both.row("in_disk_p99", "us", |run| run.reads.p99 as f64 / 1e3),
+        ]);
+    }
+    if bench.wants("out") || bench.wants("wake_random") {
         let both = Both::measure(bench, "read")?;
         #[expect(clippy::cast_precision_loss, reason = "times far below 2^53 ns")]
         rows.extend([
             both.row("out", "s", |run| run.out.as_secs_f64()),
-            both.row("in_disk_p50", "us", |run| run.reads.p50 as f64 / 1e3),
-            both.row("in_disk_p99", "us", |run| run.reads.p99 as f64 / 1e3),
             both.row("wake_random", "s", |run| run.reads.ns as f64 / 1e9),
         ]);
     }

@@ -13,6 +13,8 @@ use crate::units::Pages;
 
 /// Pause after the swap file failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+/// Room made at a time for a guest that waits at the most it may use. Chosen: a cluster of victims.
+pub const ROOM_PAGES: Pages = Pages(32);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -56,9 +58,8 @@ impl Swap {
             return Pages::ZERO;
         };
         let waits = self.pager.starving_faults() > 0;
-        let room = if waits { BATCH_PAGES as u64 } else { 0 };
-        self.pager
-            .with_credit(|credit| credit.excess(most, Pages(room)))
+        let room = if waits { ROOM_PAGES } else { Pages::ZERO };
+        self.pager.with_credit(|credit| credit.excess(most, room))
     }
 }
 

@@ -44,7 +44,7 @@ fn main(boot: BootInfo) -> u32 {
     let (phases, count) = usage(phases(list).ok_or(OptionError::Invalid {
         key: "do",
         value: list,
-        wanted: "fill before what needs content, no touch after it; up to 16 of word, page, fill, sleep:MS, ops:MS, write, write_seq, read, read_seq, verify",
+        wanted: "fill before what needs content, no touch after it; up to 16 of word, page, fill, sleep:MS, ops:MS, write, write_seq, write_sparse, read, read_seq, read_sparse, verify",
     }));
     let mut meter = Meter::new(&boot, &options);
     println!("meter: set={} khz={}", meter.set.count(), meter.clock.ms(1));
