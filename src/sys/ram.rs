@@ -70,6 +70,14 @@ impl Layout {
         Layout { ranges }
     }
 
+    /// The layout of so many bytes, in whole pages.
+    ///
+    /// # Panics
+    /// As [`Layout::new`].
+    pub fn of_bytes(bytes: u64) -> Layout {
+        Layout::new(Pages::in_bytes(bytes))
+    }
+
     /// The RAM ranges in ascending order.
     pub fn ranges(&self) -> &[GfnRange] {
         &self.ranges

@@ -17,8 +17,10 @@ use vm_memory::{
 
 use super::Error;
 use crate::sys::ram::{GuestRam, Layout};
-use crate::units::{PAGE_SIZE, Pages};
 use crate::words::Advice;
+
+/// Bytes of a page.
+const PAGE_BYTES: usize = WORDS * 8;
 
 /// What the process is told.
 #[derive(Debug, Clone, Copy, Args)]
@@ -56,13 +58,12 @@ impl Flags {
 /// # Errors
 /// When there is no memory, or a page did not hold what it must.
 pub(super) fn work(flags: Flags) -> Result<(), Error> {
-    let pages = Pages::in_bytes(flags.set);
-    let count = u32::try_from(pages.0).unwrap_or(u32::MAX);
-    let ram = GuestRam::advised(Layout::new(pages), Some(Advice::NoHugePage));
+    let count = u32::try_from(flags.set / PAGE_BYTES as u64).unwrap_or(u32::MAX);
+    let ram = GuestRam::advised(Layout::of_bytes(flags.set), Some(Advice::NoHugePage));
     let ram = ram.map_err(|error| super::io("map the set")(io::Error::other(error)))?;
     let set = ram
         .memory()
-        .get_slice(GuestAddress(0), count as usize * PAGE_SIZE);
+        .get_slice(GuestAddress(0), count as usize * PAGE_BYTES);
     let memory = Memory(set.map_err(|error| super::io("use the set")(io::Error::other(error)))?);
     let mut table = vec![Page::FRESH; count as usize];
     let manner = Manner {
@@ -116,7 +117,7 @@ struct Memory<'a>(VolatileSlice<'a>);
 
 impl Memory<'_> {
     fn words(&self, index: u32) -> VolatileArrayRef<'_, u64> {
-        let start = index as usize * PAGE_SIZE;
+        let start = index as usize * PAGE_BYTES;
         let words = self.0.get_array_ref(start, WORDS);
         words.expect("the set has this page")
     }
