@@ -72,7 +72,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "host",
             "link::message",
             "mem::credit",
-            "mem::reclaim::BATCH_PAGES",
+            "mem::tasks::swap::ROOM_PAGES",
             "policy",
             "units",
             "words",
