@@ -395,9 +395,18 @@ impl ShareIndex {
         retired.map_or(Pages::ZERO, |group| group.give_back(GIVE_BACK_FRAMES))
     }
 
-    /// Whether there are any.
-    pub fn has_retired(&self) -> bool {
-        self.groups.values().any(|group| group.retired() > 0)
+    /// Takes some hints of VMs that were forgotten out of the tables of their group.
+    pub fn sweep_hints(&mut self) {
+        let mut groups = self.groups.values_mut();
+        if let Some(group) = groups.find(|group| group.has_void_hints()) {
+            group.sweep_hints();
+        }
+    }
+
+    /// Whether there are retired frames or forgotten hints left.
+    pub fn has_leftovers(&self) -> bool {
+        let mut groups = self.groups.values();
+        groups.any(|group| group.retired() > 0 || group.has_void_hints())
     }
 
     /// Forgets wants that were not answered in time.
