@@ -6,7 +6,7 @@
 //! its last. So a VM process has a descriptor of its own group's frames only, and a frame number means
 //! a frame of the VM's own group or nothing.
 //!
-//! Bounds, so that a VM can only exhaust what is its own (`Member`): hints at most one
+//! Bounds, so that a VM can only exhaust what is its own (`Member`, `Hints`): hints at most one
 //! a page of its memory, references at most its pages plus one message of candidates, [`WANTS_MAX`]
 //! contents asked at a time, [`WAITING_MAX`] pages waiting for one content. A want that is not answered
 //! in [`WANT_EXPIRY`] is forgotten, and an answer after that is ignored. A group's pool is as long as

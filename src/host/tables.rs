@@ -9,8 +9,8 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-/// Small tables. Chosen: of 4 Mi entries (16 GiB of pages) one that grows moves 32 Ki, in 3 ms; an
-/// empty one takes 32 bytes.
+/// Small tables. Chosen: of 4 Mi entries (16 GiB of pages) one that grows moves 32 Ki; an empty one takes
+/// 32 bytes.
 const PARTS: usize = 128;
 
 /// A hash table of `T`, each of which has a key of its own that callers know how to find.
