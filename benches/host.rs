@@ -4,24 +4,27 @@
 //! |---|---|
 //! | `frames/split` | dividing all frames among their holders: 262,144 frames (1 GiB) of 2 VMs and 1,048,576 (4 GiB) of 4 |
 //! | `frames/reference` | one reference taken and given back: frames of 2, 4 and 32 holders |
+//! | `index/offer` | one message of pages that nobody else has, until the index has 1 Mi hints |
+//! | `index/slowest` | the slowest of those messages |
+//! | `index/gone` | a VM with 1 Mi hints has ended |
 //! | `manager/report` | one VM's report, on a host of 100, 1,000 and 4,000 VMs |
 //! | `manager/tick` | one decision, every VM having reported since the last |
 //!
 //! Goal: a decision takes less than a tenth of a tick (10 ms) at 1,000 VMs, however many frames.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidemark::host::manager::{Manager, Settings};
 use tidemark::host::process::ProcessId;
 use tidemark::host::split::FrameSplit;
-use tidemark::link::message::{Hello, ToHost};
+use tidemark::link::message::{Hello, OFFER_PAGES_MAX, ToHost};
 use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
-use tidemark::units::Pages;
-use tidemark::words::{Allocation, Holding, Measured, Report, Sampling};
+use tidemark::units::{Gfn, Pages};
+use tidemark::words::{Allocation, Holding, Key, Measured, Report, Sampling};
 
 type Holders = Vec<(VmId, u32)>;
 
@@ -73,9 +76,12 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A host of so many VMs that have all reported.
+/// A host of so many VMs of 64 MiB that have all reported.
 fn host(vms: u32) -> (Manager, Vec<VmId>) {
-    let size = Pages::mib(64);
+    host_of(vms, Pages::mib(64))
+}
+
+fn host_of(vms: u32, size: Pages) -> (Manager, Vec<VmId>) {
     let mut manager = Manager::new(Settings {
         budget: Pages(size.0 * u64::from(vms)),
         policy: PolicyKind::Esx,
@@ -147,5 +153,53 @@ fn manager(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, frames, manager);
+/// A VM of 4 GiB offers all its pages: the host, the VM, and how long each message took.
+fn offered() -> (Manager, VmId, Vec<Duration>) {
+    let size = Pages::mib(4 << 10);
+    let (mut manager, ids) = host_of(1, size);
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut times = Vec::new();
+    for first in (0..u32::try_from(size.0).expect("4 GiB")).step_by(OFFER_PAGES_MAX) {
+        let gfns = (first..).take(OFFER_PAGES_MAX).map(Gfn);
+        let pages = gfns.map(|gfn| (gfn, Key(random.u64(..)))).collect();
+        let offer = ToHost::Offer { pages };
+        let start = Instant::now();
+        let heard = manager.message(ids[0], offer, Duration::ZERO);
+        times.push(start.elapsed());
+        heard.expect("a good offer");
+    }
+    (manager, ids[0], times)
+}
+
+fn index(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("index");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(1))
+        .measurement_time(Duration::from_millis(1));
+    // Each figure is of one filling, however often it is asked for.
+    let of_one = |figure: fn() -> Duration| {
+        move |iterations: u64| {
+            let once = figure();
+            once * u32::try_from(iterations).expect("a few")
+        }
+    };
+    let mean = || {
+        let (_, _, times) = offered();
+        times.iter().sum::<Duration>() / u32::try_from(times.len()).expect("a few")
+    };
+    let slowest = || offered().2.into_iter().max().unwrap_or_default();
+    let gone = || {
+        let (mut manager, id, _) = offered();
+        let start = Instant::now();
+        manager.gone(id);
+        start.elapsed()
+    };
+    group.bench_function("offer", |bencher| bencher.iter_custom(of_one(mean)));
+    group.bench_function("slowest", |bencher| bencher.iter_custom(of_one(slowest)));
+    group.bench_function("gone", |bencher| bencher.iter_custom(of_one(gone)));
+    group.finish();
+}
+
+criterion_group!(benches, frames, index, manager);
 criterion_main!(benches);

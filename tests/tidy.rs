@@ -112,6 +112,7 @@ const DEPENDENCIES: &[&str] = &[
     "criterion",
     "env_logger",
     "fastrand",
+    "hashbrown",
     "kvm-bindings",
     "kvm-ioctls",
     "libc",

@@ -20,11 +20,15 @@
 //! its host manager, says anew which frames it maps: see `group/claims.rs`.
 
 mod claims;
+mod frames;
+mod hints;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use claims::ClaimError;
+use frames::{Frame, Frames};
+use hints::Hints;
 
 use super::accounts::FramePart;
 use super::member::{Member, Reach};
@@ -39,28 +43,10 @@ use crate::words::Key;
 /// Frames given back to the host in one go. Chosen: a millisecond where each is a hole of its own.
 pub const GIVE_BACK_FRAMES: usize = 64;
 
-#[derive(Debug)]
-enum Entry {
-    Hint(VmId, Gfn),
-    Awaited(Box<Awaited>),
-    Frame(FrameId),
-}
-
 /// A content that was asked for; who was asked stands in [`Member::wants`].
 #[derive(Debug)]
 struct Awaited {
     waiting: Vec<(VmId, Gfn)>,
-}
-
-#[derive(Debug)]
-struct Frame {
-    /// Under which it is in the index; `None` until an adopted frame was read, and where another
-    /// one with its content came first.
-    key: Option<Key>,
-    /// Who holds how many references; never zero ones.
-    holders: Vec<(VmId, u32)>,
-    /// Of an earlier host manager: somebody may map it who has not said so yet.
-    adopted: bool,
 }
 
 /// The memory of a group's frames.
@@ -78,8 +64,9 @@ pub(super) struct Group {
     seed: u64,
     memory: Memory,
     members: HashMap<VmId, Member>,
-    index: HashMap<Key, Entry>,
-    frames: HashMap<FrameId, Frame>,
+    hints: Hints,
+    awaited: HashMap<Key, Awaited>,
+    frames: Frames,
     references: u64,
     /// Members that may map adopted frames and have not said which.
     unsettled: HashSet<VmId>,
@@ -103,8 +90,9 @@ impl Group {
             seed,
             memory,
             members: HashMap::new(),
-            index: HashMap::new(),
-            frames: HashMap::new(),
+            hints: Hints::default(),
+            awaited: HashMap::new(),
+            frames: Frames::default(),
             references: 0,
             unsettled: HashSet::new(),
             unread: Vec::new(),
@@ -195,6 +183,7 @@ impl Group {
     pub fn join(&mut self, vm: VmId, size: Pages) {
         let before = self.members.insert(vm, Member::new(size));
         assert!(before.is_none(), "{vm:?} joined twice");
+        self.hints.join(vm, size);
     }
 
     /// Forgets a VM: its hints, its wants and all its references. Frames without another reference
@@ -203,13 +192,14 @@ impl Group {
         let Some(mut member) = self.members.remove(&vm) else {
             return Pages::ZERO;
         };
-        self.forget_pages(&mut member);
+        self.forget_pages(vm, &mut member);
+        self.hints.leave(vm);
         self.unsettled.remove(&vm);
         self.split_changed = true;
-        for frame in self.frames.values_mut() {
-            if frame.holders.iter().any(|&(holder, _)| holder == vm) {
+        for frame in self.frames.iter_mut() {
+            if frame.holders.held(vm) > 0 {
                 self.split.remove(&frame.holders);
-                frame.holders.retain(|&(holder, _)| holder != vm);
+                frame.holders.set(vm, 0);
                 self.split.add(&frame.holders);
             }
         }
@@ -218,10 +208,8 @@ impl Group {
     }
 
     /// Forgets a member's hints and wants.
-    fn forget_pages(&mut self, member: &mut Member) {
-        for (_, key) in member.hints.drain() {
-            self.index.remove(&key);
-        }
+    fn forget_pages(&mut self, vm: VmId, member: &mut Member) {
+        self.hints.forget(vm);
         for (_, (key, _)) in member.wants.drain() {
             self.give_up(key);
         }
@@ -231,17 +219,12 @@ impl Group {
     /// many.
     fn sweep(&mut self) -> Pages {
         let settled = self.unsettled.is_empty();
-        let mut freed = Vec::new();
-        self.frames.retain(|&id, frame| {
-            let keep = !frame.holders.is_empty() || (frame.adopted && !settled);
-            if !keep {
-                if let Some(key) = frame.key {
-                    self.index.remove(&key);
-                }
-                freed.push(id);
-            }
-            keep
-        });
+        let kept = |frame: &&Frame| !frame.holders.is_empty() || (frame.adopted && !settled);
+        let over = self.frames.iter().filter(|frame| !kept(frame));
+        let freed: Vec<FrameId> = over.map(Frame::id).collect();
+        for &id in &freed {
+            self.frames.remove(id);
+        }
         let count = Pages(freed.len() as u64);
         if !freed.is_empty() {
             self.pool_mut().free(freed);
@@ -253,25 +236,22 @@ impl Group {
     pub fn offer(&mut self, vm: VmId, pages: &[(Gfn, Key)], now: Duration) -> OfferAnswer {
         let mut answer = OfferAnswer::default();
         for &(gfn, key) in pages {
-            match self.index.get_mut(&key) {
-                None => self.hint(vm, gfn, key),
-                Some(&mut Entry::Hint(owner, page)) => {
-                    if (owner, page) != (vm, gfn) && self.want(vm, gfn, key, now) {
-                        answer.wants.push(gfn);
-                    }
+            if let Some(frame) = self.frames.with_key(key) {
+                if self.lend(vm, frame) {
+                    answer.candidates.push((gfn, frame));
                 }
-                Some(Entry::Awaited(awaited)) => {
-                    let asked = self.members[&vm].wants.get(&gfn).map(|&(key, _)| key) == Some(key);
-                    let known = asked || awaited.waiting.contains(&(vm, gfn));
-                    if !known && awaited.waiting.len() < WAITING_MAX {
-                        awaited.waiting.push((vm, gfn));
-                    }
+            } else if let Some(awaited) = self.awaited.get_mut(&key) {
+                let asked = self.members[&vm].wants.get(&gfn).map(|&(key, _)| key) == Some(key);
+                let known = asked || awaited.waiting.contains(&(vm, gfn));
+                if !known && awaited.waiting.len() < WAITING_MAX {
+                    awaited.waiting.push((vm, gfn));
                 }
-                Some(&mut Entry::Frame(frame)) => {
-                    if self.lend(vm, frame) {
-                        answer.candidates.push((gfn, frame));
-                    }
+            } else if let Some(page) = self.hints.get(key) {
+                if page != (vm, gfn) && self.want(vm, gfn, key, now) {
+                    answer.wants.push(gfn);
                 }
+            } else {
+                self.hints.put(vm, gfn, key);
             }
         }
         answer
@@ -304,10 +284,11 @@ impl Group {
             }
             match self.pool_mut().store(vm, gfn, content) {
                 Ok(Some(frame)) => {
+                    let before = answer.lent.len();
                     self.publish(key, frame, (vm, gfn), &mut answer.lent);
-                    if self.frames[&frame].holders.is_empty() {
+                    if answer.lent.len() == before {
                         // Nobody may hold further references: as if there had been no room.
-                        self.forget(frame);
+                        self.frames.remove(frame);
                         self.pool_mut().free(vec![frame]);
                     } else {
                         answer.made += 1;
@@ -364,16 +345,19 @@ impl Group {
         }
     }
 
-    /// Makes (vm, gfn) the page that stands for `key`.
-    fn hint(&mut self, vm: VmId, gfn: Gfn, key: Key) {
-        let member = self.members.get_mut(&vm).expect("callers know the VM");
-        if let Some(stale) = member.hints.remove(&gfn) {
-            self.index.remove(&stale);
-        }
-        if member.may_hint() {
-            member.hints.insert(gfn, key);
-            self.index.insert(key, Entry::Hint(vm, gfn));
-        }
+    #[cfg(test)]
+    pub fn hints_of(&self, vm: VmId) -> u64 {
+        self.hints.of(vm)
+    }
+
+    /// Takes some hints of members that were forgotten out of the tables. Whether there are more.
+    pub fn sweep_hints(&mut self) -> bool {
+        self.hints.sweep()
+    }
+
+    /// Whether there are such hints.
+    pub fn has_void_hints(&self) -> bool {
+        self.hints.has_void()
     }
 
     /// Turns a hint into an awaited content that (vm, gfn) is asked for, unless it is asked for
@@ -384,41 +368,28 @@ impl Group {
             return false;
         }
         member.wants.insert(gfn, (key, now));
-        let entry = self.index.get_mut(&key).expect("callers found a hint");
-        let Entry::Hint(owner, page) = *entry else {
-            unreachable!("callers found a hint");
-        };
-        *entry = Entry::Awaited(Box::new(Awaited {
-            waiting: vec![(owner, page)],
-        }));
-        let owner = self.members.get_mut(&owner);
-        let owner = owner.expect("hints leave with their VM");
-        owner.hints.remove(&page);
+        let hint = self.hints.take(key).expect("callers found a hint");
+        let waiting = vec![hint];
+        self.awaited.insert(key, Awaited { waiting });
         true
     }
 
     /// Nobody will send the content of an awaited key: one of those who wait becomes its hint.
     fn give_up(&mut self, key: Key) {
-        if let Some(Entry::Awaited(awaited)) = self.index.remove(&key) {
+        if let Some(awaited) = self.awaited.remove(&key) {
             let alive = |(vm, _): &&(VmId, Gfn)| self.members.contains_key(vm);
             if let Some(&(vm, gfn)) = awaited.waiting.iter().find(alive) {
-                self.hint(vm, gfn, key);
+                self.hints.put(vm, gfn, key);
             }
         }
     }
 
     /// A new frame replaces the awaited content; all who wait for it are lent a reference.
     fn publish(&mut self, key: Key, frame: FrameId, first: (VmId, Gfn), lent: &mut Vec<Lent>) {
-        let awaited = self.index.insert(key, Entry::Frame(frame));
-        let Some(Entry::Awaited(awaited)) = awaited else {
-            unreachable!("a want and its awaited entry come and go together");
-        };
-        let new = Frame {
-            key: Some(key),
-            holders: Vec::new(),
-            adopted: false,
-        };
-        self.frames.insert(frame, new);
+        let awaited = self.awaited.remove(&key);
+        let awaited = awaited.expect("a want and its awaited content come and go together");
+        self.frames.add(frame, false);
+        self.frames.set_key(frame, key);
         for (vm, gfn) in std::iter::once(first).chain(awaited.waiting) {
             if self.lend(vm, frame) {
                 lent.push(Lent { vm, gfn, frame });
@@ -433,13 +404,9 @@ impl Group {
         if !member.may_hold() {
             return false;
         }
-        let frame = self.frames.get_mut(&frame).expect("indexed frames exist");
+        let frame = self.frames.get_mut(frame).expect("indexed frames exist");
         self.split.remove(&frame.holders);
-        let held = frame.holders.iter_mut().find(|(holder, _)| *holder == vm);
-        match held {
-            Some((_, count)) => *count += 1,
-            None => frame.holders.push((vm, 1)),
-        }
+        frame.holders.set(vm, frame.holders.held(vm) + 1);
         self.split.add(&frame.holders);
         self.split_changed = true;
         member.references += 1;
@@ -454,14 +421,10 @@ impl Group {
             // What it has lost since it claimed it.
             return claims.release(id).map(|()| None);
         }
-        let frame = self.frames.get_mut(&id).ok_or(missing)?;
-        let place = frame.holders.iter().position(|(holder, _)| *holder == vm);
-        let place = place.ok_or(missing)?;
+        let frame = self.frames.get_mut(id).ok_or(missing)?;
+        let rest = frame.holders.held(vm).checked_sub(1).ok_or(missing)?;
         self.split.remove(&frame.holders);
-        frame.holders[place].1 -= 1;
-        if frame.holders[place].1 == 0 {
-            frame.holders.swap_remove(place);
-        }
+        frame.holders.set(vm, rest);
         self.split.add(&frame.holders);
         self.split_changed = true;
         member.references -= 1;
@@ -469,17 +432,8 @@ impl Group {
         if !frame.holders.is_empty() || (frame.adopted && !self.unsettled.is_empty()) {
             return Ok(None);
         }
-        self.forget(id);
+        self.frames.remove(id);
         Ok(Some(id))
-    }
-
-    /// Takes a frame without references out of the tables.
-    fn forget(&mut self, id: FrameId) {
-        let frame = self.frames.remove(&id).expect("callers know the frame");
-        assert!(frame.holders.is_empty(), "{id:?} has references");
-        if let Some(key) = frame.key {
-            self.index.remove(&key);
-        }
     }
 
     /// Checks every count against the tables.
@@ -495,22 +449,21 @@ impl Group {
         );
         let mut references: HashMap<VmId, u64> = HashMap::new();
         let mut split = FrameSplit::default();
-        for (id, frame) in &self.frames {
+        for frame in self.frames.iter() {
+            let id = frame.id();
             split.add(&frame.holders);
             let awaited = frame.adopted && !self.unsettled.is_empty();
             assert!(
                 awaited || !frame.holders.is_empty(),
                 "{id:?} has no reference"
             );
-            assert!(frame.adopted || frame.key.is_some(), "{id:?} has no key");
-            if let Some(key) = frame.key {
-                let indexed = &self.index[&key];
-                assert!(
-                    matches!(indexed, Entry::Frame(found) if found == id),
-                    "{id:?} is indexed"
-                );
+            assert!(frame.adopted || frame.key().is_some(), "{id:?} has no key");
+            if let Some(key) = frame.key() {
+                assert_eq!(self.frames.with_key(key), Some(id), "{id:?} is indexed");
+                assert!(!self.awaited.contains_key(&key), "{id:?} is awaited");
+                assert_eq!(self.hints.get(key), None, "{id:?} is a hint");
             }
-            for &(vm, count) in &frame.holders {
+            for &(vm, count) in frame.holders.iter() {
                 assert!(count > 0);
                 assert!(self.members.contains_key(&vm), "{id:?} left its group");
                 *references.entry(vm).or_default() += u64::from(count);
@@ -529,12 +482,11 @@ impl Group {
             }
             let idle = member.reach == Reach::Detached || member.claims.is_some();
             assert!(!idle || member.wants.is_empty(), "{vm:?} is asked");
-            for (gfn, key) in &member.hints {
-                assert!(matches!(self.index[key], Entry::Hint(v, g) if (v, g) == (*vm, *gfn)));
-            }
             for (key, _) in member.wants.values() {
-                assert!(matches!(self.index[key], Entry::Awaited(_)));
+                assert!(self.awaited.contains_key(key), "{vm:?} is asked for it");
+                assert_eq!(self.hints.get(*key), None, "what {vm:?} is asked for");
             }
         }
+        self.hints.audit();
     }
 }

@@ -328,15 +328,17 @@ impl Manager {
     }
 
     /// Gives the memory of some frames that nobody holds any more back to the host, who grants it to
-    /// those who wait. Whether there are more such frames: a storm of writes to shared pages leaves so
-    /// many behind that nobody should have to wait for all of them.
+    /// those who wait, and clears away some hints of VMs that have gone. Whether more of either is left: a
+    /// storm of writes to shared pages, or a large VM, leaves so much behind that nobody should have to
+    /// wait for all of it.
     pub fn give_back(&mut self) -> bool {
         let freed = self.shares.give_back();
         if freed > Pages::ZERO {
             self.ledger.drop_frames(freed);
             self.serve(None);
         }
-        self.shares.has_retired()
+        self.shares.sweep_hints();
+        self.shares.has_leftovers()
     }
 
     /// A VM's process has ended: all it held returns at once.

@@ -33,8 +33,6 @@ pub(super) struct Claims {
 #[derive(Debug)]
 pub(super) struct Member {
     size: Pages,
-    /// Its pages that are hints: at most one key a page.
-    pub hints: HashMap<Gfn, Key>,
     /// Contents it was asked for, and when.
     pub wants: HashMap<Gfn, (Key, Duration)>,
     /// References lent to it and not ended.
@@ -49,7 +47,6 @@ impl Member {
     pub fn new(size: Pages) -> Member {
         Member {
             size,
-            hints: HashMap::new(),
             wants: HashMap::new(),
             references: 0,
             reach: Reach::Open,
@@ -64,11 +61,6 @@ impl Member {
 
     fn is_open(&self) -> bool {
         self.reach == Reach::Open && self.claims.is_none()
-    }
-
-    /// Whether a further page may be a hint: one a page of its memory.
-    pub fn may_hint(&self) -> bool {
-        (self.hints.len() as u64) < self.size.0
     }
 
     /// Whether it may be asked for the content of `gfn`.

@@ -6,6 +6,7 @@
 //! | [`share`] | the share groups, and who is in which |
 //! | `group` | one group: its pool, keys, hints, references |
 //! | `member` | one VM in its group, and its bounds |
+//! | `tables` | hash tables that are dense and grow without a pause |
 //! | [`pool`] | the memory of a group's frames |
 //! | [`split`] | the frames of a group divided among those who refer to them |
 //! | [`accounts`] | figures for people and programs |
@@ -27,3 +28,4 @@ pub mod record;
 pub mod server;
 pub mod share;
 pub mod split;
+mod tables;

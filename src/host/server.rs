@@ -6,7 +6,8 @@
 //!
 //! Nothing a peer does makes the loop wait: reads and writes never block, a link is read at most
 //! `MESSAGES_PER_TURN` messages at a time, and connections that say nothing are closed after a
-//! while.
+//! while. Who asks waits for no VM's messages: in each turn the links of VMs come last, and once they
+//! have taken `LINKS_TIME` each is read one message only.
 //!
 //! | file | does |
 //! |---|---|
@@ -44,6 +45,8 @@ use crate::sys::proc;
 
 /// Messages taken from one link before the others have their turn.
 const MESSAGES_PER_TURN: usize = 64;
+/// Time in which links are read for longer than that. Chosen: what a decision may take besides.
+const LINKS_TIME: Duration = Duration::from_millis(5);
 /// What peers can make us log in a second, lines.
 const COMPLAINTS_PER_SECOND: u32 = 5;
 /// Time between measurements of our own memory.
@@ -117,6 +120,9 @@ pub struct Server {
     buffer: Vec<u8>,
     complaints: RateLimit,
     overhead_due: Duration,
+    /// [`LINKS_TIME`], and when it ends in this turn.
+    links_time: Duration,
+    links_until: Duration,
     events: Vec<Event>,
 }
 
@@ -139,6 +145,8 @@ impl Server {
             buffer: vec![0; MESSAGE_BYTES_MAX],
             complaints: RateLimit::new(COMPLAINTS_PER_SECOND, Duration::from_secs(1)),
             overhead_due: Duration::ZERO,
+            links_time: LINKS_TIME,
+            links_until: Duration::ZERO,
             events: Vec::new(),
         })
     }
@@ -161,16 +169,17 @@ impl Server {
     /// # Errors
     /// When the kernel refuses to watch it.
     pub fn adopt(&mut self, fd: OwnedFd, name: String, process: Process) -> Result<(), Error> {
-        self.add_stranger(fd, Some(Expected { name, process }))
+        self.add_stranger(fd, Some(Expected { name, process }))?;
+        Ok(())
     }
 
-    fn add_stranger(&mut self, fd: OwnedFd, expected: Option<Expected>) -> Result<(), Error> {
+    fn add_stranger(&mut self, fd: OwnedFd, expected: Option<Expected>) -> Result<u64, Error> {
         let token = self.next_token;
         self.next_token += 1;
         self.add(&fd, token)?;
         let stranger = Connection::stranger(fd, expected);
         self.connections.insert(token, stranger);
-        Ok(())
+        Ok(token)
     }
 
     /// Has `fd` watched: [`Event::Ready`] with `number` whenever it can be read or has hung up.
@@ -216,13 +225,20 @@ impl Server {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(os("wait for events")(errno)),
         }
-        for event in ready {
-            match event.data.u64() {
+        let tokens = ready.iter().map(|event| event.data.u64());
+        let (links, others): (Vec<u64>, Vec<u64>) = tokens.partition(|&token| self.is_link(token));
+        for token in others {
+            match token {
                 LISTENER => self.accept(),
                 token if token & WATCHED != 0 => self.events.push(Event::Ready(token & !WATCHED)),
                 token if token & PROCESS != 0 => self.process_ended(token & !PROCESS),
                 token => self.ready(token),
             }
+            self.deliver();
+        }
+        self.links_until = self.now() + self.links_time;
+        for token in links {
+            self.ready(token);
             self.deliver();
         }
         let now = self.now();
@@ -250,6 +266,10 @@ impl Server {
                 _ => log::warn!("{} ({suppressed} lines before it were suppressed)", line()),
             }
         }
+    }
+
+    fn is_link(&self, token: u64) -> bool {
+        matches!(self.connections.get(&token), Some(Connection::Vm { .. }))
     }
 
     /// A connection can be read or written, or has hung up.

@@ -6,7 +6,7 @@
 //! its last. So a VM process has a descriptor of its own group's frames only, and a frame number means
 //! a frame of the VM's own group or nothing.
 //!
-//! Bounds, so that a VM can only exhaust what is its own (`Member`): hints at most one
+//! Bounds, so that a VM can only exhaust what is its own (`Member`, `Hints`): hints at most one
 //! a page of its memory, references at most its pages plus one message of candidates, [`WANTS_MAX`]
 //! contents asked at a time, [`WAITING_MAX`] pages waiting for one content. A want that is not answered
 //! in [`WANT_EXPIRY`] is forgotten, and an answer after that is ignored. A group's pool is as long as
@@ -395,9 +395,18 @@ impl ShareIndex {
         retired.map_or(Pages::ZERO, |group| group.give_back(GIVE_BACK_FRAMES))
     }
 
-    /// Whether there are any.
-    pub fn has_retired(&self) -> bool {
-        self.groups.values().any(|group| group.retired() > 0)
+    /// Takes some hints of VMs that were forgotten out of the tables of their group.
+    pub fn sweep_hints(&mut self) {
+        let mut groups = self.groups.values_mut();
+        if let Some(group) = groups.find(|group| group.has_void_hints()) {
+            group.sweep_hints();
+        }
+    }
+
+    /// Whether there are retired frames or forgotten hints left.
+    pub fn has_leftovers(&self) -> bool {
+        let mut groups = self.groups.values();
+        groups.any(|group| group.retired() > 0 || group.has_void_hints())
     }
 
     /// Forgets wants that were not answered in time.

@@ -14,7 +14,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{Entry, Frame, Group, Memory};
+use super::frames::Frame;
+use super::{Group, Memory};
 use crate::host::member::{Claims, Member, Reach};
 use crate::host::pool::{Error, FramePool, PoolId};
 use crate::host::share::NotHeld;
@@ -83,12 +84,9 @@ impl Group {
         };
         let (pool, used) = FramePool::adopt(handed, id)?;
         self.memory = Memory::Held(pool);
-        let frame = || Frame {
-            key: None,
-            holders: Vec::new(),
-            adopted: true,
-        };
-        self.frames = used.iter().map(|&id| (id, frame())).collect();
+        for &id in &used {
+            self.frames.add(id, true);
+        }
         let count = Pages(used.len() as u64);
         self.unread = used;
         Ok(count)
@@ -103,7 +101,7 @@ impl Group {
         if reach == Reach::Detached {
             // Claims that were cut off are made again from the start.
             member.claims = None;
-            self.forget_pages(&mut member);
+            self.forget_pages(vm, &mut member);
         }
         self.members.insert(vm, member);
     }
@@ -126,11 +124,8 @@ impl Group {
         let most = member.references_max();
         let claims = member.claims.as_mut().ok_or(ClaimError::Unasked)?;
         for &id in frames {
-            let held = |frame: &&Frame| {
-                let held = frame.holders.iter().any(|&(holder, _)| holder == vm);
-                held || (any && frame.adopted)
-            };
-            if self.frames.get(&id).filter(held).is_none() {
+            let held = |frame: &&Frame| frame.holders.held(vm) > 0 || (any && frame.adopted);
+            if self.frames.get(id).filter(held).is_none() {
                 return Err(ClaimError::Frame(id));
             }
             if claims.count >= most {
@@ -152,13 +147,13 @@ impl Group {
         self.references = self.references - member.references + count;
         member.references = count;
         self.split_changed = true;
-        for (id, frame) in &mut self.frames {
-            self.split.remove(&frame.holders);
-            frame.holders.retain(|&(holder, _)| holder != vm);
-            if let Some(&count) = frames.get(id) {
-                frame.holders.push((vm, count));
+        for frame in self.frames.iter_mut() {
+            let claimed = frames.get(&frame.id()).copied().unwrap_or(0);
+            if frame.holders.held(vm) != claimed {
+                self.split.remove(&frame.holders);
+                frame.holders.set(vm, claimed);
+                self.split.add(&frame.holders);
             }
-            self.split.add(&frame.holders);
         }
         self.unsettled.remove(&vm);
         Ok(self.sweep())
@@ -173,8 +168,8 @@ impl Group {
         for &id in &batch {
             let pool = self.pool().expect("adopted frames are of a pool");
             // It may have been freed since, and its number used again.
-            let unread = |frame: &Frame| frame.adopted && frame.key.is_none();
-            if !self.frames.get(&id).is_some_and(unread) {
+            let unread = |frame: &Frame| frame.adopted && frame.key().is_none();
+            if !self.frames.get(id).is_some_and(unread) {
                 continue;
             }
             if let Err(error) = pool.read(id, &mut page) {
@@ -182,18 +177,12 @@ impl Group {
                 continue;
             }
             let key = key_of(&page, self.seed);
-            match self.index.get(&key) {
-                // Those who wait for a content get a frame of their own; this one stays as it is.
-                Some(Entry::Awaited(_) | Entry::Frame(_)) => continue,
-                Some(&Entry::Hint(owner, gfn)) => {
-                    let owner = self.members.get_mut(&owner);
-                    owner.expect("hints leave with their VM").hints.remove(&gfn);
-                }
-                None => {}
+            // Those who wait for a content get a frame of their own; this one stays as it is.
+            if self.awaited.contains_key(&key) || self.frames.with_key(key).is_some() {
+                continue;
             }
-            self.index.insert(key, Entry::Frame(id));
-            let frame = self.frames.get_mut(&id).expect("looked at above");
-            frame.key = Some(key);
+            self.hints.take(key);
+            self.frames.set_key(id, key);
         }
         batch.len()
     }
@@ -204,7 +193,7 @@ impl Group {
         let member: &Member = &self.members[&vm];
         assert!(sum <= member.references_max(), "{vm:?} claims too much");
         for frame in claims.frames.keys() {
-            assert!(self.frames.contains_key(frame), "{vm:?} claims {frame:?}");
+            assert!(self.frames.get(*frame).is_some(), "{vm:?} claims {frame:?}");
         }
     }
 }

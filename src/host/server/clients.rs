@@ -50,8 +50,10 @@ impl Server {
             self.complain(|| "refused a connection: too many are silent".to_owned());
             return;
         }
-        if let Err(error) = self.add_stranger(fd, None) {
-            self.complain(|| error.to_string());
+        match self.add_stranger(fd, None) {
+            // What it asks is mostly there already.
+            Ok(token) => self.first_message(token),
+            Err(error) => self.complain(|| error.to_string()),
         }
     }
 

@@ -463,3 +463,37 @@ fn a_lease_lives_as_long_as_its_connection() {
     assert!(server.connections.is_empty());
     assert_eq!(leased(&mut server), 0);
 }
+
+#[test]
+fn a_request_is_answered_in_the_turn_that_lets_it_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let mut server = server();
+    server.listen(&path).unwrap();
+    let (a, welcome, _) = Fake::join(&mut server, "a");
+    // The guest's offers came first, and take longer than a turn has.
+    server.links_time = Duration::ZERO;
+    let offer = |gfn| ToHost::Offer {
+        pages: vec![(Gfn(gfn), key_of(&page(1), welcome.key_seed))],
+    };
+    for gfn in 0..4 {
+        a.link.send(&offer(gfn)).unwrap();
+    }
+    let client = socket::connect(&path).unwrap();
+    socket::send_datagram(&client, br#"{"verb":"ps"}"#, None).unwrap();
+    server.turn(Duration::from_secs(1)).unwrap();
+    let mut reply = vec![0; 64 * 1024];
+    let answered = socket::recv_datagram(&client, &mut reply, socket::TakeFd::Never).unwrap();
+    assert_eq!(reply[..answered.bytes].first(), Some(&control::LAST));
+    assert_eq!(a.hear().0, [], "of its messages the first was read");
+    // The others are, one a turn: the second page has the same content as the first.
+    server.turn(Duration::from_secs(1)).unwrap();
+    assert_eq!(a.hear().0, [ToVm::Want { gfns: vec![Gfn(1)] }]);
+    let pages = vec![(Gfn(1), ByteBuf::from(page(1)))];
+    let heard = a.say(&mut server, &ToHost::Content { pages });
+    let [ToVm::Candidates { pages }] = heard.as_slice() else {
+        panic!("{heard:?}");
+    };
+    let gfns: Vec<u32> = pages.iter().map(|(gfn, _)| gfn.0).collect();
+    assert_eq!(gfns, [0, 1, 2, 3], "all messages were read in the end");
+}

@@ -100,7 +100,10 @@ impl Server {
     }
 
     pub(super) fn serve_vm(&mut self, token: u64) {
-        for _ in 0..MESSAGES_PER_TURN {
+        for read in 0..MESSAGES_PER_TURN {
+            if read > 0 && self.now() >= self.links_until {
+                break;
+            }
             let Some(Connection::Vm { id, link, .. }) = self.connections.get_mut(&token) else {
                 return;
             };
