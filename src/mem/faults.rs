@@ -88,6 +88,7 @@ impl Pager {
         self.read_events()?
             .into_iter()
             .try_for_each(|event| self.fault(event))?;
+        self.note_touch();
         self.read_swapped()?;
         match self.wants_stock.swap(false, Ordering::Relaxed) {
             true => self.restock(),

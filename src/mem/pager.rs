@@ -99,13 +99,18 @@ pub struct Pager {
     books: Mutex<Books>,
     /// Fault threads that want the memory: the worker lets them go first.
     waiting: AtomicU32,
-    /// Readable when a fault has begun to wait for credit, or there is something to prefetch.
+    /// Readable when a fault has begun to wait for credit, when there is something to prefetch, or at
+    /// the first fault while the worker rests.
     starved: EventFd,
     observer: Option<Arc<dyn Observer>>,
     pub(super) swap: Box<dyn SwapStore>,
     pub(super) reads: SwapReads,
     /// The stock of large pages may want to be filled.
     pub(super) wants_stock: AtomicBool,
+    /// Faults were served since the worker asked last.
+    touched: AtomicBool,
+    /// The worker sleeps for long and wants to hear of the next fault.
+    resting: AtomicBool,
     /// A fault could not be served, and none is any more.
     pub(super) failed: AtomicBool,
     pub(super) sample: Mutex<Sample>,
@@ -132,6 +137,8 @@ impl Pager {
             swap: settings.swap,
             reads: SwapReads::new(settings.readers),
             wants_stock: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             sample: Mutex::default(),
             seed: settings.seed,
@@ -193,7 +200,30 @@ impl Pager {
         }
     }
 
-    /// Readable when a fault has begun to wait for credit, or there is something to prefetch.
+    /// A fault was served: the worker hears of the first one that ends its rest.
+    pub(super) fn note_touch(&self) {
+        self.touched.store(true, Ordering::SeqCst);
+        if self.resting.load(Ordering::SeqCst) && self.resting.swap(false, Ordering::SeqCst) {
+            self.tell_worker();
+        }
+    }
+
+    /// Whether faults were served since this was asked last.
+    pub fn take_touched(&self) -> bool {
+        self.touched.swap(false, Ordering::SeqCst)
+    }
+
+    /// The worker is about to sleep until something happens, or is not: while it does,
+    /// [`Pager::starved`] is readable at the next fault too. False when it cannot, because one has come
+    /// since [`Pager::take_touched`].
+    pub fn set_resting(&self, resting: bool) -> bool {
+        self.resting.store(resting, Ordering::SeqCst);
+        // In this order: a fault notes itself before it looks whether anybody rests.
+        !resting || !self.touched.load(Ordering::SeqCst)
+    }
+
+    /// Readable when a fault has begun to wait for credit, when there is something to prefetch, or at
+    /// the first fault of a rest.
     pub fn starved(&self) -> BorrowedFd<'_> {
         borrow(&self.starved)
     }

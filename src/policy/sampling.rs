@@ -125,7 +125,15 @@ impl Sampler {
 
     /// Whether the period is over (or none has begun): call [`Sampler::begin`].
     pub fn is_due(&self, now: VmClock) -> bool {
-        self.sampled == 0 || now.free.saturating_sub(self.since.free) >= self.period
+        self.left(now) == Duration::ZERO
+    }
+
+    /// How long the period lasts on, if all of the time is free.
+    pub fn left(&self, now: VmClock) -> Duration {
+        match self.sampled {
+            0 => Duration::ZERO,
+            _ => (self.since.free + self.period).saturating_sub(now.free),
+        }
     }
 
     /// Ends the running period and picks the pages of the next, in ascending order, each at most

@@ -11,7 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::mem::tasks::{Done, Task};
+use rustix::thread::Pid;
+
+use crate::mem::tasks::{Done, Rest, Task};
 use crate::mem::{self, Pager, sample};
 use crate::policy::sampling::{Estimate, Sampler, VmClock};
 use crate::units::Pages;
@@ -20,14 +22,22 @@ use crate::words::Sampling;
 /// How long a thread of that name may take to appear.
 const APPEARS: Duration = Duration::from_millis(100);
 
-/// The scheduler's accounts of this process's `count` vCPUs, whose threads were just started, in
-/// order; none where the kernel keeps none.
-pub(super) fn accounts(count: u8) -> Vec<File> {
+/// The thread of a vCPU and the scheduler's account of it, `/proc/self/task/N/schedstat`: time on a
+/// CPU, time waiting for one (ns).
+#[derive(Debug)]
+pub(super) struct Account {
+    pub thread: Pid,
+    file: File,
+}
+
+/// The accounts of this process's `count` vCPUs, whose threads were just started, in order; none where
+/// the kernel keeps none.
+pub(super) fn accounts(count: u8) -> Vec<Account> {
     let accounts = (0..count).map(|vcpu| account_of(&format!("vcpu{vcpu}")));
     accounts.collect::<Option<_>>().unwrap_or_default()
 }
 
-fn account_of(name: &str) -> Option<File> {
+fn account_of(name: &str) -> Option<Account> {
     let deadline = Instant::now() + APPEARS;
     loop {
         let found = std::fs::read_dir("/proc/self/task")
@@ -38,7 +48,11 @@ fn account_of(name: &str) -> Option<File> {
                     .is_ok_and(|comm| comm.trim() == name)
             });
         if let Some(task) = found {
-            return File::open(task.path().join("schedstat")).ok();
+            let number = task.file_name().to_str()?.parse().ok()?;
+            return Some(Account {
+                thread: Pid::from_raw(number)?,
+                file: File::open(task.path().join("schedstat")).ok()?,
+            });
         }
         if Instant::now() > deadline {
             return None;
@@ -49,6 +63,9 @@ fn account_of(name: &str) -> Option<File> {
 
 /// Time between two looks at the sample.
 const LOOK: Duration = Duration::from_millis(100);
+/// The same in a VM that is still, at most. Chosen: what is counted meanwhile is no more than what a guest
+/// touches without being noticed to run.
+const LOOK_STILL_MAX: Duration = Duration::from_secs(10);
 
 /// Estimates one VM's working set.
 #[derive(Debug)]
@@ -57,9 +74,12 @@ pub(super) struct Active {
     sampler: Option<Sampler>,
     /// When the guest was started.
     started: Option<Instant>,
-    due: Instant,
-    /// `/proc/self/task/N/schedstat` of each vCPU: time on a CPU, time waiting for one (ns).
-    accounts: Vec<File>,
+    /// When it was looked at last.
+    looked: Instant,
+    /// How long the period lasts on from then, at least.
+    left: Duration,
+    rest: Rest,
+    accounts: Vec<Account>,
     blocked: Duration,
     blocked_since: Option<Instant>,
     counted: u32,
@@ -72,7 +92,9 @@ impl Active {
             pager,
             sampler: (pages > 0).then(|| Sampler::new(pages, sampling.period, seed)),
             started: None,
-            due: Instant::now(),
+            looked: Instant::now(),
+            left: LOOK,
+            rest: Rest::default(),
             accounts: Vec::new(),
             blocked: Duration::ZERO,
             blocked_since: None,
@@ -81,11 +103,16 @@ impl Active {
     }
 
     /// The guest runs from now on; `accounts` are those of its vCPUs.
-    pub fn start(&mut self, accounts: Vec<File>) {
+    pub fn start(&mut self, accounts: Vec<Account>) {
         let now = Instant::now();
         self.started = Some(now);
-        self.due = now + LOOK;
+        self.looked = now;
         self.accounts = accounts;
+    }
+
+    /// For how long the VM has been still.
+    pub fn set_still(&mut self, still: Duration) {
+        self.rest.set_still(still);
     }
 
     /// The gate was closed or opened.
@@ -131,13 +158,15 @@ impl Active {
 
 impl Task for Active {
     fn due(&self) -> Option<Instant> {
-        (self.started.is_some() && self.sampler.is_some()).then_some(self.due)
+        let period = self.rest.period(LOOK, LOOK_STILL_MAX.min(self.left));
+        (self.started.is_some() && self.sampler.is_some()).then(|| self.looked + period)
     }
 
     /// Counts touches, and begins a new sample when the period is over.
     fn run(&mut self, _until: Instant) -> Result<Done, mem::Error> {
         let start = Instant::now();
-        self.due = start + LOOK;
+        self.looked = start;
+        self.rest.looked();
         let clock = self.clock();
         let pager = &self.pager;
         let Some(sampler) = &mut self.sampler else {
@@ -159,15 +188,20 @@ impl Task for Active {
             }
             self.counted = 0;
         }
+        // None is left where nothing could be sampled: that is tried again as if there were.
+        self.left = match sampler.left(clock) {
+            Duration::ZERO => LOOK_STILL_MAX,
+            left => left,
+        };
         Ok(Done::since(start, sampled))
     }
 }
 
 /// Time that a vCPU had a CPU, and time that it was ready and had none; `None` where the kernel does
 /// not tell.
-fn account(file: &File) -> Option<(Duration, Duration)> {
+fn account(account: &Account) -> Option<(Duration, Duration)> {
     let mut buffer = [0u8; 96];
-    let len = file.read_at(&mut buffer, 0).ok()?;
+    let len = account.file.read_at(&mut buffer, 0).ok()?;
     let text = std::str::from_utf8(buffer.get(..len)?).ok()?;
     let mut fields = text.split_ascii_whitespace().map(str::parse);
     let mut next = || Some(Duration::from_nanos(fields.next()?.ok()?));

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::PollFlags;
 
@@ -23,8 +23,9 @@ use super::failure::Failure;
 use super::join::{LAST_WORDS, hello};
 use super::launch;
 use super::references::References;
-use super::report::report;
+use super::report::{Reports, report};
 use super::schedule::Schedule;
+use super::stillness::{Stillness, Watch};
 use super::tasks::Tasks;
 use super::terminal::Terminal;
 use super::uplink::{Heard, Uplink};
@@ -42,9 +43,6 @@ use crate::sys::signals;
 use crate::units::Pages;
 use crate::words::{Exit, ExitReason, MemState, Run};
 
-/// Time between reports.
-const REPORT: Duration = Duration::from_millis(100);
-
 /// See the module documentation.
 pub(super) struct Agent<'a> {
     spec: &'a VmSpec,
@@ -59,11 +57,13 @@ pub(super) struct Agent<'a> {
     schedule: Schedule,
     references: References,
     contents: Contents,
-    /// When the next report is.
-    report: Instant,
+    reports: Reports,
+    stillness: Stillness,
     stopping: bool,
     /// The vCPUs are held at the gate.
     blocked: bool,
+    /// The guest is over its credit, or a fault waits for some.
+    waits: bool,
     /// When the program was started.
     started: Instant,
 }
@@ -94,9 +94,11 @@ impl<'a> Agent<'a> {
             schedule: Schedule::new(now),
             references: References::default(),
             contents: Contents::default(),
-            report: now + REPORT,
+            reports: Reports::new(now),
+            stillness: Stillness::new(now)?,
             stopping: false,
             blocked: false,
+            waits: false,
             started: now,
         })
     }
@@ -129,6 +131,7 @@ impl<'a> Agent<'a> {
                     Some(Ok((built, accounts))) => {
                         // Orders may have come before there was a balloon.
                         built.balloon().set_target(self.orders.balloon_target);
+                        self.stillness.start(&accounts);
                         self.tasks.sample.start(accounts);
                         machine = Some(built);
                     }
@@ -148,9 +151,15 @@ impl<'a> Agent<'a> {
 
     fn wait(&mut self, machine: Option<&Machine>, building: &Building) {
         let now = Instant::now();
+        let rests = self.stillness.rest(Watch::of(&self.orders), now);
+        building.statistics().set_resting(rests);
+        if !self.pager.set_resting(rests) {
+            return;
+        }
         let claims = self.references.is_claiming() && self.host.has_room();
         let next = [
-            Some(self.report),
+            // Whoever rests looks when it wakes up for something else.
+            (!rests).then(|| self.reports.due()),
             claims.then_some(now),
             self.host.due(),
             self.schedule
@@ -163,6 +172,7 @@ impl<'a> Agent<'a> {
             Some(read(self.failure.event())),
             Some(read(self.signals.as_fd())),
             Some(read(self.pager.starved())),
+            Some(read(self.stillness.alarms())),
             machine.map(AsFd::as_fd).map(read),
             built.map(read),
         ];
@@ -181,6 +191,7 @@ impl<'a> Agent<'a> {
         if self.pager.drain_starved() {
             self.tasks.measure.hurry();
         }
+        self.look();
         let claiming = self.references.is_claiming();
         self.tasks.merge.pause(claiming);
         self.tasks.scan.set_heard(self.host.has_room() && !claiming);
@@ -189,6 +200,18 @@ impl<'a> Agent<'a> {
         self.settle();
         self.hold(machine);
         self.tell(machine)
+    }
+
+    /// For how long nothing has happened; the tasks hear of it.
+    fn look(&mut self) {
+        let now = Instant::now();
+        // A VM that waits is not still, whatever it does.
+        if self.pager.take_touched() || self.waits || !self.host.is_joined() {
+            self.stillness.stir(now);
+        }
+        let still = self.stillness.look(Watch::of(&self.orders), now);
+        self.tasks.rest(still, now);
+        self.reports.set_still(still);
     }
 
     fn hear_signals(&mut self, machine: Option<&Machine>) {
@@ -208,7 +231,10 @@ impl<'a> Agent<'a> {
         loop {
             match self.host.hear() {
                 Heard::Nothing => return Ok(()),
-                Heard::Message(message) => self.obey(message, machine)?,
+                Heard::Message(message) => {
+                    self.stillness.stir(Instant::now());
+                    self.obey(message, machine)?;
+                }
                 Heard::Lost(why) => self.lose_host(&why, machine)?,
             }
         }
@@ -281,6 +307,7 @@ impl<'a> Agent<'a> {
         let (credit, batch) = (welcome.credit, welcome.credit_batch);
         self.pager
             .with_credit(|account| account.restart(credit, batch));
+        self.reports.forget();
         self.tasks.scan.restart(welcome.key_seed);
         self.tasks.merge.set_pool(pool);
         let how = match welcome.adopted {
@@ -315,9 +342,8 @@ impl<'a> Agent<'a> {
             _ => {}
         }
         self.blocked = block;
-        self.tasks
-            .census
-            .press(over || self.pager.starving_faults() > 0);
+        self.waits = over || self.pager.starving_faults() > 0;
+        self.tasks.census.press(self.waits);
         self.tasks.sample.block(block);
     }
 
@@ -332,8 +358,8 @@ impl<'a> Agent<'a> {
             log::error!("{name}: pages stay in memory: swap file: {failure}");
         }
         let now = Instant::now();
-        if now >= self.report {
-            self.report = now + REPORT;
+        if now >= self.reports.due() {
+            self.reports.look(now);
             self.report(machine)?;
         }
         let rejected = self.tasks.merge.take_rejected();
@@ -342,9 +368,11 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
-    fn report(&self, machine: Option<&Machine>) -> Result<(), mem::Error> {
+    fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
         let report = report(&self.pager, &self.tasks.sample, machine, self.started)?;
-        self.host.send(&ToHost::Report(Box::new(report)));
+        if let Some(news) = self.reports.news(report) {
+            self.host.send(&ToHost::Report(Box::new(news)));
+        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::error::{Error, os};
 use super::files::Files;
-use super::statistics;
+use super::statistics::Statistics;
 use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
@@ -24,6 +24,7 @@ use crate::threads::BUILDER;
 
 /// A machine under construction.
 pub(super) struct Building {
+    statistics: Arc<Statistics>,
     done: EventFd,
     result: Receiver<Result<Machine, Error>>,
     builder: Mutex<Option<JoinHandle<()>>>,
@@ -54,10 +55,13 @@ impl Building {
         let done = EventFd::new(libc::EFD_NONBLOCK).map_err(os("create an eventfd"))?;
         let tell = done.try_clone().map_err(os("create an eventfd"))?;
         let (sender, result) = mpsc::sync_channel(1);
+        let statistics = Arc::new(Statistics::default());
+        let asker = Arc::clone(&statistics);
         let build = move || -> Result<Machine, Error> {
             let machine = Machine::new(machine, ram, sink, console)?;
             if has_balloon {
-                statistics::start(machine.balloon().clone()).map_err(os("start a thread"))?;
+                let started = asker.start(machine.balloon().clone());
+                started.map_err(os("start a thread"))?;
             }
             Ok(machine)
         };
@@ -70,10 +74,16 @@ impl Building {
         };
         let builder = BUILDER.spawn(work).map_err(os("start a thread"))?;
         Ok(Building {
+            statistics,
             done,
             result,
             builder: Mutex::new(Some(builder)),
         })
+    }
+
+    /// Who asks for the guest's statistics.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 
     /// Readable when [`Building::take`] has something.

@@ -1,11 +1,10 @@
 //! The last steps before a guest's first instruction.
 
-use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::Error;
-use super::active;
+use super::active::{self, Account};
 use super::terminal::Terminal;
 use crate::machine::Machine;
 use crate::machine::gate::Hold;
@@ -36,7 +35,7 @@ pub(super) fn connect(
 ///
 /// # Errors
 /// When there can be no threads, or no sandbox.
-pub(super) fn start(mut machine: Machine, cpus: u8) -> Result<(Machine, Vec<File>), Error> {
+pub(super) fn start(mut machine: Machine, cpus: u8) -> Result<(Machine, Vec<Account>), Error> {
     machine.gate().close(Hold::Paused);
     machine.start()?;
     let accounts = active::accounts(cpus);

@@ -15,6 +15,7 @@
 //! | `uplink` | the link to the host manager, and joining again |
 //! | `tasks`, `schedule` | what is done for the guest's memory now and then; what runs when |
 //! | `references`, `contents`, `report` | what the host manager is told: frames, pages it wants, figures |
+//! | `stillness` | for how long nothing has happened, so that the process may rest |
 //! | `active` | the task that finds out how much of its memory the VM uses |
 //! | `pager_sink` | what the balloon says, to the pager |
 //! | `statistics` | asks the guest for its statistics |
@@ -40,6 +41,7 @@ mod references;
 mod report;
 mod schedule;
 mod statistics;
+mod stillness;
 mod tasks;
 pub mod terminal;
 mod uplink;

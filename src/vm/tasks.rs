@@ -1,6 +1,7 @@
 //! The tasks of a VM process, with their priorities.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::active::Active;
 use super::schedule::Ranked;
@@ -63,6 +64,14 @@ impl Tasks {
         self.measure.set_short(orders.state > MemState::High);
         self.swap.bound(orders.private_max);
         self.scan.set_rate(orders.scan_pages_per_second);
+    }
+
+    /// For how long the VM has been still at `now`.
+    pub fn rest(&mut self, still: Duration, now: Instant) {
+        self.measure.set_still(still);
+        self.census.set_still(still);
+        self.sample.set_still(still);
+        self.scan.set_still(still, now);
     }
 
     /// All of them, the most important first; each with the memory state from which on it does not

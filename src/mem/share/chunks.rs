@@ -96,6 +96,8 @@ struct Chunk {
 #[derive(Debug)]
 pub(super) struct Chunks {
     of_chunk: Vec<Chunk>,
+    /// Chunks that are not calm.
+    settling: usize,
     /// By time. An entry whose time is not its chunk's any more is void.
     agenda: BinaryHeap<Reverse<(Duration, u32)>>,
 }
@@ -112,11 +114,13 @@ impl Chunks {
         };
         let mut chunks = Chunks {
             of_chunk: (0..count).map(chunk).collect(),
+            settling: 0,
             agenda: BinaryHeap::new(),
         };
         for ram in layout.ranges() {
             for chunk in ram.start.0 / CHUNK_PAGES..ram.end().0.div_ceil(CHUNK_PAGES) {
                 chunks.plan(chunk, Duration::ZERO);
+                chunks.settling += 1;
             }
         }
         chunks
@@ -125,6 +129,21 @@ impl Chunks {
     fn plan(&mut self, chunk: u32, due: Duration) {
         self.of_chunk[chunk as usize].due = Some(due);
         self.agenda.push(Reverse((due, chunk)));
+    }
+
+    /// Whether all that could be found was, in every chunk.
+    pub fn are_calm(&self) -> bool {
+        self.settling == 0
+    }
+
+    fn set_pace(&mut self, number: u32, pace: Pace) {
+        let chunk = &mut self.of_chunk[number as usize];
+        match (chunk.pace.is_calm(), pace.is_calm()) {
+            (true, false) => self.settling += 1,
+            (false, true) => self.settling -= 1,
+            _ => {}
+        }
+        chunk.pace = pace;
     }
 
     /// When the next chunk is due; `None` while all are looked at.
@@ -165,8 +184,9 @@ impl Chunks {
     /// Ends the look at the chunk that starts at `first`.
     pub fn end(&mut self, first: Gfn, found: Tally, now: Duration) {
         let number = first.0 / CHUNK_PAGES;
+        let pace = self.of_chunk[number as usize].pace.looked(found);
+        self.set_pace(number, pace);
         let chunk = &mut self.of_chunk[number as usize];
-        chunk.pace = chunk.pace.looked(found);
         if found.own == 0 {
             chunk.parts = None;
         }
@@ -178,9 +198,9 @@ impl Chunks {
     /// Something happened in a chunk: it may be due at another time.
     pub fn stir(&mut self, stir: Stir, now: Duration) {
         let number = stir.chunk.0 / CHUNK_PAGES;
+        let before = self.of_chunk[number as usize].pace;
+        self.set_pace(number, before.broke(stir.broken));
         let chunk = &mut self.of_chunk[number as usize];
-        let before = chunk.pace;
-        chunk.pace = before.broke(stir.broken);
         let again = Again::of(stir, chunk.pace);
         let Some(due) = chunk.due else {
             chunk.again = chunk.again.max(again);

@@ -86,6 +86,11 @@ impl Pace {
         unsettled: 0,
     };
 
+    /// Whether nothing changed lately.
+    pub fn is_calm(self) -> bool {
+        matches!(self, Calm { .. })
+    }
+
     /// From one look to the next.
     pub fn gap(self) -> Duration {
         match self {

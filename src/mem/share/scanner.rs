@@ -63,6 +63,11 @@ impl Scanner {
         }
     }
 
+    /// Whether there is nothing that must be looked at again soon.
+    pub fn is_calm(&self) -> bool {
+        self.look.is_none() && self.chunks.are_calm()
+    }
+
     /// When there is something to look at, as time since the scan began, unless something stirs
     /// before that.
     pub fn next_look(&mut self) -> Duration {

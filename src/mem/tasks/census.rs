@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::measure::BUSY;
-use super::{Done, Task};
+use super::{Done, Rest, Task};
 use crate::mem::Pager;
 use crate::mem::census::Counting;
 use crate::mem::pager::Error;
@@ -13,6 +13,9 @@ use crate::units::Pages;
 
 /// From the end of one census to the next, while nothing asks for one.
 const PERIOD: Duration = Duration::from_secs(1);
+/// The same in a VM that is still, at most. Chosen: a census finds nothing there, but what the kernel
+/// itself did to the VM's memory.
+const STILL_MAX: Duration = Duration::from_secs(60);
 /// The same, while something does. Chosen: the shortest time in which the cheap count is read.
 const PRESSED_PERIOD: Duration = BUSY;
 /// A census takes at most this part of the time, however large the guest: one in fifty.
@@ -43,6 +46,7 @@ pub struct CensusTask {
     ended: Instant,
     last_took: Duration,
     press: Press,
+    rest: Rest,
 }
 
 impl CensusTask {
@@ -55,7 +59,13 @@ impl CensusTask {
             ended: Instant::now(),
             last_took: Duration::ZERO,
             press: Press::None,
+            rest: Rest::default(),
         }
+    }
+
+    /// For how long the VM has been still.
+    pub fn set_still(&mut self, still: Duration) {
+        self.rest.set_still(still);
     }
 
     /// Whether a census is wanted before its period is over: because the guest uses more than was
@@ -81,9 +91,9 @@ impl CensusTask {
 }
 
 /// From the end of a census, all of which took `took`, to the next.
-fn period(press: Press, took: Duration) -> Duration {
+fn period(press: Press, took: Duration, rest: &Rest) -> Duration {
     match press {
-        Press::None => PERIOD.max(took * PART),
+        Press::None => rest.period(PERIOD.max(took * PART), STILL_MAX),
         Press::Written => PRESSED_PERIOD.max(took * PART),
         // There is something to find at every measurement, and the vCPUs need no time.
         Press::Waited => took,
@@ -93,7 +103,7 @@ fn period(press: Press, took: Duration) -> Duration {
 impl Task for CensusTask {
     fn due(&self) -> Option<Instant> {
         let running = self.counting.as_ref().map(|_| self.ended);
-        Some(running.unwrap_or_else(|| self.ended + period(self.press, self.last_took)))
+        Some(running.unwrap_or_else(|| self.ended + period(self.press, self.last_took, &self.rest)))
     }
 
     fn run(&mut self, until: Instant) -> Result<Done, Error> {
@@ -120,6 +130,7 @@ impl Task for CensusTask {
         self.took += done.took;
         if last {
             self.press = Press::None;
+            self.rest.looked();
             self.ended = Instant::now();
             self.last_took = std::mem::take(&mut self.took);
         }
@@ -135,14 +146,23 @@ mod tests {
     fn a_census_comes_sooner_the_more_depends_on_it() {
         let ms = Duration::from_millis;
         let table = [
-            (Press::None, ms(1), ms(1000)),
-            (Press::None, ms(100), ms(5000)),
-            (Press::Written, Duration::ZERO, ms(10)),
-            (Press::Written, ms(1), ms(50)),
-            (Press::Waited, ms(1), ms(1)),
+            (Press::None, ms(1), ms(0), ms(1000)),
+            (Press::None, ms(100), ms(0), ms(5000)),
+            (Press::None, ms(1), ms(999), ms(1000)),
+            (Press::None, ms(1), ms(7000), ms(7000)),
+            (Press::None, ms(1), ms(900_000), ms(60_000)),
+            // Of a large VM less often still.
+            (Press::None, ms(2000), ms(900_000), ms(100_000)),
+            (Press::Written, ms(0), ms(0), ms(10)),
+            (Press::Written, ms(1), ms(900_000), ms(50)),
+            (Press::Waited, ms(1), ms(900_000), ms(1)),
         ];
-        for (press, took, expected) in table {
-            assert_eq!(period(press, took), expected, "{press:?} {took:?}");
+        for (press, took, still, expected) in table {
+            let mut rest = Rest::default();
+            rest.set_still(still);
+            rest.looked();
+            let period = period(press, took, &rest);
+            assert_eq!(period, expected, "{press:?} {took:?} {still:?}");
         }
     }
 }

@@ -26,7 +26,7 @@ const KEYS: &[&str] = &[
 /// What touches write: no zero, or the page would look untouched.
 const TOUCH: u64 = 0x746f_7563_6864_7421;
 /// Longest sleep at a time.
-const SLEEP_MS_MAX: u64 = 1000;
+const SLEEP_MS_MAX: u64 = 60_000;
 
 struct Meter {
     set: Frames,
