@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{Error, table};
 use crate::sys::host_swap::HostFacts;
+use crate::sys::priority;
 use crate::sys::proc;
 use crate::sys::uffd;
 use crate::words::TakePath;
@@ -47,6 +48,8 @@ pub struct Findings {
     host_swap: bool,
     /// When the kernel gives memory files large pages, as `shmem_enabled` says.
     shmem_enabled: Option<String>,
+    /// Niceness of a host manager; none where it may not run ahead of its VMs.
+    host_niceness: Option<i32>,
     memory_cgroup: Option<String>,
     memory_cgroup_max_bytes: Option<u64>,
     memory_available_bytes: u64,
@@ -119,7 +122,9 @@ fn look(swap_dir: &Path) -> Findings {
     let kernel = read("/proc/sys/kernel/osrelease").unwrap_or_default();
     let swaps = read("/proc/swaps").unwrap_or_default();
     let shmem = read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    let niceness = priority::run_ahead();
     let known = [
+        niceness.as_ref().err().map(advice::on_priority),
         advice::on_mappings(max_map_count),
         advice::on_swap(&kernel, &swaps),
         advice::on_large_pages(&shmem),
@@ -141,6 +146,7 @@ fn look(swap_dir: &Path) -> Findings {
         max_map_count,
         host_swap: advice::is_on(&swaps),
         shmem_enabled: advice::chosen(&shmem).map(str::to_owned),
+        host_niceness: niceness.ok(),
         memory_cgroup_max_bytes: cgroup
             .as_ref()
             .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
@@ -315,6 +321,14 @@ fn print(findings: &Findings) {
     println!(
         "shmem pages    {}",
         findings.shmem_enabled.as_deref().unwrap_or("unknown")
+    );
+    let niceness = findings.host_niceness;
+    println!(
+        "host manager   {}",
+        niceness.map_or_else(
+            || "may not run ahead of its VMs".to_owned(),
+            |niceness| format!("niceness {niceness}")
+        )
     );
     println!(
         "cgroup         {}, limit {}",

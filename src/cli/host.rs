@@ -13,7 +13,7 @@ use crate::config::HostArgs;
 use crate::host::manager::Settings;
 use crate::host::server::{Event, Server};
 use crate::out::Out;
-use crate::sys::signals;
+use crate::sys::{priority, signals};
 
 /// Number under which the signal pipe is watched.
 const SIGNALS: u64 = 0;
@@ -50,6 +50,7 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
         seed: args.seed.unwrap_or(spec.seed),
     };
     let path = args.socket.clone().unwrap_or_else(folder::host_socket);
+    note_priority(priority::run_ahead());
     let mut server = Server::new(settings)?;
     server.listen(&path)?;
     let expected = server.take_over()?;
@@ -73,6 +74,14 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
                 return Ok(ExitCode::SUCCESS);
             }
         }
+    }
+}
+
+/// A host manager that may not run ahead of its VMs makes its decisions all the same, only later where
+/// CPUs are scarce.
+pub fn note_priority(niceness: std::io::Result<i32>) {
+    if let Err(error) = niceness {
+        log::info!("the host manager does not run ahead of its VMs: {error}");
     }
 }
 

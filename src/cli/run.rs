@@ -22,14 +22,14 @@ use signal_hook::flag;
 
 use self::child::{Child, Stdout};
 use self::screen::Screen;
-use super::host::signal_pipe;
+use super::host::{note_priority, signal_pipe};
 use super::{Error, check, folder, resources, table};
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK};
 use crate::host::server::{Event, Server};
 use crate::out::Out;
-use crate::sys::signals;
+use crate::sys::{priority, signals};
 use crate::vm::files::Files;
 use crate::vm::terminal::Terminal;
 use crate::words::size::parse_duration;
@@ -116,6 +116,8 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
         Some(_) => Stdout::Terminal,
         None => Stdout::Lines,
     };
+    // The VMs' processes, which this thread starts, do not run ahead.
+    note_priority(priority::run_ahead());
     let mut server = Server::new(settings)?;
     listen(&mut server, args.socket.as_ref())?;
     let signals = signal_pipe()?;
@@ -128,6 +130,7 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
         screen: Screen::new(console, args.json, out),
         deadline: args.time.map(|time| started + time),
         kill_at: None,
+        stopping: false,
         gone: None,
         last: None,
     };
@@ -204,6 +207,8 @@ struct Fleet {
     deadline: Option<Instant>,
     /// When what has not stopped is killed; set once stopping has begun.
     kill_at: Option<Instant>,
+    /// A VM was seen that was told to stop.
+    stopping: bool,
     /// When the last child had gone.
     gone: Option<Instant>,
     /// The figures before the fleet stopped: those of the closing table.
@@ -226,7 +231,15 @@ impl Fleet {
         let mut redraw = Instant::now();
         let mut sample = redraw;
         while self.is_anybody_left() {
-            for event in self.server.turn(Duration::from_millis(100))? {
+            let now = Instant::now();
+            let wait = match self.is_quiet() {
+                // Nothing can have changed before then.
+                true => self
+                    .deadline
+                    .map_or(redraw, |deadline| deadline.min(redraw)),
+                false => sample,
+            };
+            for event in self.server.turn(wait.saturating_duration_since(now))? {
                 self.event(event);
             }
             let now = Instant::now();
@@ -239,6 +252,7 @@ impl Fleet {
             sample = now + TICK;
             let figures = self.server.manager().figures();
             self.mind_stragglers(&figures, now);
+            self.stopping = figures.vms.iter().any(|vm| vm.state == VmState::Stopping);
             if now >= redraw {
                 redraw = now + REDRAW;
                 self.screen.draw(&figures);
@@ -246,6 +260,12 @@ impl Fleet {
             self.remember(figures);
         }
         Ok(())
+    }
+
+    /// Whether there is nothing to look at again before something comes.
+    fn is_quiet(&mut self) -> bool {
+        let ends = self.kill_at.is_some() || self.gone.is_some() || self.stopping;
+        !ends && self.server.manager().rests()
     }
 
     /// Whether a child is there, or a link whose end was not heard: how a VM ended may stand behind

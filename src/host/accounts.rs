@@ -45,6 +45,10 @@ pub struct HostFigures {
     pub state: MemState,
     /// Time spent in each state.
     pub state_seconds: StateSeconds,
+    /// How much later than it was due a decision was made, on average, in milliseconds.
+    pub tick_late_ms: f64,
+    /// And at most.
+    pub tick_late_ms_peak: f64,
     /// Frames in use.
     pub frames_shared: u64,
     /// References to them.
@@ -209,6 +213,9 @@ pub struct History {
     state: MemState,
     seconds: StateSeconds,
     peak_bytes: u64,
+    decisions: u32,
+    late: Duration,
+    late_peak: Duration,
 }
 
 impl History {
@@ -228,6 +235,18 @@ impl History {
         }
         self.seen = self.seen.max(now);
         self.state = state;
+    }
+
+    /// Notes a decision that was late by so much.
+    pub fn decides_late(&mut self, by: Duration) {
+        self.decisions = self.decisions.saturating_add(1);
+        self.late += by;
+        self.late_peak = self.late_peak.max(by);
+    }
+
+    /// How late decisions were on average, and at most.
+    pub fn lateness(&self) -> (Duration, Duration) {
+        (self.late / self.decisions.max(1), self.late_peak)
     }
 
     /// The most that was consumed.
@@ -286,6 +305,17 @@ mod tests {
             names.push(name.clone());
             names_of(value, names);
         }
+    }
+
+    #[test]
+    fn lateness_is_an_average_and_a_peak() {
+        let ms = Duration::from_millis;
+        let mut history = History::default();
+        assert_eq!(history.lateness(), (ms(0), ms(0)));
+        for late in [0, 2, 40, 2] {
+            history.decides_late(ms(late));
+        }
+        assert_eq!(history.lateness(), (ms(11), ms(40)));
     }
 
     #[test]

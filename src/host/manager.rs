@@ -48,6 +48,9 @@ use crate::words::{Allocation, Exit, ExitReason, Measured, Report, Run, Sampling
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
+/// The same while there is nothing to decide. Chosen: what only time changes, the rates of the scans and
+/// what has expired, may be so late.
+pub const REST_TICK: Duration = Duration::from_secs(1);
 /// VMs on one host, at most.
 pub const VMS_MAX: usize = 4096;
 /// Ended VMs whose figures are kept, at most.
@@ -165,6 +168,10 @@ pub struct Manager {
     notes: Vec<Note>,
     decided: Duration,
     urgent: bool,
+    /// The last decision left nothing to do, and nothing has come since.
+    rests: bool,
+    /// Since when it does not: the first thing that came then.
+    woken: Duration,
 }
 
 impl Manager {
@@ -191,6 +198,8 @@ impl Manager {
             notes: Vec::new(),
             decided: Duration::ZERO,
             urgent: false,
+            rests: false,
+            woken: Duration::ZERO,
         }
     }
 
@@ -257,6 +266,7 @@ impl Manager {
     /// # Errors
     /// When the VM breaks the protocol: kill its process, and call [`Manager::gone`] once it is dead.
     pub fn message(&mut self, id: VmId, message: ToHost, now: Duration) -> Result<(), Violation> {
+        self.wake(now);
         let Some(vm) = self.vms.get_mut(&id) else {
             return Ok(());
         };

@@ -213,9 +213,10 @@ impl Server {
         let more = self.manager.give_back();
         self.deliver();
         let now = self.now();
+        let due = self.manager.next_decision().max(now);
         let wait = match more {
             true => Duration::ZERO,
-            false => self.manager.next_decision().saturating_sub(now),
+            false => due - now,
         };
         let wait = wait.min(timeout);
         let wait = Timespec::try_from(wait).expect("a tick is short");
@@ -225,6 +226,7 @@ impl Server {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(os("wait for events")(errno)),
         }
+        self.manager.passed(self.start.elapsed());
         let tokens = ready.iter().map(|event| event.data.u64());
         let (links, others): (Vec<u64>, Vec<u64>) = tokens.partition(|&token| self.is_link(token));
         for token in others {
@@ -248,6 +250,7 @@ impl Server {
             self.drop_idle();
         }
         if self.manager.is_due(now) {
+            self.manager.is_late(now.saturating_sub(due));
             self.manager.tick(now);
         }
         self.deliver();

@@ -317,11 +317,13 @@ impl ShareIndex {
     }
 
     /// Hashes up to `most` adopted frames of all groups.
-    pub fn read_adopted(&mut self, most: usize) {
+    /// Whether there were any.
+    pub fn read_adopted(&mut self, most: usize) -> bool {
         let mut left = most;
         for group in self.groups.values_mut() {
             left -= group.read_adopted(left);
         }
+        left < most
     }
 
     /// Which file a VM's frames are in.

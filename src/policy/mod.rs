@@ -76,9 +76,9 @@ use self::balloon::BalloonRecord;
 use self::safeguard::Safeguard;
 use self::settings::PolicySettings;
 use self::state::Thresholds;
-use self::types::{Conduct, Plan, Snapshot, VmId, VmSnapshot};
+use self::types::{Conduct, Plan, Snapshot, VmId, VmPlan, VmSnapshot};
 use crate::units::Pages;
-use crate::words::{Allocation, MemState};
+use crate::words::{Allocation, MemState, Run};
 
 pub use self::why::Why;
 
@@ -139,6 +139,14 @@ impl PolicyKind {
         match self {
             PolicyKind::Esx | PolicyKind::Proportional => false,
             PolicyKind::Own | PolicyKind::Pref | PolicyKind::Pressure => true,
+        }
+    }
+
+    /// Whether its targets move with time alone, while nothing that it reads does.
+    fn keeps_time(self) -> bool {
+        match self {
+            PolicyKind::Esx | PolicyKind::Proportional | PolicyKind::Pref => false,
+            PolicyKind::Own | PolicyKind::Pressure => true,
         }
     }
 
@@ -309,6 +317,23 @@ impl PolicyState {
         }
         self.records.own.retain(|id, _| lives(id));
         self.records.pressure.retain(|id, _| lives(id));
+    }
+
+    /// Whether the next decision can differ from the last one, which came to `plan`, only by what it is
+    /// told: there is memory to spare, nobody owes or is owed anything, and time alone changes nothing.
+    pub fn is_settled(&self, snapshot: &Snapshot, plan: &Plan) -> bool {
+        let owes_nothing = |vm: &VmSnapshot, plan: &VmPlan| {
+            let at_rest = plan.run == Run::Go && plan.private_max.is_none();
+            let no_balloon = vm.ballooned == Pages::ZERO && plan.balloon_target == Pages::ZERO;
+            at_rest
+                && no_balloon
+                && vm.asked == Pages::ZERO
+                && self.conduct(vm.id) == Conduct::Cooperative
+        };
+        let mut vms = snapshot.vms.iter().zip(&plan.vms);
+        plan.state == MemState::High
+            && !self.kind.keeps_time()
+            && vms.all(|(vm, plan)| owes_nothing(vm, plan))
     }
 
     /// The memory state after the last decision.

@@ -58,6 +58,7 @@ pub mod large;
 pub mod pagemap;
 pub mod peer;
 pub mod pool_view;
+pub mod priority;
 pub mod proc;
 pub mod ram;
 pub mod signals;

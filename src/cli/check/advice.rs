@@ -1,6 +1,10 @@
 //! What would make VMs run better on this host: from what its kernel says to one line with the command
 //! that mends it. Pure, so that every answer of a kernel can be tested anywhere.
 
+use std::io;
+
+use crate::sys::priority::AHEAD;
+
 /// Mappings that a VM with many scattered shared or swapped pages may need: each costs two. The
 /// kernel's default, 65530, is reached by a guest of 512 MiB whose every other page is written.
 const MAP_COUNT_WANTED: u64 = 1_048_576;
@@ -17,6 +21,15 @@ pub(super) fn on_mappings(max_map_count: u64) -> Option<String> {
              sysctl -w vm.max_map_count={MAP_COUNT_WANTED}`"
         )
     })
+}
+
+/// Where a host manager may not run ahead of its VMs, for this reason.
+pub(super) fn on_priority(why: &io::Error) -> String {
+    format!(
+        "a host manager may not raise its priority ({why}): where CPUs are scarce its decisions are late; \
+         `sudo prlimit --nice={0}:{0} --pid $$` for this shell, or LimitNICE={AHEAD} for the service",
+        20 - AHEAD
+    )
 }
 
 /// Where the host itself swaps; `swaps` is the text of /proc/swaps.
@@ -90,6 +103,15 @@ mod tests {
             assert_eq!(on_swap(kernel, &on), None, "{kernel}");
         }
         assert!(!is_on(""));
+    }
+
+    #[test]
+    fn a_priority_that_is_refused_is_answered_with_the_command() {
+        let line = on_priority(&io::Error::from_raw_os_error(libc::EACCES));
+        assert!(
+            line.contains("prlimit --nice=30:30") && line.contains("LimitNICE=-10"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ impl Manager {
         let consumed_bytes =
             vms.iter().map(|vm| vm.memory.consumed_bytes).sum::<u64>() + overhead_bytes;
         self.history.consumes(consumed_bytes);
+        let (late, late_peak) = self.history.lateness();
         let host = HostFigures {
             memory_bytes: self.ledger.budget().bytes(),
             consumed_bytes,
@@ -24,6 +25,8 @@ impl Manager {
             leased_bytes: self.leases.reserved().bytes(),
             state: self.policy.mem_state(),
             state_seconds: self.history.state_seconds(),
+            tick_late_ms: late.as_secs_f64() * 1e3,
+            tick_late_ms_peak: late_peak.as_secs_f64() * 1e3,
             frames_shared: self.shares.frames(),
             pages_sharing: self.shares.references(),
             seed: self.settings.seed,

@@ -494,3 +494,90 @@ fn what_is_not_managed_is_promised_in_full_and_stays_so() {
     let refused = next.set(id, &keys("limit", "16M")).unwrap_err();
     assert!(matches!(refused, Refused::Unmanaged { .. }), "{refused}");
 }
+
+/// The time of the next decision after one at a second, for a VM of `size` that uses
+/// `private` MiB, in a host of 64 MiB.
+fn next_after(
+    policy: PolicyKind,
+    [size, private]: [u64; 2],
+    change: impl Fn(&mut Manager, VmId),
+) -> Duration {
+    let mut manager = manager();
+    manager.set_host(None, Some(policy)).unwrap();
+    let vm = manager.join(hello("a", size)).unwrap();
+    take_all(&mut manager, vm);
+    let private = Pages::mib(private);
+    manager.message(vm, report(private.0), at(0)).unwrap();
+    let spare = manager.ledger().charge(vm) - private;
+    let back = ToHost::CreditReturn { pages: spare };
+    manager.message(vm, back, at(0)).unwrap();
+    change(&mut manager, vm);
+    manager.tick(at(1000));
+    manager.next_decision()
+}
+
+#[test]
+fn a_decision_waits_where_there_is_nothing_to_decide() {
+    let nothing = |_: &mut Manager, _| {};
+    let (soon, late) = (at(1100), at(2000));
+    for policy in PolicyKind::ALL {
+        // Some targets move with time alone.
+        let moves = matches!(policy, PolicyKind::Own | PolicyKind::Pressure);
+        let next = if moves { soon } else { late };
+        assert_eq!(next_after(*policy, [16, 8], nothing), next, "{policy:?}");
+    }
+    let esx = |private, change: fn(&mut Manager, VmId)| {
+        next_after(PolicyKind::Esx, [64, private], change)
+    };
+    // Memory is short.
+    assert_eq!(esx(61, |_, _| {}), soon);
+    // A VM is away.
+    assert_eq!(esx(8, |manager, vm| manager.detach(vm)), soon);
+    // One waits for more than there is.
+    let asks = |manager: &mut Manager, vm| {
+        take_all(manager, vm);
+    };
+    assert_eq!(esx(8, asks), soon);
+    // A lease may end.
+    let leases = |manager: &mut Manager, _| {
+        let owner = OwnerId(1);
+        manager
+            .reserve(Pages::mib(1), None, owner, at(9000))
+            .unwrap();
+    };
+    assert_eq!(esx(8, leases), soon);
+    // A balloon holds memory that may be given back.
+    let balloon = |manager: &mut Manager, vm| {
+        let mut measured = Measured::default();
+        measured.gauges.ballooned = Pages::mib(1);
+        let report = Report {
+            holding: Holding::private(Pages::mib(8)),
+            measured,
+            ..Report::default()
+        };
+        let report = ToHost::Report(Box::new(report));
+        manager.message(vm, report, at(0)).unwrap();
+    };
+    assert_eq!(esx(8, balloon), soon);
+}
+
+#[test]
+fn what_comes_ends_the_rest() {
+    let mut manager = manager();
+    let vm = manager.join(hello("a", 16)).unwrap();
+    manager.message(vm, report(8), at(0)).unwrap();
+    manager.tick(at(1000));
+    assert!(manager.rests());
+    // After a tick's time a message is decided upon at once, before that at the tick.
+    manager.message(vm, report(9), at(1500)).unwrap();
+    assert!(!manager.rests() && manager.is_due(at(1500)));
+    manager.tick(at(1500));
+    assert!(manager.rests());
+    manager.message(vm, report(10), at(1530)).unwrap();
+    assert_eq!(manager.next_decision(), at(1600));
+    manager.tick(at(1600));
+    // What cannot wait does not.
+    manager.join(hello("b", 16)).unwrap();
+    assert!(!manager.rests());
+    assert_eq!(manager.next_decision(), at(1610));
+}

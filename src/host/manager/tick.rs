@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Manager, TICK, Vm};
+use super::{Manager, REST_TICK, TICK, Vm};
+use crate::host::share::Reach;
 use crate::link::message::{Orders, ToVm};
 use crate::policy::decide;
 use crate::policy::scan::{Scanned, Yield};
@@ -18,13 +19,28 @@ const ADOPTED_A_TICK: usize = 2048;
 impl Manager {
     /// Whether a decision is due at `now`.
     pub fn is_due(&self, now: Duration) -> bool {
-        let since = now.saturating_sub(self.decided);
-        since >= TICK || (self.urgent && since >= URGENT_GAP)
+        now >= self.next_decision()
     }
 
     /// When the next decision is due.
     pub fn next_decision(&self) -> Duration {
-        self.decided + if self.urgent { URGENT_GAP } else { TICK }
+        match (self.urgent, self.rests) {
+            (true, _) => self.decided + URGENT_GAP,
+            (false, true) => self.decided + REST_TICK,
+            (false, false) => (self.decided + TICK).max(self.woken),
+        }
+    }
+
+    /// Something has come that a decision may depend on.
+    pub(super) fn wake(&mut self, now: Duration) {
+        if std::mem::take(&mut self.rests) {
+            self.woken = now;
+        }
+    }
+
+    /// Whether the next decision waits for something to come.
+    pub fn rests(&self) -> bool {
+        self.rests && !self.urgent
     }
 
     /// Decides: new targets, orders to those VMs whose orders changed, credit to those who wait.
@@ -37,12 +53,13 @@ impl Manager {
         self.decided = now;
         self.urgent = false;
         self.shares.expire(now);
-        self.shares.read_adopted(ADOPTED_A_TICK);
+        let adopted = self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
         self.give_back();
         let snapshot = self.snapshot(now);
         let plan = decide(&snapshot, &mut self.policy);
         watch(&snapshot, &plan);
+        self.rests = !adopted && self.is_settled(&snapshot, &plan);
         let Plan { state, vms } = plan;
         let rates = self.scan_rates(now);
         for (plan, scan_pages_per_second) in vms.into_iter().zip(rates) {
@@ -64,11 +81,30 @@ impl Manager {
                 self.send(id, ToVm::Orders(orders));
             }
         }
-        self.history.enters(state, now);
+        self.passed(now);
         // Who was not granted everything now waits for the next tick: the plan knows of it.
         self.serve(None);
         self.urgent = false;
         self.observe();
+    }
+
+    /// Whether there is nothing to decide until something comes: see [`is_settled`], and nobody is
+    /// expected.
+    ///
+    /// [`is_settled`]: crate::policy::PolicyState::is_settled
+    fn is_settled(&self, snapshot: &Snapshot, plan: &Plan) -> bool {
+        let all_open = self.vms.values().all(|vm| vm.reach == Reach::Open);
+        all_open && self.leases.iter().next().is_none() && self.policy.is_settled(snapshot, plan)
+    }
+
+    /// It is `now`: books the time that has passed on the memory state.
+    pub fn passed(&mut self, now: Duration) {
+        self.history.enters(self.policy.mem_state(), now);
+    }
+
+    /// The decision that is made now is late by so much.
+    pub fn is_late(&mut self, by: Duration) {
+        self.history.decides_late(by);
     }
 
     /// How fast each VM may scan, in the order of a snapshot.

@@ -64,7 +64,7 @@ enum Again {
 
 impl Again {
     fn of(stir: Stir, pace: Pace) -> Again {
-        let calm = matches!(pace, Pace::Calm { .. });
+        let calm = pace.is_calm();
         match (stir.ripe, calm && stir.filled >= FILLED_PAGES) {
             (true, _) => Again::Now,
             (false, true) => Again::Soon,
