@@ -253,9 +253,11 @@ fn a_sleeping_guest_is_swapped_and_its_busy_neighbour_is_not() {
                cmdline = \"set=76M write=1\"\n";
     let mut fleet = Fleet::start(&format!("{host}{vms}"), &[]);
     let active = |figures: &Value, vm| figure(figures, vm, "active_bytes");
-    // The sleeper may have filled its memory before it is sampled: what it holds is all that is sure.
+    // The sleeper may have filled its memory before it is sampled: what it holds is all that is sure, and
+    // that something is known of it once its first period is over.
     fleet.until_within(LONG, "two guests that hold all they use", |figures| {
         figure(figures, "sleeper", "consumed_bytes") > Some(72 * MIB)
+            && active(figures, "sleeper") > Some(0)
             && active(figures, "busy") > Some(60 * MIB)
     });
     fleet.until_within(LONG, "the sleep", |figures| {
