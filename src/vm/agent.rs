@@ -358,8 +358,7 @@ impl<'a> Agent<'a> {
             log::error!("{name}: pages stay in memory: swap file: {failure}");
         }
         let now = Instant::now();
-        // What came free counts from the report on: neighbours may wait for it.
-        if now >= self.reports.due() || self.tasks.swap.take_obeyed() {
+        if now >= self.reports.due() {
             self.reports.look(now);
             self.report(machine)?;
         }

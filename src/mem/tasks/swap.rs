@@ -23,8 +23,6 @@ pub struct Swap {
     reclaimer: Reclaimer,
     /// What the VM may use.
     most: Option<Pages>,
-    /// It uses more, by the last order.
-    ordered: bool,
     /// Not before: there was nothing to take, or the swap file failed.
     due: Instant,
     failure: Option<io::Error>,
@@ -37,7 +35,6 @@ impl Swap {
             pager,
             reclaimer: Reclaimer::new(seed),
             most: None,
-            ordered: false,
             due: Instant::now(),
             failure: None,
         }
@@ -47,14 +44,6 @@ impl Swap {
     pub fn bound(&mut self, most: Option<Pages>) {
         self.most = most;
         self.pager.bound_store(most);
-        self.ordered = self.excess() > Pages::ZERO;
-    }
-
-    /// Whether what was ordered last is done, and this is asked for the first time since.
-    pub fn take_obeyed(&mut self) -> bool {
-        let obeyed = self.ordered && self.excess() == Pages::ZERO;
-        self.ordered &= !obeyed;
-        obeyed
     }
 
     /// Why pages stayed in memory, since this was asked last: the swap file failed or is full.
