@@ -84,10 +84,9 @@ pub(super) struct Hold {
 
 impl Books {
     pub fn new(end: Gfn, size: Pages, credit: CreditBook, own: Pages, mappings_max: u64) -> Books {
-        let slots = u32::try_from(size.0).expect("the page map's bound is smaller");
         Books {
             pmap: Pmap::new(end),
-            swapmap: SwapMap::new(slots),
+            swapmap: SwapMap::of_vm(size),
             store: CompressedStore::new(size),
             read_ahead: ReadAhead::default(),
             returns: Returns::default(),
