@@ -8,12 +8,12 @@
 //! | at most its target or its reservation, whichever is more | as long as anything is free |
 //! | more, in high and soft, and its balloon can make up for it | as long as the low threshold (1 %) stays free |
 //! | more, in high and soft, but it must be swapped instead | as long as the soft threshold (4 %) stays free |
-//! | more, in hard and low, or while it is being swapped out | nothing |
-//! | more than its limit | nothing |
+//! | more, in hard and low | nothing |
+//! | more than its limit, or than its cap (`private_max`) beyond its target | nothing |
 //!
 //! What is kept is for those who are entitled to it, while a VM above its target waits for
 //! reclamation. Grants may be partial. Scenarios in `examples/scenarios` show what two of the rows are
-//! for. Without "while it is being swapped out" a VM process that asks on takes back at once what was
+//! for. Without the cap a VM process that asks on takes back at once what was
 //! swapped out of it (`greedy.toml`). Without the 4 % guests that all want more than their targets
 //! push the host into soft or hard and are pushed back ten times a second (`all-want-more.toml`); with
 //! it, and with a cap on those who would have to be swapped ([`reclaim`](super::reclaim)), the host
@@ -34,6 +34,8 @@ pub struct CreditRequest<'a> {
     pub asked: Pages,
     /// What the VM holds in the ledger: its whole credit, used or not, and its part of the frames.
     pub held: Pages,
+    /// The credit of that, which is what a cap is on.
+    pub credit: Pages,
     /// What it is entitled to.
     pub allocation: &'a Allocation,
     /// Its entry in the last plan; `None` before its first.
@@ -46,13 +48,18 @@ impl CreditRequest<'_> {
         target.max(self.allocation.reservation)
     }
 
+    /// What its cap leaves the VM.
+    fn below_cap(&self) -> Pages {
+        let cap = self.plan.and_then(|plan| plan.private_max);
+        cap.map_or(self.asked, |cap| cap.saturating_sub(self.credit))
+    }
+
     /// What must stay free when the VM goes beyond its target; `None`: it must not.
     fn kept_beyond(&self, thresholds: &Thresholds, state: MemState) -> Option<Pages> {
         if state >= MemState::Hard {
             return None;
         }
         match self.plan {
-            Some(plan) if plan.private_max.is_some() => None,
             Some(plan) if plan.mechanism == Mechanism::Swap => Some(thresholds.soft),
             Some(_) | None => Some(thresholds.low),
         }
@@ -78,7 +85,8 @@ pub fn grant(
     let beyond = request
         .kept_beyond(thresholds, state)
         .map_or(Pages::ZERO, |kept| (free - due).saturating_sub(kept));
-    due + beyond.min(asked - due)
+    let below_cap = request.below_cap().saturating_sub(due);
+    due + beyond.min(asked - due).min(below_cap)
 }
 
 #[cfg(test)]
@@ -125,6 +133,7 @@ mod tests {
         let request = CreditRequest {
             asked: Pages(asked),
             held: Pages(held),
+            credit: Pages(held),
             allocation: &allocation,
             plan: Some(&plan),
         };
@@ -166,6 +175,10 @@ mod tests {
             private_max: Some(Pages(900)),
             ..SOFT
         };
+        let capped = Case {
+            private_max: Some(Pages(1020)),
+            ..SOFT
+        };
         let hard = Case {
             state: MemState::Hard,
             ..SOFT
@@ -181,6 +194,9 @@ mod tests {
             (swapped, 64, 900, 64, 64),
             (shrinking, 64, 1000, 5000, 0),
             (shrinking, 64, 968, 5000, 32),
+            (capped, 64, 1000, 5000, 20),
+            (capped, 64, 990, 5000, 30),
+            (capped, 64, 1000, 110, 10),
             (hard, 64, 968, 190, 32),
             (hard, 64, 1000, 190, 0),
             (low, 64, 900, 64, 64),
@@ -207,6 +223,7 @@ mod tests {
         let request = CreditRequest {
             asked: Pages(300),
             held: Pages::ZERO,
+            credit: Pages::ZERO,
             allocation: &allocation,
             plan: None,
         };

@@ -6,7 +6,8 @@
 //! keeps from a VM that is below its target counts as short too: it is taken from the VMs above theirs.
 //! A VM above its *limit* gives that part back in any state; one that waits for pages at its limit
 //! makes room for them itself, by swapping, because a guest that waits for memory cannot serve its
-//! balloon.
+//! balloon. One that cannot be ballooned is capped before it gets there: it would ask on, and be told
+//! to swap what it asked for, in every second decision.
 //!
 //! **By what.**
 //!
@@ -57,6 +58,9 @@ use crate::words::{MemState, Run};
 const STEP_DIVISOR: u64 = 16;
 /// And by at least this, so that small needs do not take many rounds. Chosen.
 const STEP_MIN: Pages = Pages(64);
+/// Whoever comes so near to its limit, as a part of it, is capped there. Chosen: more than is asked for
+/// at a time.
+const NEAR_LIMIT_DIVISOR: u64 = 64;
 /// What is the same for all VMs of one decision.
 struct Situation {
     mem_state: MemState,
@@ -146,11 +150,13 @@ fn plan_vm(
     let take = ask.take;
     let order = balloon_order(vm, ask, deflate, situation, record);
     let cannot = cannot_balloon(vm, ask.ceiling, record, situation.guards);
+    let limit = vm.allocation.ceiling();
+    // What a VM at its cap waits for, it makes room for itself.
+    let refused = vm.consumed.saturating_sub(limit).max(take.awaited);
     let swap = match (situation.mem_state, cannot) {
         (MemState::High | MemState::Soft, None) => take.stalled,
-        (MemState::High, Some(_)) => take.over_limit.max(take.awaited),
+        (MemState::High, Some(_)) => refused,
         (MemState::Soft, Some(_)) | (MemState::Hard | MemState::Low, _) => {
-            let refused = take.over_limit.max(take.awaited);
             take.urgent.max(cannot.map_or(take.stalled, |_| refused))
         }
     };
@@ -167,7 +173,12 @@ fn plan_vm(
                 && cannot.is_some_and(|refusal| scarce || !soon_follows(refusal))
         }
     };
-    let cap = held.then(|| vm.private + target.pages.saturating_sub(vm.consumed));
+    let most = match (held, cannot) {
+        (true, _) => Some(target.pages.min(limit)),
+        (false, Some(_)) if is_near_limit(vm) => Some(limit),
+        _ => None,
+    };
+    let cap = most.map(|most| vm.private + most.saturating_sub(vm.consumed));
     VmPlan {
         id: vm.id,
         target: target.pages,
@@ -191,6 +202,13 @@ fn plan_vm(
             ..target.why
         },
     }
+}
+
+/// Whether the VM's limit is less than its size, and all but reached.
+fn is_near_limit(vm: &VmSnapshot) -> bool {
+    let limit = vm.allocation.limit;
+    let near = Pages(limit.0 - limit.0 / NEAR_LIMIT_DIVISOR);
+    limit < vm.allocation.size && vm.consumed.0.saturating_add(vm.asked.0) >= near.0
 }
 
 /// What the balloon shall hold from now on.

@@ -18,6 +18,7 @@ impl Manager {
         let request = CreditRequest {
             asked,
             held: self.charged(id),
+            credit: self.ledger.charge(id),
             allocation: &vm.allocation,
             plan: vm.plan.as_ref(),
         };
