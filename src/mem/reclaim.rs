@@ -18,7 +18,7 @@ use super::observe::Cause;
 use super::pager::{Error, Pager};
 use super::runs::Walk;
 use super::stage::Taken;
-use super::store::{Compressed, compress};
+use super::store::{Compressed, Trial};
 use super::victims::{CHUNKS_A_STEP, Search, Victims};
 use crate::page::key::is_zero;
 use crate::page::state::PageState;
@@ -43,6 +43,7 @@ pub struct Reclaimed {
 #[derive(Debug)]
 pub struct Reclaimer {
     search: Search,
+    trial: Trial,
     /// Where compressed pages are looked for next.
     spill: Walk,
     /// Content of the batch; allocated at the first use, since most VMs never swap.
@@ -54,6 +55,7 @@ impl Reclaimer {
     pub fn new(seed: u64) -> Reclaimer {
         Reclaimer {
             search: Search::new(seed),
+            trial: Trial::default(),
             spill: Walk::from(Gfn(0)),
             content: Vec::new(),
         }
@@ -72,7 +74,7 @@ impl Reclaimer {
         } else {
             let victims = self.search.step(pager, wanted)?;
             let victims = self.read(pager, victims, &mut done)?;
-            let compressed = self.content[..victims.len()].iter().map(compress).collect();
+            let compressed = self.trial.compress(&self.content[..victims.len()]);
             let left = self.compress(pager, victims, compressed, &mut done);
             self.write(pager, left, &mut done);
         }

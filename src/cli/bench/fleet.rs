@@ -216,6 +216,16 @@ impl<'a> Fleet<'a> {
     pub fn until<T>(
         &mut self,
         what: &str,
+        look: impl FnMut(&Fleet<'_>) -> Option<T>,
+    ) -> Result<T, Error> {
+        self.until_every(LOOK, what, look)
+    }
+
+    /// The same, so often.
+    pub fn until_every<T>(
+        &mut self,
+        period: Duration,
+        what: &str,
         mut look: impl FnMut(&Fleet<'_>) -> Option<T>,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + PATIENCE;
@@ -232,7 +242,7 @@ impl<'a> Fleet<'a> {
             if Instant::now() > deadline {
                 return Err(self.failed(what, "not in time"));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(period);
         }
     }
 

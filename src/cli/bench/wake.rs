@@ -25,7 +25,7 @@ use super::meter::Pages;
 use super::row::{Better, Peer, Row, those_that_ran};
 use super::{Bench, Error, Side};
 use crate::sys::kernel_swap::{SwapArea, page_out};
-use crate::sys::proc::vmstat;
+use crate::sys::proc::{anonymous, vmstat};
 use crate::words::Advice;
 
 /// The rows.
@@ -43,6 +43,8 @@ pub(super) const SIZE: u64 = 64 << 20;
 const REST_MS: u64 = 12_000;
 /// Position of the reads among the phases.
 const READS: u64 = 2;
+/// From one look at what is left of it to the next.
+const OUT_LOOK: Duration = Duration::from_millis(1);
 /// What we leave the guest, bytes: its program and its tables.
 const LIMIT: u64 = 2 << 20;
 
@@ -150,12 +152,13 @@ fn managed(bench: &Bench<'_>, order: &str) -> Result<Woken, Error> {
     let (set, memory) = (guest.set_bytes, guest.memory_bytes());
     let mut fleet = Fleet::start(bench, &[guest])?;
     fleet.until("a full guest", full)?;
+    let pid = fleet.vm_processes().first().copied().unwrap_or(0);
+    // A page leaves the process when it is written, and the figures of `ps` are older than this.
+    let left = anonymous(pid).bytes().saturating_sub(set / 10 * 9);
     let start = Instant::now();
     fleet.set("a", "limit", &LIMIT.to_string())?;
-    let out = fleet.until("its memory on disk", |fleet| {
-        let figures = fleet.figures()?;
-        let taken = figures.vms.first()?.memory.gauges.swapped.bytes();
-        (taken >= (set - LIMIT) / 10 * 9).then(|| start.elapsed())
+    let out = fleet.until_every(OUT_LOOK, "its memory on disk", |_| {
+        (anonymous(pid).bytes() <= left).then(|| start.elapsed())
     })?;
     // The rest as well, before it is given room again.
     fleet.until("a moment", |_| {
