@@ -19,7 +19,7 @@ pub struct CreditBook {
     batch: Pages,
     measured: Pages,
     mapped_since: Pages,
-    /// By how much the last measurement was more than the one before.
+    /// By how much a measurement was more than the one before: the most of late.
     grown: Pages,
     requested: Pages,
     plenty: bool,
@@ -103,7 +103,9 @@ impl CreditBook {
 
     /// A new measurement replaces all earlier knowledge.
     pub fn measured(&mut self, pages: Pages) {
-        self.grown = pages.saturating_sub(self.measured);
+        // One that follows at once, because a fault waited, says nothing of how fast the guest is.
+        let of_late = Pages(self.grown.0 - self.grown.0.div_ceil(GROWN_FADES));
+        self.grown = pages.saturating_sub(self.measured).max(of_late);
         self.measured = pages;
         self.mapped_since = Pages::ZERO;
     }
@@ -137,7 +139,7 @@ impl CreditBook {
 
     /// What to tell the host manager now, recorded as told: ask when less than one batch is left
     /// (so that a fault seldom waits), give back what exceeds two. While memory is plenty a VM that grows
-    /// fast keeps as much as it grew by between two measurements. A VM under orders to use at most
+    /// fast keeps twice what it grew by between two measurements, so that it seldom is over. A VM under orders to use at most
     /// `most` asks for nothing beyond that and keeps next to nothing to spare.
     pub fn settle(&mut self, most: Option<Pages>) -> Option<CreditMove> {
         let (used, headroom) = (self.used(), self.headroom());
@@ -145,7 +147,7 @@ impl CreditBook {
             Some(most) => most.saturating_sub(used).min(self.batch),
             None if self.plenty => {
                 let most = Pages(self.batch.0.saturating_mul(AHEAD_BATCHES));
-                self.grown.clamp(self.batch, most)
+                (self.grown + self.grown).clamp(self.batch, most)
             }
             None => self.batch,
         };
@@ -169,6 +171,9 @@ impl CreditBook {
 /// Credit that a fast growing VM keeps to spare while memory is plenty, in batches at most. Chosen: a
 /// sixty-fourth of the host's budget at most, since a batch is one part in 512 of it.
 const AHEAD_BATCHES: u64 = 8;
+/// Growth counts one part in so many less from measurement to measurement. Chosen: a VM that has grown
+/// fast and stopped gives back what it kept within a second.
+const GROWN_FADES: u64 = 8;
 
 /// Far more than any guest can use, and far from overflow.
 const UNLIMITED: Pages = Pages(u64::MAX >> 16);
@@ -210,23 +215,26 @@ mod tests {
 
     #[test]
     fn a_fast_guest_gets_credit_ahead_while_memory_is_plenty() {
+        let rests = |book: &mut CreditBook, pages| (0..40).for_each(|_| book.measured(Pages(pages)));
         let fast = |plenty| {
             let mut book = CreditBook::new(Pages(1000), Pages(10));
             book.set_plenty(plenty);
-            book.measured(Pages(960));
+            rests(&mut book, 970);
             book.measured(Pages(1000));
             book
         };
         let asks = |pages| Some(CreditMove::Request(Pages(pages)));
-        assert_eq!(fast(true).settle(None), asks(40));
+        assert_eq!(fast(true).settle(None), asks(60));
         assert_eq!(fast(false).settle(None), asks(10));
-        // When it does not grow any more, it keeps no more than any other.
+        // A measurement that follows at once changes little.
         let mut book = fast(true);
         book.settle(None);
-        book.grant(Pages(40));
-        assert_eq!(book.settle(None), None);
+        book.grant(Pages(60));
         book.measured(Pages(1000));
-        assert_eq!(book.settle(None), Some(CreditMove::Return(Pages(20))));
+        assert_eq!(book.settle(None), None);
+        // When it does not grow any more, it keeps no more than any other.
+        rests(&mut book, 1000);
+        assert_eq!(book.settle(None), Some(CreditMove::Return(Pages(40))));
         // And never more than eight batches.
         let mut book = fast(true);
         book.measured(Pages(2000));
