@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn a_fast_guest_gets_credit_ahead_while_memory_is_plenty() {
-        let rests = |book: &mut CreditBook, pages| (0..40).for_each(|_| book.measured(Pages(pages)));
+        let rests =
+            |book: &mut CreditBook, pages| (0..40).for_each(|_| book.measured(Pages(pages)));
         let fast = |plenty| {
             let mut book = CreditBook::new(Pages(1000), Pages(10));
             book.set_plenty(plenty);
