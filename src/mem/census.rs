@@ -134,7 +134,7 @@ impl Pager {
                 compressed_store: store,
                 orphaned: Pages(orphaned),
             },
-            overhead: own_memory + tables,
+            overhead: own_memory + tables + memory.mapping_memory(),
             measured: Measured {
                 shared: Pages(counts.shared.saturating_sub(orphaned)),
                 gauges: Gauges {

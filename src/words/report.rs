@@ -11,7 +11,8 @@ use crate::units::Pages;
 pub struct Report {
     /// Memory that the VM is charged for.
     pub holding: Holding,
-    /// Memory of the VM process beside its guest's RAM: private memory and page tables.
+    /// Memory of the VM process beside its guest's RAM: private memory, page tables and the kernel's
+    /// memory for mappings.
     pub overhead: Pages,
     /// The rest, which nobody is charged for.
     pub measured: Measured,

@@ -3,6 +3,11 @@
 use super::Memory;
 use crate::units::{Gfn, Pages};
 
+/// Kernel memory of one mapping, bytes: 62,000 took 11.5 MiB of `vm_area_struct` and 6.6 MiB of the
+/// nodes of their tree (Linux 6.18). A page that maps a frame between pages that do not takes two,
+/// 0.6 KiB; of two such pages that map one frame, 2.8 KiB of what they save are left.
+const MAPPING_BYTES: u64 = 306;
+
 /// Faults that wait for credit.
 impl Memory<'_> {
     /// A fault on this page waits.
@@ -34,6 +39,12 @@ impl Memory<'_> {
     /// Anonymous memory of this process that does not back the guest.
     pub fn own_memory(&self) -> Pages {
         self.books.own_memory
+    }
+
+    /// Memory of the kernel that the mappings of the guest's RAM take, of which each run of shared pages
+    /// needs its own.
+    pub fn mapping_memory(&self) -> Pages {
+        Pages::in_bytes(self.books.pmap.mappings() * MAPPING_BYTES)
     }
 
     /// Enters a measurement: `anonymous` is the whole process's.

@@ -195,3 +195,23 @@ fn writes_to_shared_pages_are_suspected_until_a_census_has_looked() {
         assert_eq!(pager.unseen_writes(), Pages::ZERO);
     });
 }
+
+/// Pages that share in one run take one mapping of the kernel's memory, isolated ones two each.
+#[test]
+fn isolated_pages_are_charged_for_their_mappings() {
+    const PAGES: u32 = 1000;
+    with_shared(PAGES, 60_000, |pager| {
+        let charged = |pager: &Pager| pager.memory(Cause::Census).mapping_memory();
+        assert_eq!(charged(pager), Pages::ZERO);
+        let others: Vec<Gfn> = (0..PAGES).step_by(2).map(Gfn).collect();
+        pager.inflate(&others).unwrap();
+        let isolated = u64::from(PAGES / 2);
+        let expected = Pages::in_bytes(isolated * 2 * 306);
+        assert_eq!(charged(pager), expected);
+        assert_eq!(expected, Pages(74));
+        let overhead = pager.report().unwrap().overhead;
+        let tables = pager.space().tables().tables().unwrap();
+        let own = pager.memory(Cause::Census).own_memory();
+        assert_eq!(overhead, own + tables + expected);
+    });
+}
