@@ -12,12 +12,17 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use super::pace::{GAP, Pace, Tally};
+use super::pace::{GAP, Pace, TURNS, Tally};
 use crate::mem::stirred::Stir;
 use crate::sys::ram::Layout;
 use crate::units::{CHUNK_PAGES, Gfn, GfnRange};
 use crate::words::Key;
 
+/// Pages looked at under one hold of the lock.
+pub(super) const SLICE_PAGES: u32 = 64;
+/// Pages that are looked at together where not all are, in turn. Chosen: what the guest writes at a time
+/// is often a few neighbours, and each run costs a hold of the lock.
+const RUN_PAGES: u32 = SLICE_PAGES / TURNS as u32;
 /// Pages filled in a calm chunk that are worth a look soon: a quarter of it. Fewer come and go all the
 /// time where zero pages are dropped and read again.
 const FILLED_PAGES: u32 = CHUNK_PAGES / 4;
@@ -37,6 +42,27 @@ impl Part {
     pub fn of(key: Key) -> Part {
         let [low, high, ..] = key.0.to_le_bytes();
         Part(u16::from_le_bytes([low, high]).max(Part::FIRST))
+    }
+}
+
+/// Which pages of a chunk a look is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// All.
+    All,
+    /// Of each [`SLICE_PAGES`] pages the run with this number.
+    Turn(u8),
+}
+
+impl Which {
+    /// What is looked at of a slice that [`slice`] gave, if there is anything.
+    pub fn of(self, slice: GfnRange) -> Option<GfnRange> {
+        let Which::Turn(number) = self else {
+            return Some(slice);
+        };
+        let before = u32::from(number) * RUN_PAGES;
+        let count = slice.count.checked_sub(before)?.min(RUN_PAGES);
+        (count > 0).then(|| GfnRange::new(Gfn(slice.start.0 + before), count))
     }
 }
 
@@ -89,7 +115,25 @@ struct Chunk {
     due: Option<Duration>,
     /// What happened while it was looked at.
     again: Again,
+    /// Whose turn it is where not all is looked at.
+    turn: u8,
+    /// The next look is at all of it, whatever its pace.
+    all_next: bool,
     parts: Option<Box<[Part; CHUNK_PAGES as usize]>>,
+}
+
+impl Chunk {
+    /// Which of its pages the look that begins is at.
+    fn begin(&mut self) -> Which {
+        self.due = None;
+        let all = std::mem::take(&mut self.all_next);
+        if all || self.parts.is_none() || !self.pace.takes_turns() {
+            return Which::All;
+        }
+        let turn = self.turn;
+        self.turn = (turn + 1) % TURNS;
+        Which::Turn(turn)
+    }
 }
 
 /// See the module documentation.
@@ -110,6 +154,8 @@ impl Chunks {
             pace: Pace::NEW,
             due: None,
             again: Again::AsEver,
+            turn: 0,
+            all_next: false,
             parts: None,
         };
         let mut chunks = Chunks {
@@ -157,14 +203,15 @@ impl Chunks {
         None
     }
 
-    /// Begins a look at the chunk that has been due longest: its first page. `None` when none is due.
-    pub fn begin(&mut self, now: Duration) -> Option<Gfn> {
+    /// Begins a look at the chunk that has been due longest: its first page, and which of its pages.
+    /// `None` when none is due.
+    pub fn begin(&mut self, now: Duration) -> Option<(Gfn, Which)> {
         if self.next_due()? > now {
             return None;
         }
         let Reverse((_, chunk)) = self.agenda.pop()?;
-        self.of_chunk[chunk as usize].due = None;
-        Some(Gfn(chunk * CHUNK_PAGES))
+        let which = self.of_chunk[chunk as usize].begin();
+        Some((Gfn(chunk * CHUNK_PAGES), which))
     }
 
     /// Notes what a page of the chunk that is looked at holds, beside what it held.
@@ -182,13 +229,22 @@ impl Chunks {
     }
 
     /// Ends the look at the chunk that starts at `first`.
-    pub fn end(&mut self, first: Gfn, found: Tally, now: Duration) {
+    pub fn end(&mut self, first: Gfn, which: Which, found: Tally, now: Duration) {
         let number = first.0 / CHUNK_PAGES;
-        let pace = self.of_chunk[number as usize].pace.looked(found);
+        let before = self.of_chunk[number as usize].pace;
+        let pace = match which {
+            Which::All => before.looked(found),
+            Which::Turn(_) => before.glanced(found),
+        };
         self.set_pace(number, pace);
         let chunk = &mut self.of_chunk[number as usize];
-        if found.own == 0 {
-            chunk.parts = None;
+        match which {
+            Which::All if found.own == 0 => chunk.parts = None,
+            Which::All => {}
+            // What has changed is to be looked at twice, and what is gone may be all.
+            Which::Turn(_) => {
+                chunk.all_next |= found.new + found.changed > 0 || found.own == 0;
+            }
         }
         let again = std::mem::take(&mut chunk.again);
         let gap = again.within(chunk.pace.gap());
@@ -202,6 +258,7 @@ impl Chunks {
         self.set_pace(number, before.broke(stir.broken));
         let chunk = &mut self.of_chunk[number as usize];
         let again = Again::of(stir, chunk.pace);
+        chunk.all_next |= again > Again::AsEver;
         let Some(due) = chunk.due else {
             chunk.again = chunk.again.max(again);
             return;
@@ -217,9 +274,9 @@ impl Chunks {
     }
 }
 
-/// The part of `chunk` from `next` on, of at most `most` pages.
-pub(super) fn slice(chunk: GfnRange, next: Gfn, most: u32) -> GfnRange {
-    GfnRange::new(next, most.min(chunk.end().0 - next.0))
+/// The part of `chunk` from `next` on, of at most [`SLICE_PAGES`].
+pub(super) fn slice(chunk: GfnRange, next: Gfn) -> GfnRange {
+    GfnRange::new(next, SLICE_PAGES.min(chunk.end().0 - next.0))
 }
 
 #[cfg(test)]

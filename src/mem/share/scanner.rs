@@ -1,14 +1,14 @@
 //! Looking for pages worth sharing: those that stay.
 //!
 //! Memory is looked at chunk by chunk, each as often as its [`pace`](super::pace) says. A page whose
-//! key was the same at two looks is offered, and goes on to be offered at every look while it stays:
-//! whoever was told may have forgotten. A page that was all zero at two looks is taken, looked at once
-//! more, and dropped. Of a large page that stays whole for now (`mem/large/worth.rs`) nothing is
+//! key was the same at two looks is offered, and goes on to be offered at every look at it while it
+//! stays: whoever was told may have forgotten. A page that was all zero at two looks is taken, looked
+//! at once more, and dropped. Of a large page that stays whole for now (`mem/large/worth.rs`) nothing is
 //! dropped, and what is known to have a frame is not offered again.
 
 use std::time::Duration;
 
-use super::chunks::{Chunks, Part, Seen, slice};
+use super::chunks::{Chunks, Part, Seen, Which, slice};
 use super::pace::Tally;
 use crate::mem::memory::Memory;
 use crate::mem::observe::Cause;
@@ -21,8 +21,6 @@ use crate::sys::space::PageBuf;
 use crate::units::{Gfn, GfnRange};
 use crate::words::Key;
 
-/// Pages looked at under one hold of the lock.
-const SLICE_PAGES: u32 = 64;
 /// Pages that were passed over cost about so much less than those whose content was looked at.
 const PASSED_PART: u32 = 16;
 
@@ -38,6 +36,7 @@ pub struct Scanner {
 #[derive(Debug)]
 struct Look {
     chunk: GfnRange,
+    which: Which,
     next: Gfn,
     tally: Tally,
 }
@@ -61,6 +60,11 @@ impl Scanner {
             seed,
             look: None,
         }
+    }
+
+    /// The share group's seed, for the keys.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Whether there is nothing that must be looked at again soon.
@@ -88,9 +92,11 @@ impl Scanner {
         let mut found = Scanned::default();
         while found.pages < pages_max {
             let begin = || {
-                let chunk = pager.ram().layout().chunk_of(self.chunks.begin(now)?);
+                let (first, which) = self.chunks.begin(now)?;
+                let chunk = pager.ram().layout().chunk_of(first);
                 Some(Look {
                     chunk,
+                    which,
                     next: chunk.start,
                     tally: Tally::default(),
                 })
@@ -98,12 +104,16 @@ impl Scanner {
             let Some(mut look) = self.look.take().or_else(begin) else {
                 break;
             };
-            let slice = slice(look.chunk, look.next, SLICE_PAGES);
-            let own = self.scan_slice(pager, slice, &mut look.tally, &mut found)?;
-            found.pages += own + (slice.count - own).div_ceil(PASSED_PART);
+            let slice = slice(look.chunk, look.next);
+            if let Some(part) = look.which.of(slice) {
+                let own = self.scan_slice(pager, part, &mut look.tally, &mut found)?;
+                found.pages += own + (part.count - own).div_ceil(PASSED_PART);
+            }
             look.next = slice.end();
             match look.next == look.chunk.end() {
-                true => self.chunks.end(look.chunk.start, look.tally, now),
+                true => self
+                    .chunks
+                    .end(look.chunk.start, look.which, look.tally, now),
                 false => self.look = Some(look),
             }
         }

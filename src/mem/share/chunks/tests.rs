@@ -13,6 +13,15 @@ struct Scan {
     rate: u32,
     now: Duration,
     looks: HashMap<u32, u32>,
+    /// Pages looked at.
+    pages: usize,
+}
+
+/// What a look is at.
+fn pages(chunk: GfnRange, which: Which) -> Vec<Gfn> {
+    let starts = chunk.iter().step_by(SLICE_PAGES as usize);
+    let parts = starts.filter_map(|start| which.of(slice(chunk, start)));
+    parts.flat_map(|part| part.iter()).collect()
 }
 
 impl Scan {
@@ -24,6 +33,7 @@ impl Scan {
             rate,
             now: Duration::ZERO,
             looks: HashMap::new(),
+            pages: 0,
         }
     }
 
@@ -38,12 +48,14 @@ impl Scan {
         while self.now < end {
             let mut left = self.rate / 20;
             while left > 0 {
-                let Some(first) = self.chunks.begin(self.now) else {
+                let Some((first, which)) = self.chunks.begin(self.now) else {
                     break;
                 };
                 *self.looks.entry(first.0 / CHUNK_PAGES).or_default() += 1;
                 let mut tally = Tally::default();
-                for gfn in self.layout.chunk_of(first).iter() {
+                let all = pages(self.layout.chunk_of(first), which);
+                self.pages += all.len();
+                for gfn in all {
                     let Some(content) = content(gfn, self.now) else {
                         continue;
                     };
@@ -56,7 +68,7 @@ impl Scan {
                         }
                     }
                 }
-                self.chunks.end(first, tally, self.now);
+                self.chunks.end(first, which, tally, self.now);
                 left = left.saturating_sub(CHUNK_PAGES);
             }
             self.now += SECOND / 20;
@@ -127,6 +139,46 @@ fn a_calm_guest_costs_little_and_its_new_content_is_found() {
     assert!(offered.values().all(|at| *at <= late));
 }
 
+/// The looks of a calm chunk are at each of its pages once in eight, also where it is short.
+#[test]
+fn turns_make_up_the_chunk() {
+    for count in [1, 7, 8, 9, 63, 64, 65, 188, CHUNK_PAGES] {
+        let chunk = GfnRange::new(Gfn(CHUNK_PAGES), count);
+        let turns = (0..TURNS).flat_map(|turn| pages(chunk, Which::Turn(turn)));
+        let mut seen: Vec<Gfn> = turns.collect();
+        seen.sort_unstable();
+        assert_eq!(seen, pages(chunk, Which::All), "{count}");
+    }
+}
+
+/// A page that changes alone in a calm chunk is found in its turn, wherever it is, and offered at the
+/// look after. While nothing changes an eighth is looked at.
+#[test]
+fn a_change_in_a_calm_chunk_is_found_in_its_turn() {
+    const CALM: Duration = SECOND.saturating_mul(1 << CALM_MAX);
+    let changes = 200 * SECOND;
+    for changed in [0, 8, 63, 200, 511].map(Gfn) {
+        let mut scan = Scan::new(2, 32_768);
+        let content = |gfn: Gfn, now| {
+            let version = u64::from(gfn == changed && now >= changes);
+            Some(key(u64::from(gfn.0) + 1000 * version))
+        };
+        scan.until(changes - 8 * CALM / 2, content);
+        let (pages, looks) = (scan.pages, scan.looks_of(0));
+        scan.until(changes, content);
+        let looks = (scan.looks_of(0) - looks) as usize;
+        assert_eq!(scan.pages - pages, looks * 64, "{looks} looks");
+        // The first look at it finds another key; what is offered from now on is the new one.
+        let offered = scan.until(changes + 12 * CALM, content);
+        let late = changes + (u32::from(TURNS) + 1) * CALM + SECOND;
+        assert!(
+            offered[&changed] <= late,
+            "{changed}: {:?}",
+            offered[&changed]
+        );
+    }
+}
+
 #[test]
 fn a_chunk_that_fills_late_is_looked_at_soon() {
     let mut scan = Scan::new(4, 32_768);
@@ -154,12 +206,12 @@ fn a_chunk_that_fills_late_is_looked_at_soon() {
     assert!(offered.contains_key(&Gfn(CHUNK_PAGES)));
     // While it is looked at, the same holds for the next look.
     scan.until(fills + 50 * SECOND, |_, _| None);
-    while scan.chunks.begin(scan.now) != Some(Gfn(CHUNK_PAGES)) {
+    while scan.chunks.begin(scan.now) != Some((Gfn(CHUNK_PAGES), Which::All)) {
         scan.now += SECOND;
     }
     scan.chunks.stir(many, scan.now);
-    scan.chunks
-        .end(Gfn(CHUNK_PAGES), Tally::default(), scan.now);
+    let (chunk, nothing) = (Gfn(CHUNK_PAGES), Tally::default());
+    scan.chunks.end(chunk, Which::All, nothing, scan.now);
     assert_eq!(scan.chunks.of_chunk[1].due, Some(scan.now + GAP));
 }
 
@@ -212,7 +264,7 @@ fn exactly_the_chunks_with_ram_are_looked_at() {
     let layout = Layout::new(Pages::mib(3 * 1024) + Pages(700));
     let mut chunks = Chunks::new(&layout);
     let mut begun = 0;
-    while let Some(first) = chunks.begin(Duration::ZERO) {
+    while let Some((first, _)) = chunks.begin(Duration::ZERO) {
         assert!(layout.contains_gfn(first));
         begun += 1;
     }

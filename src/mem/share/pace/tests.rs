@@ -46,6 +46,19 @@ fn every_row_of_the_table() {
     for (before, tally, after) in table {
         assert_eq!(before.looked(tally), after, "{before:?} {tally:?}");
     }
+    // Of an eighth.
+    let glances = [
+        (calm(1), found(64, 0, 0), calm(2)),
+        (calm(5), found(0, 0, 0), calm(5)),
+        (calm(4), found(64, 1, 2), calm(5)),
+        (calm(4), found(64, 2, 2), settling(0, STORM)),
+        (calm(5), found(64, 0, 64), settling(0, STORM)),
+    ];
+    for (before, tally, after) in glances {
+        assert!(before.takes_turns());
+        assert_eq!(before.glanced(tally), after, "{before:?} {tally:?}");
+    }
+    assert!(!calm(0).takes_turns() && !settling(3, 0).takes_turns());
     let breaks = [
         (settling(0, 3), 7, settling(0, 3)),
         (calm(5), 7, calm(5)),

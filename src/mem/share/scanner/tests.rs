@@ -1,6 +1,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::mem::share::chunks::SLICE_PAGES;
 use crate::mem::test_guest::with_guest;
 use crate::units::{CHUNK_PAGES, PAGE_SIZE, Pages};
 
