@@ -93,6 +93,7 @@ fn balloon_and_write(rig: &Rig, seed: u64, end: &AtomicBool) {
 /// A worker that merges all it finds, looks for broken pages, and swaps.
 fn share_and_swap(rig: &Rig, seed: u64, time: Duration) {
     let mut reclaimer = Reclaimer::new(seed);
+    reclaimer.offer_with(Some(KEY_SEED));
     let mut scanner = Scanner::new(rig.pager.ram().layout(), KEY_SEED);
     let mut now = Duration::ZERO;
     let mut pool = Pool::new(PAGES);
@@ -105,6 +106,7 @@ fn share_and_swap(rig: &Rig, seed: u64, time: Duration) {
         let mut candidates: Vec<_> = found
             .offers
             .into_iter()
+            .chain(reclaimer.take_offers())
             .filter_map(|(gfn, _)| pool.lend(&rig.read(gfn)).map(|frame| (gfn, frame)))
             .collect();
         let done = merge(&rig.pager, &view, &mut candidates);

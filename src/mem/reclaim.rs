@@ -24,6 +24,7 @@ use crate::page::key::is_zero;
 use crate::page::state::PageState;
 use crate::sys::space::PageBuf;
 use crate::units::Gfn;
+use crate::words::Key;
 
 /// Pages of one batch: 512 KiB a write.
 pub const BATCH_PAGES: usize = 128;
@@ -59,6 +60,16 @@ impl Reclaimer {
             spill: Walk::from(Gfn(0)),
             content: Vec::new(),
         }
+    }
+
+    /// Victims are offered for sharing from now on: see [`Search::offer_with`].
+    pub fn offer_with(&mut self, key_seed: Option<u64>) {
+        self.search.offer_with(key_seed);
+    }
+
+    /// Keys of pages that are to go, since this was asked last.
+    pub fn take_offers(&mut self) -> Vec<(Gfn, Key)> {
+        self.search.take_offers()
     }
 
     /// Takes up to `pages_max` pages (at most one batch) out of memory.

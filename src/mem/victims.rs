@@ -5,10 +5,17 @@
 //! again by the guest). What is drawn is a *cluster* of neighbours: they leave in one transfer, and
 //! their swap slots run as they do.
 //!
+//! *Share before swap.* Clusters are drawn some batches ahead, and their pages are offered for sharing
+//! then: what the group has a frame for is merged meanwhile, and is no victim any more when its turn
+//! comes. Nothing waits for the host manager's answer; one that comes too late finds the page gone and
+//! is rejected.
+//!
 //! Where draws find nothing, memory is walked from a random place on, a chunk under each hold of
 //! the lock and so many chunks a step that a step stays short; the next step goes on there. A walk
 //! that met all of memory and found nothing ends the search until something changes
 //! ([`Memory::changes`]).
+
+use std::collections::VecDeque;
 
 use super::memory::{HOLD_PAGES, Memory};
 use super::observe::Cause;
@@ -16,11 +23,22 @@ use super::pager::{Error, Pager};
 use super::pool_pages::Frozen;
 use super::runs::{Walk, runs};
 use super::stage::Taken;
+use crate::page::key::{is_zero, key_of};
 use crate::page::state::PageState;
+use crate::sys::ram::Layout;
+use crate::sys::space::PageBuf;
 use crate::units::{Gfn, GfnRange};
+use crate::words::Key;
 
 /// Pages of a cluster, aligned: as many as a batch has, 128 KiB.
 const CLUSTER_PAGES: u32 = 32;
+/// Clusters drawn ahead of those that are taken: 16 MiB. Chosen: of six guests that fill memory, three
+/// quarters of it common to all, in half of what that takes unshared, 46 % fewer pages are swapped than
+/// without; 29 % with half of it and 4 % with 2 MiB, since most answers come too late then.
+const AHEAD: usize = 128;
+/// A page is offered once in so many times that all of memory was drawn: whoever swaps without end
+/// offers little, and what changes in between is the scan's to find.
+const OFFER_ROUNDS: u64 = 8;
 /// Clusters drawn in one step before memory is walked.
 const DRAWS: u32 = 64;
 /// Chunks walked in one step: 128 MiB of guest memory.
@@ -30,6 +48,12 @@ pub(super) const CHUNKS_A_STEP: u32 = 64;
 #[derive(Debug)]
 pub(super) struct Search {
     rng: fastrand::Rng,
+    /// The share group's seed, while somebody hears of offers.
+    key_seed: Option<u64>,
+    /// Drawn and offered, not taken yet.
+    ahead: VecDeque<GfnRange>,
+    offers: Vec<(Gfn, Key)>,
+    offered: Offered,
     walk: Option<Walking>,
     /// What [`Memory::changes`] was when a walk began that found nothing.
     barren: Option<u64>,
@@ -42,6 +66,35 @@ struct Walking {
     left: u64,
     /// What [`Memory::changes`] was at its begin.
     changes: u64,
+}
+
+/// Which pages were offered lately: a bit each.
+#[derive(Debug, Default)]
+struct Offered {
+    /// With keys of this seed.
+    key_seed: Option<u64>,
+    bits: Vec<u64>,
+    /// Pages drawn since all were forgotten.
+    drawn: u64,
+}
+
+impl Offered {
+    /// These pages of a guest with this RAM were drawn.
+    fn drawn(&mut self, cluster: GfnRange, layout: &Layout) {
+        self.drawn += u64::from(cluster.count);
+        if self.bits.is_empty() || self.drawn > OFFER_ROUNDS * layout.size().0 {
+            let words = layout.end().index().div_ceil(64);
+            (self.bits, self.drawn) = (vec![0; words], 0);
+        }
+    }
+
+    /// Whether the page is to be offered; it has been from now on.
+    fn begin(&mut self, gfn: Gfn) -> bool {
+        let (word, bit) = (&mut self.bits[gfn.index() / 64], 1 << (gfn.0 % 64));
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
 }
 
 /// What a step of the search got hold of.
@@ -64,9 +117,29 @@ impl Search {
     pub fn new(seed: u64) -> Search {
         Search {
             rng: fastrand::Rng::with_seed(seed),
+            key_seed: None,
+            ahead: VecDeque::new(),
+            offers: Vec::new(),
+            offered: Offered::default(),
             walk: None,
             barren: None,
         }
+    }
+
+    /// Victims are offered from now on, with keys of this seed; `None`: nobody hears of offers.
+    pub fn offer_with(&mut self, key_seed: Option<u64>) {
+        if key_seed.is_some() && key_seed != self.offered.key_seed {
+            self.offered = Offered {
+                key_seed,
+                ..Offered::default()
+            };
+        }
+        self.key_seed = key_seed;
+    }
+
+    /// Keys of victims drawn since this was asked last.
+    pub fn take_offers(&mut self) -> Vec<(Gfn, Key)> {
+        std::mem::take(&mut self.offers)
     }
 
     /// Whether there is nothing to find, and nothing has changed since that was found.
@@ -89,11 +162,47 @@ impl Search {
             if victims.count() >= wanted {
                 return Ok(victims);
             }
-            let cluster = self.draw(pager);
+            let cluster = self.next_cluster(pager)?;
             take_from(pager, cluster, wanted, &mut victims)?;
         }
         self.walk_on(pager, wanted, &mut victims)?;
         Ok(victims)
+    }
+
+    /// The cluster whose turn it is.
+    fn next_cluster(&mut self, pager: &Pager) -> Result<GfnRange, Error> {
+        if let Some(seed) = self.key_seed {
+            while self.ahead.len() < AHEAD {
+                let cluster = self.draw(pager);
+                self.offered.drawn(cluster, pager.ram().layout());
+                self.offer(pager, cluster, seed)?;
+                self.ahead.push_back(cluster);
+            }
+        }
+        let drawn = self.ahead.pop_front();
+        Ok(drawn.unwrap_or_else(|| self.draw(pager)))
+    }
+
+    /// Offers the pages of a cluster that take memory, while the guest may be writing them; not those
+    /// that were offered lately, nor zero ones, which are dropped when they are taken.
+    fn offer(&mut self, pager: &Pager, cluster: GfnRange, seed: u64) -> Result<(), Error> {
+        let mut memory = pager.memory(Cause::Swap);
+        if !memory.any(cluster, Memory::is_own) {
+            return Ok(());
+        }
+        let backing = memory.backing(cluster)?;
+        let mut page = PageBuf::ZERO;
+        for (gfn, backing) in cluster.iter().zip(backing) {
+            let own = memory.is_own(gfn) && memory.is_own_backing(gfn, backing);
+            if !own || !self.offered.begin(gfn) {
+                continue;
+            }
+            memory.peek(gfn, &mut page);
+            if !is_zero(&page.0) {
+                self.offers.push((gfn, key_of(&page.0, seed)));
+            }
+        }
+        Ok(())
     }
 
     fn draw(&mut self, pager: &Pager) -> GfnRange {

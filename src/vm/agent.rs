@@ -194,7 +194,7 @@ impl<'a> Agent<'a> {
         self.look();
         let claiming = self.references.is_claiming();
         self.tasks.merge.pause(claiming);
-        self.tasks.scan.set_heard(self.host.has_room() && !claiming);
+        self.tasks.set_heard(self.host.has_room() && !claiming);
         let (state, now) = (self.orders.state, Instant::now());
         self.schedule.turn(&mut self.tasks.ranked(), state, now)?;
         self.settle();
@@ -349,7 +349,7 @@ impl<'a> Agent<'a> {
 
     /// Tells the host manager what the tasks have found, and how the VM is.
     fn tell(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
-        for part in self.tasks.scan.take_offers().chunks(OFFER_PAGES_MAX) {
+        for part in self.tasks.take_offers().chunks(OFFER_PAGES_MAX) {
             let pages = part.to_vec();
             self.host.send(&ToHost::Offer { pages });
         }

@@ -17,7 +17,8 @@ use crate::mem::tasks::scan::Scan;
 use crate::mem::tasks::stock::DropStock;
 use crate::mem::tasks::swap::Swap;
 use crate::sys::pool_view::PoolView;
-use crate::words::MemState;
+use crate::units::Gfn;
+use crate::words::{Key, MemState};
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct Tasks {
     pub sample: Active,
     pub scan: Scan,
     stock: DropStock,
+    /// What is not shared may be swapped.
+    is_capped: bool,
 }
 
 impl Tasks {
@@ -46,6 +49,7 @@ impl Tasks {
             sample: Active::new(Arc::clone(pager), welcome.sampling, seed),
             scan: Scan::new(Arc::clone(pager), welcome.key_seed),
             stock: DropStock::new(Arc::clone(pager)),
+            is_capped: false,
         }
     }
 
@@ -63,7 +67,21 @@ impl Tasks {
         self.pager.bound_read_ahead(read_ahead_max);
         self.measure.set_short(orders.state > MemState::High);
         self.swap.bound(orders.private_max);
+        self.is_capped = orders.private_max.is_some();
         self.scan.set_rate(orders.scan_pages_per_second);
+    }
+
+    /// Whether anybody hears of what is offered for sharing.
+    pub fn set_heard(&mut self, is_heard: bool) {
+        self.scan.set_heard(is_heard);
+        self.swap.offer_with(self.scan.key_seed());
+    }
+
+    /// Keys of pages to share since this was asked last.
+    pub fn take_offers(&mut self) -> Vec<(Gfn, Key)> {
+        let mut offers = self.swap.take_offers();
+        offers.extend(self.scan.take_offers());
+        offers
     }
 
     /// For how long the VM has been still at `now`.
@@ -83,12 +101,17 @@ impl Tasks {
             true => MemState::High,
             false => MemState::Hard,
         };
+        // Page by page cheaper than to swap them, and back.
+        let merge = match self.is_capped {
+            true => MemState::High,
+            false => MemState::Soft,
+        };
         [
             (&mut self.measure, Some(MemState::High)),
             (&mut self.swap, Some(MemState::High)),
             (&mut self.prefetch, Some(MemState::High)),
             (&mut self.stock, Some(MemState::High)),
-            (&mut self.merge, Some(MemState::Soft)),
+            (&mut self.merge, Some(merge)),
             (&mut self.census, Some(census)),
             (&mut self.sample, None),
             (&mut self.scan, None),

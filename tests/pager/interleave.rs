@@ -286,6 +286,8 @@ fn work(shared: &Shared) -> (u64, u32, Pool) {
     let mut kinds = fastrand::Rng::with_seed(seed);
     let mut rng = fastrand::Rng::with_seed(!seed);
     let mut reclaimer = Reclaimer::new(seed);
+    // With every second seed victims are offered before they are taken.
+    reclaimer.offer_with(seed.is_multiple_of(2).then_some(KEY_SEED));
     let mut scanner = Scanner::new(rig.pager.ram().layout(), KEY_SEED);
     let mut now = Duration::ZERO;
     let mut pool = Pool::new(GUEST_PAGES);
@@ -305,7 +307,8 @@ fn work(shared: &Shared) -> (u64, u32, Pool) {
             3..=7 => {
                 // So fast that a chunk is due nearly always, however much it changes.
                 now += Duration::from_secs(5);
-                let found = scanner.step(&rig.pager, 64, now).unwrap();
+                let mut found = scanner.step(&rig.pager, 64, now).unwrap();
+                found.offers.extend(reclaimer.take_offers());
                 merged += share(rig, found, &mut pool, &view, &mut rng);
             }
             8 if kinds.bool() => {

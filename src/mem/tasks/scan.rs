@@ -115,6 +115,11 @@ impl Scan {
         self.is_heard = is_heard;
     }
 
+    /// The seed of keys, while somebody hears of them.
+    pub fn key_seed(&self) -> Option<u64> {
+        self.is_heard.then(|| self.scanner.seed())
+    }
+
     /// Keys of the pages found since this was asked last.
     pub fn take_offers(&mut self) -> Vec<(Gfn, Key)> {
         std::mem::take(&mut self.offers)

@@ -9,7 +9,8 @@ use super::{Done, Task};
 use crate::mem::Pager;
 use crate::mem::pager::Error;
 use crate::mem::reclaim::{BATCH_PAGES, Reclaimer};
-use crate::units::Pages;
+use crate::units::{Gfn, Pages};
+use crate::words::Key;
 
 /// Pause after the swap file failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
@@ -44,6 +45,17 @@ impl Swap {
     pub fn bound(&mut self, most: Option<Pages>) {
         self.most = most;
         self.pager.bound_store(most);
+    }
+
+    /// Pages that are to go are offered for sharing first, with keys of this seed; `None`: nobody hears
+    /// of offers.
+    pub fn offer_with(&mut self, key_seed: Option<u64>) {
+        self.reclaimer.offer_with(key_seed);
+    }
+
+    /// Keys of pages that are to go, since this was asked last.
+    pub fn take_offers(&mut self) -> Vec<(Gfn, Key)> {
+        self.reclaimer.take_offers()
     }
 
     /// Why pages stayed in memory, since this was asked last: the swap file failed or is full.
