@@ -18,9 +18,10 @@
 //! | any | | nothing of its own | calm [`CALM_MAX`] |
 //! | any, n (calm: 0) | | some shared pages were written since, once a look | settling n + 2, up to [`BREAKS_MAX`] |
 //!
-//! From calm 1 on a look is at an eighth of the chunk's pages, in turn, runs of eight in each 64; the
+//! From calm 3 on a look is at an eighth of the chunk's pages, in turn, runs of eight in each 64; the
 //! look after one that found any unsettled is at all of them. *Some* is then [`SOME_PAGES`] of the whole
-//! chunk, if the rest is as what was seen. So what nobody writes costs an eighth. What changes alone in a
+//! chunk, if the rest is as what was seen. (Before that all that was offered is offered three times more,
+//! in case the host manager was busy.) So what nobody writes costs an eighth. What changes alone in a
 //! calm chunk is seen at the eighth look at the latest; of 32 pages that changed anywhere in it, the
 //! first look sees none once in 70 times.
 //!
@@ -144,7 +145,7 @@ impl Pace {
 
     /// Whether a look is at a part of the chunk, in turn.
     pub fn takes_turns(self) -> bool {
-        matches!(self, Calm { doublings: 1.. })
+        matches!(self, Calm { doublings: 3.. })
     }
 
     /// After a look at a part of the chunk, one in [`TURNS`].

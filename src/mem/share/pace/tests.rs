@@ -48,7 +48,7 @@ fn every_row_of_the_table() {
     }
     // Of an eighth.
     let glances = [
-        (calm(1), found(64, 0, 0), calm(2)),
+        (calm(3), found(64, 0, 0), calm(4)),
         (calm(5), found(0, 0, 0), calm(5)),
         (calm(4), found(64, 1, 2), calm(5)),
         (calm(4), found(64, 2, 2), settling(0, STORM)),
@@ -58,7 +58,7 @@ fn every_row_of_the_table() {
         assert!(before.takes_turns());
         assert_eq!(before.glanced(tally), after, "{before:?} {tally:?}");
     }
-    assert!(!calm(0).takes_turns() && !settling(3, 0).takes_turns());
+    assert!(!calm(2).takes_turns() && !settling(3, 0).takes_turns());
     let breaks = [
         (settling(0, 3), 7, settling(0, 3)),
         (calm(5), 7, calm(5)),
