@@ -5,7 +5,7 @@
 //! | read | | the zero page, over as much of the 2 MiB chunk as is unbacked and the credit covers |
 //! | write | scarce | the same |
 //! | write | plenty | zeroed pages of its own, a run of them |
-//! | write, in a chunk never touched behind one that is backed | plenty | a large page from the stock ([`super::stock`]) |
+//! | write, in an unbacked chunk behind one that is backed | plenty | a large page ([`super::large`]) |
 //! | any, of a ballooned page | | the zero page for it alone |
 //!
 //! The zero page takes no memory and serves a chunk at once, but each page that is written then costs

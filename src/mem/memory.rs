@@ -272,7 +272,8 @@ impl Memory<'_> {
     /// Whether the guest's RAM may take so many kernel mappings more.
     pub fn may_map(&self, added: i64) -> bool {
         let most = i64::try_from(self.books.mappings_max).unwrap_or(i64::MAX);
-        added <= 0 || self.books.pmap.mappings().cast_signed() + added <= most
+        let taken = self.books.pmap.mappings() + self.books.large.mappings();
+        added <= 0 || taken.cast_signed() + added <= most
     }
 
     /// Whether the page is in the staging area, in this token's slot.

@@ -69,7 +69,7 @@ pub struct Settings {
     pub readers: usize,
     /// The account to start with.
     pub credit: CreditBook,
-    /// Whether a guest may have large pages, where pages are moved.
+    /// Whether the guest may have large pages.
     pub large_pages: bool,
     /// Kernel mappings that the guest's RAM may take: see [`mappings_max`].
     pub mappings_max: u64,

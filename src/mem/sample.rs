@@ -3,7 +3,8 @@
 //! Which pages, and what the count means, is the caller's (ESX's estimate: 100 random pages in each
 //! period). While memory is plenty a page in a large one samples all of it: it goes out whole and comes
 //! back whole at the first touch, so that the estimate is of the memory that is touched in units as
-//! large as they are.
+//! large as they are. Where pages are not moved a large page cannot go out whole: it is taken for touched,
+//! until memory is not plenty and its pages are sampled one by one.
 //! A sampled page that backs the guest waits in a stage slot of its own; the first touch
 //! costs the guest one fault and is counted. A page that does not back the guest (never touched,
 //! ballooned, swapped) is left as it is: a touch changes its state, and until the sample ends nothing
@@ -32,6 +33,8 @@ pub(super) struct Sample {
     large: Vec<(SampleSlot, Gfn)>,
     /// Pages that did not back the guest when the sample began.
     absent: Vec<Gfn>,
+    /// Pages drawn in large ones that cannot be taken out whole: they count as touched.
+    assumed: usize,
 }
 
 impl Pager {
@@ -67,7 +70,7 @@ impl Pager {
         for &gfn in gfns {
             self.sample_page(gfn, &mut sample)?;
         }
-        let count = sample.taken.len() + sample.large.len() + sample.absent.len();
+        let count = sample.taken.len() + sample.large.len() + sample.absent.len() + sample.assumed;
         Ok(u32::try_from(count).expect("as many as there are pages"))
     }
 
@@ -84,6 +87,10 @@ impl Pager {
                 sample.absent.push(gfn);
             }
             PageState::Private if memory.is_large(gfn) && memory.is_plenty() => {
+                if !memory.samples_large() {
+                    sample.assumed += 1;
+                    return Ok(());
+                }
                 let slot = memory.sample_large(gfn)?;
                 sample.large.extend(slot.map(|slot| (slot, gfn)));
             }
@@ -134,7 +141,7 @@ impl Pager {
         let sample = self.sample();
         let memory = self.memory(Cause::Sample);
         let touched = |taken: &&Taken| memory.occupant(taken) == Occupant::Touched;
-        let mut count = sample.taken.iter().filter(touched).count();
+        let mut count = sample.assumed + sample.taken.iter().filter(touched).count();
         let large = sample.large.iter();
         count += large.filter(|(slot, _)| memory.was_touched(*slot)).count();
         drop(memory);

@@ -20,7 +20,7 @@ const LARGE: Pages = Pages(CHUNK_PAGES as u64);
 /// How long a stock is kept that nobody takes from.
 const KEPT: Duration = Duration::from_secs(1);
 
-/// The kernel made small pages of so many in a row: it always does before Linux 6.14.
+/// The kernel made small pages of so many in a row, as it does where it is short of large ones.
 const SPLIT_MAX: u8 = 4;
 /// How long none is asked for then. Chosen: each costs the guest a third of a millisecond.
 const SPLIT_PAUSE: Duration = Duration::from_secs(10);
@@ -79,10 +79,14 @@ impl Stock {
         }
     }
 
+    /// Whether the kernel had no large page just now, or made small ones of it.
+    pub fn is_barren(&self, now: Instant) -> bool {
+        self.barren_until.is_some_and(|until| now < until)
+    }
+
     /// A slot to be filled, if there is one and somebody wants it.
     fn begin(&mut self, now: Instant) -> Option<StockSlot> {
-        let barren = self.barren_until.is_some_and(|until| now < until);
-        self.wanted.filter(|_| !barren)?;
+        self.wanted.filter(|_| !self.is_barren(now))?;
         let slot = self.find(Slot::Empty)?;
         self.slots[usize::from(slot.0)] = Slot::Filling;
         Some(slot)

@@ -10,6 +10,9 @@
 //! comes. Nothing waits for the host manager's answer; one that comes too late finds the page gone and
 //! is rejected.
 //!
+//! Where the draw meets a large page, the coldest of them goes as a whole, cluster by cluster: what is split
+//! for a part is of no more use to the guest.
+//!
 //! Where draws find nothing, memory is walked from a random place on, a chunk under each hold of
 //! the lock and so many chunks a step that a step stays short; the next step goes on there. A walk
 //! that met all of memory and found nothing ends the search until something changes
@@ -54,6 +57,8 @@ pub(super) struct Search {
     ahead: VecDeque<GfnRange>,
     offers: Vec<(Gfn, Key)>,
     offered: Offered,
+    /// What is left of a large page of which a cluster was drawn.
+    rest: Option<GfnRange>,
     walk: Option<Walking>,
     /// What [`Memory::changes`] was when a walk began that found nothing.
     barren: Option<u64>,
@@ -121,6 +126,7 @@ impl Search {
             ahead: VecDeque::new(),
             offers: Vec::new(),
             offered: Offered::default(),
+            rest: None,
             walk: None,
             barren: None,
         }
@@ -206,11 +212,30 @@ impl Search {
     }
 
     fn draw(&mut self, pager: &Pager) -> GfnRange {
+        if let Some(rest) = self.rest.take() {
+            return self.first_of(rest);
+        }
         let layout = pager.ram().layout();
         let page = layout.nth(self.rng.u64(0..layout.size().0));
+        let is_drawn = |chunk| {
+            let mut ahead = self.ahead.iter();
+            ahead.any(|cluster| cluster.start.chunk_start() == chunk)
+        };
+        let large = pager.memory(Cause::Swap).coldest_large(page, is_drawn);
+        if let Some(large) = large {
+            return self.first_of(large);
+        }
         let chunk = layout.chunk_of(page);
         let start = page.0 - (page.0 - chunk.start.0) % CLUSTER_PAGES;
         GfnRange::new(Gfn(start), CLUSTER_PAGES.min(chunk.end().0 - start))
+    }
+
+    /// The first cluster of what is left of a large page; the others come next.
+    fn first_of(&mut self, rest: GfnRange) -> GfnRange {
+        let left = rest.count - CLUSTER_PAGES;
+        let next = Gfn(rest.start.0 + CLUSTER_PAGES);
+        self.rest = (left > 0).then(|| GfnRange::new(next, left));
+        GfnRange::new(rest.start, CLUSTER_PAGES)
     }
 
     fn walk_on(

@@ -1,7 +1,7 @@
 //! Large pages: memory for a stock of zeroed ones, and a place for those that are sampled.
 //!
 //! A zeroed large page becomes a chunk of the guest's by one move. The kernel moves it whole when the
-//! destination has never had a page table, or has lost it; else it moves 512 small pages, which is no
+//! destination has no page table (see [`super::space`]); else it moves 512 small pages, which is no
 //! harm. Whether a chunk *is* large is read from the page tables ([`PageTables::is_large`]).
 //!
 //! [`PageTables::is_large`]: super::pagemap::PageTables::is_large
@@ -11,7 +11,7 @@
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::ram::Reserved;
-use super::space::{Error, dont_need};
+use super::space::Error;
 use super::staging::AREA_SLOTS;
 use super::uffd::Uffd;
 use crate::units::{CHUNK_BYTES, CHUNK_PAGES};
@@ -56,23 +56,12 @@ struct Area(Reserved);
 
 impl Area {
     fn new(bytes: usize, advice: Advice) -> Result<Area, Error> {
-        let error = |source| Error::Map {
+        let reserved = Reserved::new(bytes).map_err(|source| Error::Map {
             what: WHAT,
             bytes,
             source,
-        };
-        let reserved = Reserved::new(bytes).map_err(error)?;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        let start = reserved.aligned() as *mut _;
-        // SAFETY: the range lies inside the reservation made above, which nobody else knows.
-        unsafe { rustix::mm::mmap_anonymous(start, bytes, prot, flags) }.map_err(error)?;
-        // SAFETY: the range was mapped just above; the advice changes no content.
-        match unsafe { rustix::mm::madvise(start, bytes, advice) } {
-            Ok(()) => {}
-            // A kernel without large pages: none will be had.
-            Err(errno) => log::info!("no large pages: {errno}"),
-        }
+        })?;
+        map_fixed(reserved.aligned(), bytes, advice)?;
         Ok(Area(reserved))
     }
 
@@ -97,12 +86,7 @@ impl LargeAreas {
     pub fn new(uffd: &Uffd) -> Result<LargeAreas, Error> {
         let stock = Area::new(STOCK_BYTES, Advice::LinuxHugepage)?;
         let samples = Area::new(SAMPLES_BYTES, Advice::LinuxNoHugepage)?;
-        let registered = uffd.register(samples.hva(0), SAMPLES_BYTES);
-        registered.map_err(|source| Error::Map {
-            what: WHAT,
-            bytes: SAMPLES_BYTES,
-            source,
-        })?;
+        arm(uffd, samples.hva(0), SAMPLES_BYTES)?;
         Ok(LargeAreas { stock, samples })
     }
 
@@ -113,6 +97,16 @@ impl LargeAreas {
     pub fn stock_hva(&self, slot: StockSlot) -> usize {
         assert!(slot.0 < STOCK_MAX, "{slot:?}");
         self.stock.hva(slot.0)
+    }
+
+    /// Frees what is left in a slot for samples, its page table included.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn empty_sample(&self, slot: SampleSlot, uffd: &Uffd) -> Result<(), Error> {
+        let hva = self.sample_hva(slot);
+        map_fixed(hva, CHUNK_BYTES, Advice::LinuxNoHugepage)?;
+        arm(uffd, hva, CHUNK_BYTES)
     }
 
     /// Where a sampled page lies.
@@ -135,17 +129,43 @@ impl LargeAreas {
         advised.is_ok()
     }
 
-    /// Frees the memory of a slot of the stock.
+    /// Frees the memory of a slot of the stock. It is mapped afresh: with the page table that a large page
+    /// leaves when it is split, there would never be one in it again.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn empty(&self, slot: StockSlot) -> Result<(), Error> {
-        dont_need(self.stock_hva(slot), CHUNK_BYTES).map_err(|source| Error::Map {
-            what: WHAT,
-            bytes: CHUNK_BYTES,
-            source,
-        })
+        map_fixed(self.stock_hva(slot), CHUNK_BYTES, Advice::LinuxHugepage)
     }
+}
+
+fn arm(uffd: &Uffd, start: usize, bytes: usize) -> Result<(), Error> {
+    uffd.register(start, bytes).map_err(|source| Error::Map {
+        what: WHAT,
+        bytes,
+        source,
+    })
+}
+
+/// Maps empty memory over a part of an area.
+fn map_fixed(start: usize, bytes: usize, advice: Advice) -> Result<(), Error> {
+    let error = |source| Error::Map {
+        what: WHAT,
+        bytes,
+        source,
+    };
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+    let start = start as *mut _;
+    // SAFETY: the range lies inside a reservation of the caller's, who gave up what it holds.
+    unsafe { rustix::mm::mmap_anonymous(start, bytes, prot, flags) }.map_err(error)?;
+    // SAFETY: the range was mapped just above; the advice changes no content.
+    match unsafe { rustix::mm::madvise(start, bytes, advice) } {
+        Ok(()) => {}
+        // A kernel without large pages: none will be had.
+        Err(errno) => log::info!("no large pages: {errno}"),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

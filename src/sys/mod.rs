@@ -18,8 +18,10 @@
 //!   left.
 //! - **A missing fault leaves a page table**, and a large page that is moved there becomes 512 small
 //!   ones. Dropping what is not there frees the table, from Linux 6.14 on (CONFIG_PT_RECLAIM); before,
-//!   only a mapping advised to have large pages would have none, for which the kernel clears a large
-//!   page in each first fault and throws it away.
+//!   the chunk must be mapped afresh (`sys/space/renew.rs`). Only a mapping advised to have large pages
+//!   would have none, for which the kernel clears a large page in each first fault and throws it away.
+//! - **An `anon_vma` is for good.** A mapping that is filled before the kernel has joined it to its neighbours
+//!   gets one of its own, and is never joined.
 //! - **Dropping a part of a large page frees nothing**: the kernel keeps all of it until memory is
 //!   short everywhere, while its count of this process's memory falls. It is split first
 //!   (`GuestSpace::split`).

@@ -149,14 +149,19 @@ impl PageTables {
         Ok(there.into_iter().zip(here).take_while(gone).count())
     }
 
-    /// Whether the chunk at `hva`, a large page's bound, is mapped as one large page.
+    /// Whether the chunk at `hva`, a large page's bound, is mapped as one large page; `None` before
+    /// Linux 6.7, which does not say.
     ///
     /// # Errors
-    /// When the kernel does not answer: it is older than Linux 6.7.
-    pub fn is_large(&self, hva: usize) -> std::io::Result<bool> {
-        let first = self.first_of(hva, PAGE_IS_HUGE)?;
-        Ok(first
-            .is_some_and(|(start, end)| start == hva as u64 && end - start == CHUNK_BYTES as u64))
+    /// When the kernel does not answer.
+    pub fn is_large(&self, hva: usize) -> std::io::Result<Option<bool>> {
+        match self.first_of(hva, PAGE_IS_HUGE) {
+            Ok(first) => Ok(Some(first.is_some_and(|(start, end)| {
+                start == hva as u64 && end - start == CHUNK_BYTES as u64
+            }))),
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether there is nothing in the chunk at `hva`, a large page's bound.

@@ -22,9 +22,13 @@
 
 mod large;
 mod pool;
+mod renew;
+
+pub use large::{Given, Renewed};
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -113,8 +117,12 @@ pub struct GuestSpace {
     tables: PageTables,
     staging: Staging,
     zeros: Zeros,
-    /// Where pages can be moved.
+    /// Whether the guest may have large pages.
+    allows_large: bool,
+    /// Where pages can be moved, and large ones are allowed.
     large: Option<LargeAreas>,
+    /// Whether the kernel keeps the page table of memory that was dropped; learned.
+    tables_stay: AtomicBool,
 }
 
 /// Result of an operation that may need a kernel mapping more.
@@ -146,12 +154,16 @@ pub enum Obstacle {
 }
 
 impl GuestSpace {
-    /// Arms `ram` and makes the staging area. Pages will be taken out as `path` says; where they are
-    /// moved there may be large ones.
+    /// Arms `ram` and makes the staging area. Pages will be taken out as `path` says;
+    /// `allows_large` says whether there may be large ones.
     ///
     /// # Errors
     /// When userfaultfd is not to be had or a mapping is refused.
-    pub fn new(ram: Arc<GuestRam>, path: TakePath, large: bool) -> Result<GuestSpace, Error> {
+    pub fn new(
+        ram: Arc<GuestRam>,
+        path: TakePath,
+        allows_large: bool,
+    ) -> Result<GuestSpace, Error> {
         let mut features =
             uffd::FEATURE_PAGEFAULT_FLAG_WP | uffd::FEATURE_EVENT_REMAP | uffd::FEATURE_WP_SHMEM;
         if path == TakePath::Move {
@@ -165,7 +177,7 @@ impl GuestSpace {
         let tables = PageTables::open().map_err(Error::PageTables)?;
         let staging = Staging::new(&uffd, path)?;
         let large = match path {
-            TakePath::Move if large => Some(LargeAreas::new(&uffd)?),
+            TakePath::Move if allows_large => Some(LargeAreas::new(&uffd)?),
             _ => None,
         };
         Ok(GuestSpace {
@@ -175,7 +187,9 @@ impl GuestSpace {
             tables,
             staging,
             zeros: Zeros::new(POPULATE_MAX)?,
+            allows_large,
             large,
+            tables_stay: AtomicBool::new(false),
         })
     }
 

@@ -46,6 +46,9 @@ impl Chunks {
                 self.free(rig, GfnRange::new(Gfn(chunk.start.0 + start), count));
             }
             2 => {
+                // As on kernels before Linux 6.14, and as after.
+                let space = rig.pager.space();
+                space.assume_tables_stay(self.rng.bool());
                 (number..CHUNKS).for_each(|number| self.free(rig, self.chunk(number)));
                 (number..CHUNKS).for_each(|number| self.fill(rig, number));
             }

@@ -73,7 +73,7 @@ impl Outcome {
         assert!(self.merged > 0, "{plan:?}: nothing was ever merged");
         assert!(self.read_ahead > 0, "{plan:?}: nothing was ever read ahead");
         assert!(self.prefetched > 0, "{plan:?}: nothing was ever prefetched");
-        if plan.path == TakePath::Move && has_large_pages() {
+        if has_large_pages() {
             assert!(self.large_fills > 0, "{plan:?}: no large page");
         }
     }
