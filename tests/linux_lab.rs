@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// Tests that each host must report; one that is missing has not run.
-const TESTS: [&str; 12] = [
+const TESTS: [&str; 13] = [
     "boot_disk_and_reboot",
     "smp_boot_and_power_off",
     "smp_reboot",
@@ -20,6 +20,7 @@ const TESTS: [&str; 12] = [
     "more_than_4_gib",
     "balloon",
     "host_swapping",
+    "large_pages",
     "overcommit",
     "two_sisters",
     "four_sisters",

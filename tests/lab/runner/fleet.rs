@@ -47,9 +47,10 @@ pub fn overcommit(guest: &Path) -> Result<(), Failure> {
     );
     for (n, vm) in (0..).zip(list(&figures)?) {
         println!(
-            "  {} swapped out {} pages, ballooned {} MiB",
+            "  {} swapped out {} pages, {} large pages, ballooned {} MiB",
             vm["name"],
             vm["swap_out_pages"],
+            vm["large_fills"],
             vm["peak"]["ballooned_bytes"].as_u64().unwrap_or(0) >> 20
         );
         let log = console(n)?;

@@ -1,5 +1,5 @@
-//! The tests with one guest at a time; [`super::fleet`] has those with several,
-//! [`super::kernel`] those without one.
+//! The tests with one guest at a time; [`super::large`] has the one of large pages, [`super::fleet`] those
+//! with several guests, [`super::kernel`] those without one.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,12 +14,13 @@ use tidemark::words::ExitReason;
 
 use super::fleet;
 use super::kernel;
+use super::large;
 use super::rig::{Failure, Plan, Rig};
 
 type Test = fn(&Path) -> Result<(), Failure>;
 
 /// Name and body of each test, in the order in which they run.
-pub const TESTS: [(&str, Test); 12] = [
+pub const TESTS: [(&str, Test); 13] = [
     ("boot_disk_and_reboot", boot_disk_and_reboot),
     ("smp_boot_and_power_off", smp_boot_and_power_off),
     ("smp_reboot", smp_reboot),
@@ -27,6 +28,7 @@ pub const TESTS: [(&str, Test); 12] = [
     ("more_than_4_gib", more_than_4_gib),
     ("balloon", balloon),
     ("host_swapping", host_swapping),
+    ("large_pages", large::large_pages),
     ("overcommit", fleet::overcommit),
     ("two_sisters", fleet::two_sisters),
     ("four_sisters", fleet::four_sisters),
@@ -40,7 +42,7 @@ const DRIVER_LIMIT: Duration = Duration::from_secs(40);
 /// First frame above the hole for devices.
 const FOUR_GIB: Gfn = Gfn(1 << 20);
 
-fn plan(guest: &Path, cpus: u8) -> Plan {
+pub fn plan(guest: &Path, cpus: u8) -> Plan {
     Plan {
         guest: guest.into(),
         kernel: "vmlinuz",
@@ -52,7 +54,7 @@ fn plan(guest: &Path, cpus: u8) -> Plan {
     }
 }
 
-fn check(condition: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
+pub fn check(condition: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
     if condition {
         Ok(())
     } else {

@@ -9,6 +9,7 @@
 mod faults;
 mod fleet;
 mod kernel;
+mod large;
 mod list;
 mod rig;
 
