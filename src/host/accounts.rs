@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::types::Conduct;
 use crate::units::Pages;
-use crate::words::{Counters, Exit, Gauges, GuestReport, MemState, TakePath};
+use crate::words::{Counters, Exit, Gauges, GuestMemoryStats, GuestReport, MemState, TakePath};
 
 /// The object that `tidemark run --json` and `tidemark ps --json` print.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -144,6 +144,9 @@ pub struct VmFigures {
     /// What a built-in test guest reported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub guest: Option<GuestReport>,
+    /// What the guest's balloon driver said last, once it has said anything.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub guest_memory: Option<GuestMemoryStats>,
 }
 
 /// The part of [`VmFigures`] that is about one moment: the closing table shows the moment before
@@ -287,6 +290,7 @@ mod tests {
             start_ms: Some(0.0),
             boot_ms: Some(0.0),
             guest: Some(GuestReport::default()),
+            guest_memory: Some(GuestMemoryStats::default()),
             ..VmFigures::default()
         };
         let readme = include_str!("../../README.md");

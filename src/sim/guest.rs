@@ -273,6 +273,7 @@ impl Guest {
             total_bytes: bytes(self.size().0 - self.ballooned),
             available_bytes: bytes(self.free() + self.cache),
             caches_bytes: bytes(self.cache),
+            ..GuestMemoryStats::default()
         };
         match self.spec.reports {
             Reports::Nothing => GuestMemoryStats::default(),

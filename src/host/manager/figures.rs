@@ -87,6 +87,7 @@ impl Manager {
             start_ms: measured.start_us.map(|start| f64::from(start) / 1e3),
             boot_ms: None,
             guest: measured.guest,
+            guest_memory: Some(measured.guest_memory).filter(|said| *said != Default::default()),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The guest's memory statistics (virtio 1.2, section 5.5.6.4).
+//! The guest's memory statistics (virtio 1.2, section 5.5.6.4; tags 10 to 15 are newer than the
+//! specification: `include/uapi/linux/virtio_balloon.h` of Linux 6.12).
 
 use crate::words::GuestMemoryStats;
 
@@ -24,6 +25,12 @@ pub(super) fn parse(bytes: &[u8]) -> GuestMemoryStats {
             5 => &mut stats.total_bytes,
             6 => &mut stats.available_bytes,
             7 => &mut stats.caches_bytes,
+            10 => &mut stats.oom_kills,
+            11 => &mut stats.alloc_stalls,
+            12 => &mut stats.async_scan_bytes,
+            13 => &mut stats.direct_scan_bytes,
+            14 => &mut stats.async_reclaim_bytes,
+            15 => &mut stats.direct_reclaim_bytes,
             _ => continue,
         };
         *field = Some(value);
@@ -53,6 +60,23 @@ mod tests {
             }
         );
         assert_eq!(parse(&[]), GuestMemoryStats::default());
+    }
+
+    #[test]
+    fn the_tags_of_linux_6_12_are_told_apart() {
+        let bytes: Vec<u8> = (8..17)
+            .flat_map(|tag| entry(tag, 100 + u64::from(tag)))
+            .collect();
+        let expected = GuestMemoryStats {
+            oom_kills: Some(110),
+            alloc_stalls: Some(111),
+            async_scan_bytes: Some(112),
+            direct_scan_bytes: Some(113),
+            async_reclaim_bytes: Some(114),
+            direct_reclaim_bytes: Some(115),
+            ..Default::default()
+        };
+        assert_eq!(parse(&bytes), expected);
     }
 
     #[test]

@@ -19,7 +19,7 @@ fn figure() -> impl Strategy<Value = u64> {
 }
 
 fn guest_memory() -> impl Strategy<Value = GuestMemoryStats> {
-    prop::array::uniform8(prop::option::of(figure())).prop_map(|n| GuestMemoryStats {
+    prop::array::uniform14(prop::option::of(figure())).prop_map(|n| GuestMemoryStats {
         swap_in_bytes: n[0],
         swap_out_bytes: n[1],
         major_faults: n[2],
@@ -28,6 +28,12 @@ fn guest_memory() -> impl Strategy<Value = GuestMemoryStats> {
         total_bytes: n[5],
         available_bytes: n[6],
         caches_bytes: n[7],
+        oom_kills: n[8],
+        alloc_stalls: n[9],
+        async_scan_bytes: n[10],
+        direct_scan_bytes: n[11],
+        async_reclaim_bytes: n[12],
+        direct_reclaim_bytes: n[13],
     })
 }
 
