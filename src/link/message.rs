@@ -145,6 +145,8 @@ pub struct Orders {
     pub state: MemState,
     /// Pages that the balloon should hold.
     pub balloon_target: Pages,
+    /// How often the guest was asked for the memory that it has free: one time more is once more.
+    pub hint_rounds: u32,
     /// Compress or swap until the VM's private pages and its compressed store together, which is
     /// what its credit account calls used, are at most this; `None`: do not swap.
     pub private_max: Option<Pages>,

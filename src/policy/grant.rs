@@ -124,6 +124,7 @@ mod tests {
             id: VmId(1),
             target: Pages(1000),
             balloon_target: Pages::ZERO,
+            hint_rounds: 0,
             private_max: case.private_max,
             mechanism: case.mechanism,
             run: Run::Go,

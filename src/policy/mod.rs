@@ -50,6 +50,7 @@ pub mod esx;
 pub mod fair;
 pub mod grant;
 mod guest;
+mod hint;
 pub mod lease;
 pub mod own;
 pub mod pref;
@@ -73,6 +74,7 @@ use std::str::FromStr;
 
 use self::admission::{Admission, Holder, Promises, Refusal, Request, Squeeze};
 use self::balloon::BalloonRecord;
+use self::hint::HintRecord;
 use self::safeguard::Safeguard;
 use self::settings::PolicySettings;
 use self::state::Thresholds;
@@ -196,6 +198,7 @@ pub struct PolicyState {
     settings: PolicySettings,
     mem_state: MemState,
     balloons: BTreeMap<VmId, BalloonRecord>,
+    hints: BTreeMap<VmId, HintRecord>,
     /// Since when there has been room to give memory back without a break.
     room_since: Option<std::time::Duration>,
     records: Records,
@@ -309,6 +312,7 @@ impl PolicyState {
     fn meet(&mut self, snapshot: &Snapshot) {
         let lives = |id: &VmId| snapshot.vms.binary_search_by_key(id, |vm| vm.id).is_ok();
         self.balloons.retain(|id, _| lives(id));
+        self.hints.retain(|id, _| lives(id));
         // A balloon that is seen for the first time (a VM that joins again after the host manager
         // was restarted) is where it is: giving it all back at once would not be paid for.
         for vm in &snapshot.vms {

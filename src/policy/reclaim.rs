@@ -19,6 +19,9 @@
 //! | hard | the same | towards 5 %, everybody | run |
 //! | low | the same | the same | blocked above the target |
 //!
+//! Below 8 % free, whatever the state, guests are also asked for what they have free, see
+//! [`hint`](super::hint).
+//!
 //! That is the manner of ESX ([`Manner::OnDemand`]): who has more than its target keeps it until
 //! somebody needs it. The policies of the Xen family are [`Manner::Directed`]: a balloon holds
 //! `size - target` in every state, so that a guest can never use more. The table's columns for
@@ -115,14 +118,12 @@ pub fn plan(
         ask.take.awaited = awaited[index];
         let vm = &snapshot.vms[index];
         let record = state.balloons.entry(vm.id).or_default();
-        plans.push(plan_vm(
-            vm,
-            target,
-            ask,
-            growth.allowed[index],
-            &situation,
-            record,
-        ));
+        let hints = state.hints.entry(vm.id).or_default();
+        let hint_rounds = hints.round(vm, snapshot, thresholds);
+        plans.push(VmPlan {
+            hint_rounds,
+            ..plan_vm(vm, target, ask, growth.allowed[index], &situation, record)
+        });
     }
     plans
 }
@@ -183,6 +184,7 @@ fn plan_vm(
         id: vm.id,
         target: target.pages,
         balloon_target: order,
+        hint_rounds: 0,
         private_max: if swap > Pages::ZERO {
             Some(vm.private.saturating_sub(swap))
         } else {

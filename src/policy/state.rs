@@ -2,7 +2,7 @@
 //!
 //! | state | entered when free falls below | left upward when free reaches | what is allowed |
 //! |---|---|---|---|
-//! | high | - | - | nothing is reclaimed, except above a limit; below 6 % free balloons start early |
+//! | high | - | - | nothing is reclaimed, except above a limit; below 8 % free guests are asked for what they have free, below 6 % balloons start early |
 //! | soft | 4 % | 6 % | ballooning; swapping where ballooning is not possible |
 //! | hard | 2 % | 4 % | ballooning and swapping |
 //! | low | 1 % | 2 % | the same, and VMs above their target are blocked |
@@ -91,6 +91,13 @@ impl Thresholds {
     /// Whether free memory is near enough to soft that slow balloons should start.
     pub fn near_soft(&self, free: Pages) -> bool {
         free < self.high
+    }
+
+    /// Whether free memory falls towards soft, but balloons need not start yet: the first to be
+    /// asked for is what guests have free anyway. Chosen: a third of state high's free memory
+    /// earlier.
+    pub fn falls_to_soft(&self, free: Pages) -> bool {
+        free.0 < self.high.0 + self.high.0 / 3
     }
 
     /// Free memory that swapping works towards where it does not end the shortage alone: half way between

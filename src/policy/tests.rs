@@ -15,7 +15,7 @@ use crate::words::{GuestMemoryStats, Run};
 
 mod every_policy;
 
-fn allocation(size: u64, reservation: u64, limit: u64, shares: u64) -> Allocation {
+pub(super) fn allocation(size: u64, reservation: u64, limit: u64, shares: u64) -> Allocation {
     Allocation {
         size: Pages(size),
         reservation: Pages(reservation),
@@ -26,7 +26,7 @@ fn allocation(size: u64, reservation: u64, limit: u64, shares: u64) -> Allocatio
     }
 }
 
-fn vm(id: u32, consumed: u64, allocation: Allocation) -> VmSnapshot {
+pub(super) fn vm(id: u32, consumed: u64, allocation: Allocation) -> VmSnapshot {
     VmSnapshot {
         id: VmId(id),
         allocation,

@@ -76,6 +76,8 @@ pub struct VmPlan {
     pub target: Pages,
     /// Pages that its balloon should hold.
     pub balloon_target: Pages,
+    /// How often its guest was asked for the memory that it has free.
+    pub hint_rounds: u32,
     /// Swap or compress until private pages and compressed store together are at most this;
     /// `None`: do not swap. While it is set, the VM gives back the credit that it does not use, but for
     /// a quarter of a batch.

@@ -101,6 +101,7 @@ impl Guest {
             orders: Orders {
                 state: MemState::High,
                 balloon_target: Pages::ZERO,
+                hint_rounds: 0,
                 private_max: None,
                 run: Run::Go,
                 scan_pages_per_second: 0,

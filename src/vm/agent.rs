@@ -259,7 +259,12 @@ impl<'a> Agent<'a> {
 
     fn set_orders(&mut self, orders: Orders, machine: Option<&Machine>) -> Result<(), mem::Error> {
         if let Some(machine) = machine {
-            machine.balloon().set_target(orders.balloon_target);
+            let balloon = machine.balloon();
+            // Before the target: what is free anyway is taken first.
+            if orders.hint_rounds > self.orders.hint_rounds {
+                balloon.begin_hints();
+            }
+            balloon.set_target(orders.balloon_target);
         }
         self.tasks.obey(&orders);
         let plenty = orders.state == MemState::High && orders.private_max.is_none();
@@ -397,6 +402,7 @@ fn no_orders() -> Orders {
     Orders {
         state: MemState::High,
         balloon_target: Pages::ZERO,
+        hint_rounds: 0,
         private_max: None,
         run: Run::Go,
         scan_pages_per_second: 0,

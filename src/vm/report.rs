@@ -88,6 +88,7 @@ pub(super) fn report(
         measured.balloon_driver = balloon.driver_up();
         measured.balloon_actual = balloon.actual();
         measured.guest_memory = balloon.stats();
+        measured.counters.hinted_pages = balloon.hinted().0;
         measured.guest = machine.console().report();
         measured.start_us = machine
             .first_run()

@@ -39,6 +39,8 @@ pub struct Counters {
     pub large_fills: u64,
     /// Large pages that the kernel would not split when a part was to be dropped.
     pub split_refusals: u64,
+    /// Pages that were dropped because the guest, when asked, called them free.
+    pub hinted_pages: u64,
 }
 
 impl Counters {
@@ -57,6 +59,7 @@ impl Counters {
             take_refusals,
             large_fills,
             split_refusals,
+            hinted_pages,
         } = self;
         Counters {
             swap_in_pages: bounded(swap_in_pages),
@@ -69,6 +72,7 @@ impl Counters {
             take_refusals: bounded(take_refusals),
             large_fills: bounded(large_fills),
             split_refusals: bounded(split_refusals),
+            hinted_pages: bounded(hinted_pages),
         }
     }
 }

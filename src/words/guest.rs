@@ -11,8 +11,8 @@ pub struct GuestReport {
     pub pages_corrupt: u64,
 }
 
-/// The balloon statistics, in bytes or events since the guest's boot, as the guest reports them. Those
-/// of its own reclaim come with Linux 6.12. `None`: it does not say.
+/// The balloon statistics, in bytes or events since the guest's boot, as the guest reports them.
+/// Those of its own reclaim come with Linux 6.12. `None`: it does not say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMemoryStats {
     /// Memory swapped in by the guest, bytes.

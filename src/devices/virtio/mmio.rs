@@ -197,6 +197,10 @@ impl<D: VirtioDevice> Transport<D> {
         match outcome {
             Ok(Used::Nothing) => {}
             Ok(Used::Buffers) => self.signals.used(),
+            Ok(Used::BuffersAndConfig) => {
+                self.signals.used();
+                self.signals.config_changed();
+            }
             Err(malformed) => self.fail(inner, &malformed),
         }
     }

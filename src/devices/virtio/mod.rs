@@ -15,12 +15,14 @@ use ring::Ring;
 pub const FEATURE_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 /// Whether the driver is to be interrupted because buffers were returned to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Used {
     /// Nothing was returned.
     Nothing,
     /// At least one buffer was returned.
     Buffers,
+    /// The same, and the configuration space has changed.
+    BuffersAndConfig,
 }
 
 /// A device behind a transport, which serialises all calls.

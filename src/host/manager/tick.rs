@@ -66,6 +66,7 @@ impl Manager {
             let orders = Orders {
                 state,
                 balloon_target: plan.balloon_target,
+                hint_rounds: plan.hint_rounds,
                 private_max: plan.private_max,
                 run: plan.run,
                 scan_pages_per_second,

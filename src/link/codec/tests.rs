@@ -125,6 +125,7 @@ fn to_vm() -> impl Strategy<Value = ToVm> {
             ToVm::Orders(Orders {
                 state: MemState::Hard,
                 balloon_target: Pages(balloon),
+                hint_rounds: 3,
                 private_max: max.map(Pages),
                 run: if go { Run::Go } else { Run::Block },
                 scan_pages_per_second: scan,

@@ -53,6 +53,7 @@ fn a_vm_that_does_not_read_costs_the_same_for_ever() {
         ToVm::Orders(Orders {
             state: MemState::Soft,
             balloon_target: Pages(balloon),
+            hint_rounds: 0,
             private_max: None,
             run: Run::Go,
             scan_pages_per_second: 1,

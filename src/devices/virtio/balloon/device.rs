@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use super::super::chain::{Buffer, Chain, Direction, Malformed};
 use super::super::ring::{Ring, read, read_config_of};
 use super::super::{FEATURE_VERSION_1, Used, VirtioDevice};
+use super::hints::Hints;
 use super::{Shared, pfn, stats};
 use crate::devices::sink::BalloonSink;
 use crate::sys::guest_range::frames_inside;
@@ -23,14 +24,13 @@ const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 const FEATURE_MUST_TELL_HOST: u64 = 1 << 0;
 const FEATURE_STATS_VQ: u64 = 1 << 1;
 const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
+const FEATURE_FREE_PAGE_HINT: u64 = 1 << 3;
 const FEATURE_REPORTING: u64 = 1 << 5;
 
-const INFLATE_QUEUE: usize = 0;
-const DEFLATE_QUEUE: usize = 1;
 /// Where the statistics queue is when the driver accepted it.
 pub(super) const STATS_QUEUE: usize = 2;
 /// Linux uses 128 entries for page lists and needs 32 for reporting.
-const QUEUE_SIZES: [u16; 4] = [128; 4];
+const QUEUE_SIZES: [u16; 5] = [128; 5];
 
 /// Bytes of one listed page number.
 const PFN_BYTES: u32 = 4;
@@ -39,9 +39,10 @@ const LIST_BYTES_MAX: u32 = 4096;
 /// Longest lists in one chain.
 const CHAIN_BYTES_MAX: u64 = 16 * 1024;
 
-/// Configuration space (virtio 1.2, section 5.5.4): two 32-bit words, `num_pages`, `actual`.
+/// Configuration space (virtio 1.2, section 5.5.4): three 32-bit words, `num_pages`, `actual`,
+/// `free_page_hint_cmd_id`.
 const CONFIG_ACTUAL: u64 = 4;
-const CONFIG_BYTES: usize = 8;
+const CONFIG_BYTES: usize = 12;
 
 /// What a queue is for; depends on the features the driver accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,7 @@ enum Role {
     Inflate,
     Deflate,
     Stats,
+    Hints,
     Reporting,
 }
 
@@ -59,6 +61,7 @@ pub(super) struct BalloonDevice {
     features: u64,
     /// The driver's statistics buffer, held until fresh ones are wanted.
     stats_head: Option<u16>,
+    hints: Hints,
     /// Reused between notifications.
     gfns: Vec<Gfn>,
 }
@@ -70,6 +73,7 @@ impl BalloonDevice {
             shared,
             features: 0,
             stats_head: None,
+            hints: Hints::default(),
             gfns: Vec::new(),
         }
     }
@@ -77,15 +81,16 @@ impl BalloonDevice {
     /// Queues whose feature was not accepted do not exist, and those after them move up, as Linux
     /// and QEMU have it (the specification's fixed numbers are not what drivers do).
     fn role(&self, index: usize) -> Option<Role> {
-        let stats = self.features & FEATURE_STATS_VQ != 0;
-        let reporting = self.features & FEATURE_REPORTING != 0;
-        match (index, stats, reporting) {
-            (INFLATE_QUEUE, ..) => Some(Role::Inflate),
-            (DEFLATE_QUEUE, ..) => Some(Role::Deflate),
-            (STATS_QUEUE, true, _) => Some(Role::Stats),
-            (2, false, true) | (3, true, true) => Some(Role::Reporting),
-            _ => None,
-        }
+        let all = [
+            (0, Role::Inflate),
+            (0, Role::Deflate),
+            (FEATURE_STATS_VQ, Role::Stats),
+            (FEATURE_FREE_PAGE_HINT, Role::Hints),
+            (FEATURE_REPORTING, Role::Reporting),
+        ];
+        let accepted = |feature: u64| self.features & feature == feature;
+        let mut there = all.iter().filter(|(feature, _)| accepted(*feature));
+        there.nth(index).map(|(_, role)| *role)
     }
 
     /// Gives the held statistics buffer back, which makes the driver fill it afresh.
@@ -200,6 +205,7 @@ impl VirtioDevice for BalloonDevice {
             | FEATURE_MUST_TELL_HOST
             | FEATURE_STATS_VQ
             | FEATURE_DEFLATE_ON_OOM
+            | FEATURE_FREE_PAGE_HINT
             | FEATURE_REPORTING
     }
 
@@ -212,7 +218,9 @@ impl VirtioDevice for BalloonDevice {
         let target = self.shared.target_pages.load(Ordering::Acquire);
         let actual = self.shared.actual_pages.load(Ordering::Acquire);
         config[..4].copy_from_slice(&target.to_le_bytes());
-        config[4..].copy_from_slice(&actual.to_le_bytes());
+        let command = self.shared.hint_command.load(Ordering::Acquire);
+        config[4..8].copy_from_slice(&actual.to_le_bytes());
+        config[8..].copy_from_slice(&command.to_le_bytes());
         read_config_of(&config, offset, data);
     }
 
@@ -227,12 +235,15 @@ impl VirtioDevice for BalloonDevice {
 
     fn activate(&mut self, features: u64) {
         self.features = features;
+        let hints = features & FEATURE_FREE_PAGE_HINT != 0;
+        self.shared.driver_hints.store(hints, Ordering::Release);
     }
 
     fn notify(&mut self, ring: &mut Ring<'_>) -> Result<Used, Malformed> {
         match self.role(ring.index()) {
             Some(role @ (Role::Inflate | Role::Deflate)) => self.lists(role, ring),
             Some(Role::Stats) => self.statistics(ring),
+            Some(Role::Hints) => self.hints.serve(ring, &self.shared, &*self.sink),
             Some(Role::Reporting) => self.reports(ring),
             None => Ok(Used::Nothing),
         }
@@ -243,6 +254,9 @@ impl VirtioDevice for BalloonDevice {
         // guest may touch at any time.
         self.features = 0;
         self.stats_head = None;
+        self.hints = Hints::default();
+        self.shared.driver_hints.store(false, Ordering::Release);
+        self.shared.hint_command.store(0, Ordering::Release);
         self.shared.actual_pages.store(0, Ordering::Release);
     }
 }

@@ -3,18 +3,21 @@
 //! The device asks the guest for pages and tells a [`BalloonSink`] which ones it got; what happens
 //! to their memory is the pager's business. `actual` and the statistics are the guest's words.
 //!
-//! Features: statistics, deflate on out-of-memory, free page reporting. MUST_TELL_HOST is offered
-//! because it is honoured: a deflated page reaches the sink before its buffer is returned, and the
-//! guest promises not to touch it before. Not offered: free page hinting, page poisoning.
+//! Features: statistics, deflate on out-of-memory, free page hinting ([`hints`]) and reporting.
+//! MUST_TELL_HOST is offered because it is honoured: a deflated page reaches the sink before its
+//! buffer is returned, and the guest promises not to touch it before. Not offered: page poisoning.
+//! A guest that poisons its free pages does not report them then (`virtballoon_validate`), but
+//! hints: whatever a block holds when it is freed, the guest writes anew.
 
 mod device;
+mod hints;
 mod pfn;
 mod stats;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::mmio::Transport;
@@ -33,6 +36,12 @@ use device::{BalloonDevice, STATS_QUEUE};
 struct Shared {
     target_pages: AtomicU32,
     actual_pages: AtomicU32,
+    /// Whether the driver knows of free page hinting.
+    driver_hints: AtomicBool,
+    /// What the guest reads as `free_page_hint_cmd_id`.
+    hint_command: AtomicU32,
+    hint_rounds: AtomicU32,
+    hinted_pages: AtomicU64,
     malformed_pfns: AtomicU64,
     stats_updates: AtomicU64,
     stats: Mutex<GuestMemoryStats>,
@@ -107,6 +116,29 @@ impl Balloon {
     pub fn request_stats(&self) {
         self.transport
             .try_with_queue(STATS_QUEUE, BalloonDevice::return_stats);
+    }
+
+    /// Asks the guest for all the free memory that it has in blocks of 4 MiB, see [`hints`]. It has
+    /// them back when there are no more; until then it takes back what it needs. A guest whose
+    /// driver knows of no hints is not asked.
+    pub fn begin_hints(&self) {
+        if !self.shared.driver_hints.load(Ordering::Acquire) {
+            return;
+        }
+        let round = self.shared.hint_rounds.fetch_add(1, Ordering::Relaxed);
+        let round = hints::FIRST.saturating_add(round);
+        self.shared.hint_command.store(round, Ordering::Release);
+        self.transport.config_changed();
+    }
+
+    /// Whether the guest still works on the round that was begun last, or has not begun.
+    pub fn hints_are_on(&self) -> bool {
+        self.shared.hint_command.load(Ordering::Acquire) >= hints::FIRST
+    }
+
+    /// Pages that were dropped because of hints; one that was hinted at twice counts twice.
+    pub fn hinted(&self) -> Pages {
+        Pages(self.shared.hinted_pages.load(Ordering::Relaxed))
     }
 
     /// Whether the guest's driver runs the balloon.

@@ -3,4 +3,5 @@
 
 mod driver;
 mod good;
+mod hints;
 mod malformed;

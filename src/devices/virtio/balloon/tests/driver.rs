@@ -21,8 +21,9 @@ pub const WRITE: u16 = 2;
 
 pub const VERSION_1: u64 = 1 << 32;
 pub const STATS: u64 = 2;
+pub const HINTS: u64 = 1 << 3;
 pub const REPORTING: u64 = 1 << 5;
-pub const ALL: u64 = VERSION_1 | 1 | STATS | 4 | REPORTING;
+pub const ALL: u64 = VERSION_1 | 1 | STATS | 4 | HINTS | REPORTING;
 
 /// Guest of these tests: 4 MiB, so pages 0 to 1023.
 pub const RAM_PAGES: u32 = 1024;
@@ -30,6 +31,7 @@ pub const RAM_PAGES: u32 = 1024;
 pub const LIST: u64 = 0x10_0000;
 
 const QUEUE_SIZE: u16 = 128;
+const QUEUES: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
@@ -142,11 +144,11 @@ pub struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    /// Starts the device with four queues.
+    /// Starts the device with five queues.
     pub fn start(bench: &'a Bench, features: u64) -> Driver<'a> {
         assert!(bench.negotiate(features));
         let mut queues = Vec::new();
-        for index in 0..4u32 {
+        for index in 0..QUEUES {
             let base = u64::from(index) * 0x1_0000;
             let memory = bench.ram.memory();
             let queue = MockSplitQueue::create(memory, GuestAddress(base), QUEUE_SIZE);
@@ -171,7 +173,7 @@ impl<'a> Driver<'a> {
         Driver {
             bench,
             queues,
-            next_descriptor: vec![0; 4],
+            next_descriptor: vec![0; QUEUES as usize],
         }
     }
 

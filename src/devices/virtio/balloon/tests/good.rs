@@ -16,8 +16,8 @@ fn the_registers_describe_a_balloon() {
     assert_eq!(u64::from(bench.read(0x10)), ALL & 0xffff_ffff);
     bench.write(0x14, 1);
     assert_eq!(bench.read(0x10), 1);
-    bench.write(0x30, 4);
-    assert_eq!(bench.read(0x34), 0, "there are four queues");
+    bench.write(0x30, 5);
+    assert_eq!(bench.read(0x34), 0, "there are five queues");
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn only_offered_features_and_version_1_are_agreed_on() {
     assert!(bench.negotiate(ALL));
     assert!(bench.negotiate(VERSION_1));
     assert!(!bench.negotiate(ALL & !VERSION_1));
-    assert!(!bench.negotiate(ALL | 1 << 3));
+    assert!(!bench.negotiate(ALL | 1 << 4));
     assert!(!bench.negotiate(ALL | 1 << 28));
     bench.write(0x70, 15);
     assert!(!bench.balloon.driver_up(), "no start without agreement");
@@ -140,7 +140,7 @@ fn reported_ranges_lose_their_partial_pages() {
     let bench = Bench::new();
     let mut driver = Driver::start(&bench, ALL);
     driver.send(
-        3,
+        4,
         &[
             (0x20_0000, 0x4000, WRITE),
             (0x30_0800, 0x2000, WRITE),
@@ -154,7 +154,7 @@ fn reported_ranges_lose_their_partial_pages() {
             Call::ReportFree(GfnRange::new(Gfn(0x301), 1))
         ]
     );
-    assert_eq!(driver.returned(3), 1);
+    assert_eq!(driver.returned(4), 1);
 }
 
 #[test]
@@ -197,7 +197,7 @@ impl BalloonSink for Spy {
         self.look(1);
     }
     fn report_free(&self, _: GfnRange) {
-        self.look(3);
+        self.look(4);
     }
 }
 
@@ -213,7 +213,7 @@ fn the_sink_hears_of_pages_before_the_driver_gets_its_buffer_back() {
     let list = driver.list(LIST, &[600]);
     driver.send(0, &[list]);
     driver.send(1, &[list]);
-    driver.send(3, &[(0x20_0000, 0x1000, WRITE)]);
+    driver.send(4, &[(0x20_0000, 0x1000, WRITE)]);
     assert_eq!(*spy.returned.lock().unwrap(), [0, 0, 0]);
-    assert_eq!(driver.returned(3), 1);
+    assert_eq!(driver.returned(4), 1);
 }
