@@ -19,6 +19,7 @@ const TESTS: [&str; 13] = [
     "vmlinux_on_its_own_root",
     "more_than_4_gib",
     "balloon",
+    "free_page_hinting",
     "host_swapping",
     "large_pages",
     "overcommit",

@@ -47,10 +47,11 @@ pub fn overcommit(guest: &Path) -> Result<(), Failure> {
     );
     for (n, vm) in (0..).zip(list(&figures)?) {
         println!(
-            "  {} swapped out {} pages, {} large pages, ballooned {} MiB",
+            "  {} swapped out {} pages, {} large pages, hinted at {}, ballooned {} MiB",
             vm["name"],
             vm["swap_out_pages"],
             vm["large_fills"],
+            vm["hinted_pages"],
             vm["peak"]["ballooned_bytes"].as_u64().unwrap_or(0) >> 20
         );
         let log = console(n)?;

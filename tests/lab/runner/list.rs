@@ -13,6 +13,7 @@ use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 use tidemark::words::ExitReason;
 
 use super::fleet;
+use super::hints;
 use super::kernel;
 use super::large;
 use super::rig::{Failure, Plan, Rig};
@@ -20,13 +21,14 @@ use super::rig::{Failure, Plan, Rig};
 type Test = fn(&Path) -> Result<(), Failure>;
 
 /// Name and body of each test, in the order in which they run.
-pub const TESTS: [(&str, Test); 13] = [
+pub const TESTS: [(&str, Test); 14] = [
     ("boot_disk_and_reboot", boot_disk_and_reboot),
     ("smp_boot_and_power_off", smp_boot_and_power_off),
     ("smp_reboot", smp_reboot),
     ("vmlinux_on_its_own_root", vmlinux_on_its_own_root),
     ("more_than_4_gib", more_than_4_gib),
     ("balloon", balloon),
+    ("free_page_hinting", hints::free_page_hinting),
     ("host_swapping", host_swapping),
     ("large_pages", large::large_pages),
     ("overcommit", fleet::overcommit),

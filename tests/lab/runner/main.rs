@@ -8,6 +8,7 @@
 #[path = "../../pager/faults.rs"]
 mod faults;
 mod fleet;
+mod hints;
 mod kernel;
 mod large;
 mod list;
