@@ -6,7 +6,9 @@
 //! from 5.7 on reports what it has freed by itself, some two seconds later; a round comes before
 //! that, or brings nothing. In the emulated host of `tests/lab`, where writing is slow, a round of
 //! 100 MiB took 5 s: reporting was there before it. So who is asked has at least a worthwhile part
-//! of its memory to give, as far as is known, and is left alone for a while then.
+//! of its memory to give, as far as is known, and is left alone for a while then. In the lab's
+//! overcommitted fleet nobody was asked: from a driver without reporting, or where much is freed
+//! at once on fast memory, more is to be expected (not measured).
 //!
 //! What there is to give, at least: `free - (size - private - ballooned)`. The subtrahend is what
 //! has no memory of its own, shared and swapped pages among it: of free pages there can be no more
