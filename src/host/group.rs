@@ -40,8 +40,9 @@ use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use crate::words::Key;
 
-/// Frames given back to the host in one go. Chosen: a millisecond where each is a hole of its own.
-pub const GIVE_BACK_FRAMES: usize = 64;
+/// Holes made in one go, where retired frames are given back to the host: a millisecond under shadow
+/// paging (Linux 6.18).
+pub const GIVE_BACK_HOLES: usize = 64;
 
 /// A content that was asked for; who was asked stands in [`Member::wants`].
 #[derive(Debug)]
@@ -156,11 +157,12 @@ impl Group {
         self.pool().map_or(0, FramePool::retired)
     }
 
-    /// Gives the memory of at most `most` of them back to the host, and returns of how many.
-    pub fn give_back(&mut self, most: usize) -> Pages {
+    /// Gives the memory of some of them back to the host, with at most so many `holes`, and returns of
+    /// how many.
+    pub fn give_back(&mut self, holes: usize) -> Pages {
         match self.retired() {
             0 => Pages::ZERO,
-            _ => self.pool_mut().give_back(most),
+            _ => self.pool_mut().give_back(holes),
         }
     }
 
@@ -204,7 +206,11 @@ impl Group {
             }
         }
         self.references -= member.references;
-        self.sweep() + self.give_back(usize::MAX)
+        let mut freed = self.sweep();
+        while self.retired() > 0 {
+            freed += self.give_back(usize::MAX);
+        }
+        freed
     }
 
     /// Forgets a member's hints and wants.
@@ -305,7 +311,7 @@ impl Group {
     }
 
     /// Ends references of a member. Frames without another reference retire; returns how many of
-    /// those went back to the host at once.
+    /// those went back to the host at once: all, if they are few.
     ///
     /// # Errors
     /// At the first frame of which the VM holds no reference; those before it are released.
@@ -325,7 +331,11 @@ impl Group {
         if !freed.is_empty() {
             self.pool_mut().retire(freed);
         }
-        (self.give_back(GIVE_BACK_FRAMES), result)
+        let freed = match self.retired() {
+            ..=GIVE_BACK_HOLES => self.give_back(GIVE_BACK_HOLES),
+            _ => Pages::ZERO,
+        };
+        (freed, result)
     }
 
     /// Forgets wants that were not answered in time.

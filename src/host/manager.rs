@@ -44,7 +44,7 @@ use crate::policy::settings::PolicySettings;
 use crate::policy::types::{VmId, VmPlan};
 use crate::policy::{PolicyKind, PolicyState};
 use crate::units::{Gfn, PAGE_SIZE, Pages};
-use crate::words::{Allocation, Exit, ExitReason, Measured, Report, Run, Sampling};
+use crate::words::{Allocation, Exit, ExitReason, Measured, MemState, Report, Run, Sampling};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -146,6 +146,10 @@ impl Vm {
     }
 }
 
+/// Retired frames wait until none has come for so long...
+const RETIRED_SETTLE: Duration = Duration::from_millis(50);
+/// ... but no longer than this. Chosen: a storm over 64 MiB.
+const RETIRED_MAX: Duration = Duration::from_millis(500);
 /// Memory that is held back for the host manager's own growth, beside an eighth of what it has.
 const HOST_OVERHEAD_TO_COME: Pages = Pages(128);
 
@@ -172,6 +176,8 @@ pub struct Manager {
     rests: bool,
     /// Since when it does not: the first thing that came then.
     woken: Duration,
+    /// When the first of the frames that wait to be given back retired, and the last.
+    retired: Option<(Duration, Duration)>,
 }
 
 impl Manager {
@@ -200,6 +206,7 @@ impl Manager {
             urgent: false,
             rests: false,
             woken: Duration::ZERO,
+            retired: None,
         }
     }
 
@@ -314,6 +321,7 @@ impl Manager {
             }
             ToHost::Release { frames } => {
                 let (freed, result) = self.shares.release(id, &frames);
+                self.note_retired(now);
                 self.ledger.drop_frames(freed);
                 // Its part of the frames is less now: it may have waited for that.
                 let waits = self.vms[&id].asked > Pages::ZERO;
@@ -338,17 +346,48 @@ impl Manager {
     }
 
     /// Gives the memory of some frames that nobody holds any more back to the host, who grants it to
-    /// those who wait, and clears away some hints of VMs that have gone. Whether more of either is left: a
-    /// storm of writes to shared pages, or a large VM, leaves so much behind that nobody should have to
-    /// wait for all of it.
-    pub fn give_back(&mut self) -> bool {
+    /// those who wait, and clears away some hints of VMs that have gone: a storm of writes to shared pages,
+    /// or a large VM, leaves so much behind that nobody should have to wait for all of it. Returns when
+    /// more is to be done, if more is left.
+    pub fn give_back(&mut self, now: Duration) -> Option<Duration> {
+        if self.leftovers_due()? > now {
+            return self.leftovers_due();
+        }
+        self.give_some_back();
+        self.leftovers_due()
+    }
+
+    fn give_some_back(&mut self) {
         let freed = self.shares.give_back();
         if freed > Pages::ZERO {
             self.ledger.drop_frames(freed);
             self.serve(None);
         }
         self.shares.sweep_hints();
-        self.shares.has_leftovers()
+        if !self.shares.has_leftovers() {
+            self.retired = None;
+        }
+    }
+
+    /// While memory is plenty, frames wait until no more of them come: those of a storm make one hole
+    /// then, and the guests have none made under their hands.
+    fn leftovers_due(&self) -> Option<Duration> {
+        if !self.shares.has_leftovers() {
+            return None;
+        }
+        let hurries = self.urgent || self.policy.mem_state() > MemState::High;
+        let due = self.retired.filter(|_| !hurries);
+        Some(due.map_or(Duration::ZERO, |(first, last)| {
+            (last + RETIRED_SETTLE).min(first + RETIRED_MAX)
+        }))
+    }
+
+    /// Frames have retired.
+    fn note_retired(&mut self, now: Duration) {
+        if self.shares.has_leftovers() {
+            let (first, _) = self.retired.unwrap_or((now, now));
+            self.retired = Some((first, now));
+        }
     }
 
     /// A VM's process has ended: all it held returns at once.

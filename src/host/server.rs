@@ -210,15 +210,11 @@ impl Server {
     /// # Errors
     /// When the wait itself fails; nothing a peer does is an error.
     pub fn turn(&mut self, timeout: Duration) -> Result<Vec<Event>, Error> {
-        let more = self.manager.give_back();
+        let more = self.manager.give_back(self.now());
         self.deliver();
-        let now = self.now();
-        let due = self.manager.next_decision().max(now);
-        let wait = match more {
-            true => Duration::ZERO,
-            false => due - now,
-        };
-        let wait = wait.min(timeout);
+        let decision = self.manager.next_decision();
+        let due = more.map_or(decision, |more| more.min(decision));
+        let wait = due.saturating_sub(self.now()).min(timeout);
         let wait = Timespec::try_from(wait).expect("a tick is short");
         let mut ready = Vec::with_capacity(64);
         let spare = rustix::buffer::spare_capacity(&mut ready);

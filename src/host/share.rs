@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use super::accounts::FramePart;
 pub use super::group::ClaimError;
-use super::group::{GIVE_BACK_FRAMES, Group};
+use super::group::{GIVE_BACK_HOLES, Group};
 use super::member::Member;
 pub use super::member::Reach;
 use super::pool::{self, FramePool, PoolId};
@@ -394,7 +394,7 @@ impl ShareIndex {
     pub fn give_back(&mut self) -> Pages {
         let mut groups = self.groups.values_mut();
         let retired = groups.find(|group| group.retired() > 0);
-        retired.map_or(Pages::ZERO, |group| group.give_back(GIVE_BACK_FRAMES))
+        retired.map_or(Pages::ZERO, |group| group.give_back(GIVE_BACK_HOLES))
     }
 
     /// Takes some hints of VMs that were forgotten out of the tables of their group.

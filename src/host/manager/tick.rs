@@ -55,7 +55,7 @@ impl Manager {
         self.shares.expire(now);
         let adopted = self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
-        self.give_back();
+        self.give_back(now);
         let snapshot = self.snapshot(now);
         let plan = decide(&snapshot, &mut self.policy);
         watch(&snapshot, &plan);
