@@ -7,7 +7,7 @@
 //! | task | due | one run |
 //! |---|---|---|
 //! | [`measure`] | every 10 to 100 ms, while the VM rests up to 2 s | one reading of the kernel's count |
-//! | [`swap`] | while more is used than the orders allow | batches of 32 pages |
+//! | [`swap`] | while more is used than the orders allow | batches of 128 pages |
 //! | [`prefetch`] | while the guest comes back to swapped memory | reads of 32 pages |
 //! | [`merge`] | while there are candidates | runs of neighbours, 128 candidates at a time |
 //! | [`census`] | a second after the last one, sooner where the VM depends on it, later while it rests | chunks of 512 pages; the next run goes on |

@@ -33,8 +33,8 @@
 //!
 //! # Known gaps
 //!
-//! - Linux 6.1 mapped 74 to 96 of 104 MiB of large pages whole, in the emulated host with two nodes; the
-//!   others were mapped by small entries. The cause is not known.
+//! - Linux 6.1 mapped 50 to 96 of 104 MiB of large pages whole, in the emulated host with two nodes; the
+//!   others, large by their page flags, were mapped by small entries. The cause is not known.
 //! - Where the kernel is short of large pages it may look for one while the memory's lock is held.
 #![expect(unsafe_code)]
 // UNSAFETY: maps memory over guest memory that the space owns, and advises the kernel on it.
