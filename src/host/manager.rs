@@ -375,7 +375,8 @@ impl Manager {
         if !self.shares.has_leftovers() {
             return None;
         }
-        let hurries = self.urgent || self.policy.mem_state() > MemState::High;
+        let thresholds = self.policy.thresholds(self.ledger.budget());
+        let hurries = self.policy.mem_state() > MemState::High || self.unleased() < thresholds.high;
         let due = self.retired.filter(|_| !hurries);
         Some(due.map_or(Duration::ZERO, |(first, last)| {
             (last + RETIRED_SETTLE).min(first + RETIRED_MAX)

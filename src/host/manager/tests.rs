@@ -261,7 +261,6 @@ fn many_released_frames_wait_for_the_last_of_them_unless_memory_is_wanted() {
         let a = manager.join(hello("a", 16)).unwrap();
         let b = manager.join(hello("b", 16)).unwrap();
         let frames = share(manager, a, b, SHARED);
-        manager.urgent = false;
         for (vm, ms) in [(a, 101), (b, 120)] {
             let frames = frames.clone();
             let release = ToHost::Release { frames };
@@ -278,7 +277,7 @@ fn many_released_frames_wait_for_the_last_of_them_unless_memory_is_wanted() {
     waits.audit();
     let mut hurries = manager();
     storm(&mut hurries);
-    hurries.urgent = true;
+    hurries.ledger.set_budget(hurries.ledger.in_use());
     assert_eq!(hurries.give_back(at(130)), None);
     assert_eq!(hurries.ledger.frames(), Pages::ZERO);
     // Without an end it goes on.
