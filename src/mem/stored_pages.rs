@@ -111,7 +111,7 @@ impl Memory<'_> {
     /// The write to these slots failed: they are free, and the next ones are tried elsewhere.
     pub fn free_slots(&mut self, slots: &SlotRun) {
         slots.iter().for_each(|slot| self.books.swapmap.free(slot));
-        self.books.swapmap.start_over();
+        self.books.swapmap.ends_before(slots.first);
     }
 }
 

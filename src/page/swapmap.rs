@@ -18,6 +18,8 @@ pub struct SwapMap {
     taken: u32,
     /// Where the next search starts, so that batches lie one after another in the file.
     cursor: u32,
+    /// The file could not grow to this slot when that was tried last.
+    file_end: u32,
 }
 
 const WORD: u32 = u64::BITS;
@@ -42,6 +44,7 @@ impl SwapMap {
             slots_max,
             taken: 0,
             cursor: 0,
+            file_end: u32::MAX,
         }
     }
 
@@ -57,14 +60,23 @@ impl SwapMap {
             return None;
         }
         let ring = self.taken.saturating_mul(RING).max(RING_MIN);
+        let ring = ring.min(self.slots_max).min(self.file_end);
         if self.cursor >= ring {
             self.cursor = 0;
         }
-        let start = self
-            .first_free(self.cursor, self.slots_max)
-            .or_else(|| self.first_free(0, self.cursor))?;
+        let in_ring = self
+            .first_free(self.cursor, ring)
+            .or_else(|| self.first_free(0, self.cursor));
+        let (start, end) = match in_ring {
+            Some(start) => (start, ring),
+            // Perhaps the file can grow again.
+            None => {
+                self.file_end = u32::MAX;
+                (self.first_free(ring, self.slots_max)?, self.slots_max)
+            }
+        };
         let mut len = 0;
-        while len < count && start + len < self.slots_max && !self.is_taken(SwapSlot(start + len)) {
+        while len < count && start + len < end && !self.is_taken(SwapSlot(start + len)) {
             self.set(SwapSlot(start + len));
             len += 1;
         }
@@ -87,9 +99,10 @@ impl SwapMap {
         None
     }
 
-    /// Searches from the first slot again: the file could not grow, but slots that were written
-    /// before can be written again.
-    pub fn start_over(&mut self) {
+    /// The file could not grow to this slot: as long as others are free that were written before, those
+    /// are written again.
+    pub fn ends_before(&mut self, slot: SwapSlot) {
+        self.file_end = slot.0;
         self.cursor = 0;
     }
 
@@ -161,9 +174,48 @@ mod tests {
     fn a_file_that_cannot_grow_is_used_from_the_start() {
         let mut map = SwapMap::new(9);
         map.take_run(6);
-        map.free(SwapSlot(1));
-        map.start_over();
+        for slot in [1, 4, 5] {
+            map.free(SwapSlot(slot));
+        }
+        map.ends_before(SwapSlot(6));
         assert_eq!(map.take_run(3), Some((SwapSlot(1), 1)));
+        assert_eq!(map.take_run(3), Some((SwapSlot(4), 2)));
+        // When all of it is in use, what lies behind is tried again.
+        assert_eq!(map.take_run(1), Some((SwapSlot(6), 1)));
+        map.free(SwapSlot(2));
+        assert_eq!(map.take_run(9), Some((SwapSlot(7), 2)));
+        map.free(SwapSlot(7));
+        map.ends_before(SwapSlot(7));
+        assert_eq!(map.take_run(9), Some((SwapSlot(2), 1)));
+    }
+
+    #[test]
+    fn the_ring_follows_what_is_in_use() {
+        let mut map = SwapMap::of_vm(Pages(100_000));
+        let mut at = 0;
+        for _ in 0..10_000 {
+            let (first, count) = map.take_run(32).unwrap();
+            (0..count).for_each(|slot| map.free(SwapSlot(first.0 + slot)));
+            at = at.max(first.0 + count);
+        }
+        assert_eq!(at, RING_MIN, "nothing stays in use");
+        // Pages that come back at random leave runs that are about as long as what is written.
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut taken: Vec<SwapSlot> = Vec::new();
+        let mut runs = Vec::new();
+        for _ in 0..20_000 {
+            let (first, count) = map.take_run(32).unwrap();
+            taken.extend((first.0..first.0 + count).map(SwapSlot));
+            runs.push(count);
+            while taken.len() > 20_000 {
+                map.free(taken.swap_remove(rng.usize(..taken.len())));
+            }
+            at = at.max(first.0 + count);
+        }
+        let late = &runs[10_000..];
+        let mean = late.iter().sum::<u32>() / u32::try_from(late.len()).unwrap();
+        assert!(mean > 20, "{mean}");
+        assert!(at <= RING * 20_032 + 32, "{at}");
     }
 
     #[test]
