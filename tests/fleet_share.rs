@@ -39,8 +39,11 @@ fn equal_guests_of_one_group_share_nearly_everything() {
             .iter()
             .map(|name| find_vm(figures, name)?["saved_bytes"].as_u64())
             .sum();
-        // What one guest fills is there once instead of twice.
+        // What one guest fills is there once instead of twice. (A frame that nobody holds any more is
+        // there for some time yet.)
+        let host = &figures["host"];
         saved.is_some_and(|saved| saved >= FILL * 95 / 100)
+            && number(host, "pages_sharing") >= number(host, "frames_shared") * 19 / 10
     });
     let saved: u64 = ["a", "b"]
         .iter()
@@ -49,7 +52,6 @@ fn equal_guests_of_one_group_share_nearly_everything() {
     assert!(saved <= FILL + MIB, "{figures}");
     let host = &figures["host"];
     assert!(number(host, "frames_shared") * 4096 >= FILL * 95 / 100);
-    assert!(number(host, "pages_sharing") >= number(host, "frames_shared") * 19 / 10);
     let compared = number(find_vm(&figures, "a").unwrap(), "guest.pages_verified");
     fleet.until("another pass over what is shared", |figures| {
         find_vm(figures, "a")
