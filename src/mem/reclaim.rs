@@ -62,7 +62,7 @@ impl Reclaimer {
         }
     }
 
-    /// Victims are offered for sharing from now on: see [`Search::offer_with`].
+    /// Victims are offered for sharing from now on: see `victims`.
     pub fn offer_with(&mut self, key_seed: Option<u64>) {
         self.search.offer_with(key_seed);
     }

@@ -2,7 +2,7 @@
 //!
 //! Slots are handed out round about, in a ring that is some times as long as there are slots in use.
 //! A guest that comes back to its pages at random frees slots anywhere in the ring, so what lies behind
-//! the last run has been freed the longer the ring is: at [`RING`] times, all but a fiftieth, and runs
+//! the last run has been freed the longer the ring is: at `RING` times, all but a fiftieth, and runs
 //! are as long as batches. In a ring of twice, the fifth that is left cuts them to five slots.
 //! (A page out of `n` is freed with `1/n` a step, so `f = exp(-RING (1 - f))` are left after a round.)
 

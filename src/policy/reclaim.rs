@@ -20,7 +20,7 @@
 //! | low | the same | the same | blocked above the target |
 //!
 //! Below 8 % free, whatever the state, guests are also asked for what they have free, see
-//! [`hint`](super::hint).
+//! `hint`.
 //!
 //! That is the manner of ESX ([`Manner::OnDemand`]): who has more than its target keeps it until
 //! somebody needs it. The policies of the Xen family are [`Manner::Directed`]: a balloon holds

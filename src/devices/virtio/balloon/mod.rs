@@ -3,7 +3,7 @@
 //! The device asks the guest for pages and tells a [`BalloonSink`] which ones it got; what happens
 //! to their memory is the pager's business. `actual` and the statistics are the guest's words.
 //!
-//! Features: statistics, deflate on out-of-memory, free page hinting ([`hints`]) and reporting.
+//! Features: statistics, deflate on out-of-memory, free page hinting (`hints`) and reporting.
 //! MUST_TELL_HOST is offered because it is honoured: a deflated page reaches the sink before its
 //! buffer is returned, and the guest promises not to touch it before. Not offered: page poisoning.
 //! A guest that poisons its free pages does not report them then (`virtballoon_validate`), but
@@ -118,7 +118,7 @@ impl Balloon {
             .try_with_queue(STATS_QUEUE, BalloonDevice::return_stats);
     }
 
-    /// Asks the guest for all the free memory that it has in blocks of 4 MiB, see [`hints`]. It has
+    /// Asks the guest for all the free memory that it has in blocks of 4 MiB, see `hints`. It has
     /// them back when there are no more; until then it takes back what it needs. A guest whose
     /// driver knows of no hints is not asked.
     pub fn begin_hints(&self) {
