@@ -321,8 +321,9 @@ impl Manager {
                 }
             }
             ToHost::Release { frames } => {
+                let before = self.shares.has_leftovers();
                 let (freed, result) = self.shares.release(id, &frames);
-                self.note_retired(now);
+                self.note_retired(now, before);
                 self.ledger.drop_frames(freed);
                 // Its part of the frames is less now: it may have waited for that.
                 let waits = self.vms[&id].asked > Pages::ZERO;
@@ -354,20 +355,13 @@ impl Manager {
         if self.leftovers_due()? > now {
             return self.leftovers_due();
         }
-        self.give_some_back();
-        self.leftovers_due()
-    }
-
-    fn give_some_back(&mut self) {
         let freed = self.shares.give_back();
         if freed > Pages::ZERO {
             self.ledger.drop_frames(freed);
             self.serve(None);
         }
         self.shares.sweep_hints();
-        if !self.shares.has_leftovers() {
-            self.retired = None;
-        }
+        self.leftovers_due()
     }
 
     /// While memory is plenty, frames wait until no more of them come: those of a storm make one hole
@@ -384,12 +378,13 @@ impl Manager {
         }))
     }
 
-    /// Frames have retired.
-    fn note_retired(&mut self, now: Duration) {
-        if self.shares.has_leftovers() {
-            let (first, _) = self.retired.unwrap_or((now, now));
-            self.retired = Some((first, now));
-        }
+    /// Frames may have retired; where none waits to be given back, the next is the first.
+    fn note_retired(&mut self, now: Duration, before: bool) {
+        let first = self
+            .retired
+            .filter(|_| before)
+            .map_or(now, |(first, _)| first);
+        self.retired = Some((first, now));
     }
 
     /// A VM's process has ended: all it held returns at once.
