@@ -64,6 +64,7 @@ const STEP_MIN: Pages = Pages(64);
 /// Whoever comes so near to its limit, as a part of it, is capped there. Chosen: more than is asked for
 /// at a time.
 const NEAR_LIMIT_DIVISOR: u64 = 64;
+
 /// What is the same for all VMs of one decision.
 struct Situation {
     mem_state: MemState,

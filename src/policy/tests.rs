@@ -209,6 +209,31 @@ fn who_waits_at_its_limit_is_swapped_at_once() {
     assert!(plan.vms[0].balloon_target > Pages::ZERO);
 }
 
+/// Its cap does not come and go with what it asks for: each change would be told to the VM.
+#[test]
+fn who_cannot_be_ballooned_is_capped_just_below_its_limit() {
+    let mut snapshot = two(50_000);
+    snapshot.vms[0].balloon_driver = false;
+    snapshot.vms[0].allocation.limit = Pages(31_000);
+    let mut state = esx();
+    let mut cap = |consumed: u64, asked: u64| {
+        snapshot.now += Duration::from_millis(100);
+        let vm = &mut snapshot.vms[0];
+        (vm.consumed, vm.private) = (Pages(consumed), Pages(consumed));
+        vm.asked = Pages(asked);
+        decide(&snapshot, &mut state).vms[0].private_max
+    };
+    assert_eq!(cap(30_000, 0), None);
+    for (consumed, asked) in [(30_000, 600), (30_700, 0), (30_700, 300), (31_000, 0)] {
+        assert_eq!(
+            cap(consumed, asked),
+            Some(Pages(31_000)),
+            "{consumed} {asked}"
+        );
+    }
+    assert_eq!(cap(20_000, 0), None);
+}
+
 #[test]
 fn a_limit_is_enforced_in_state_high() {
     let mut snapshot = two(50_000);
