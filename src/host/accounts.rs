@@ -178,6 +178,9 @@ pub struct VmMemory {
     pub overhead_bytes: u64,
     /// Private pages it may hold.
     pub credit_bytes: u64,
+    /// What the kernel says that its process has, frames aside; zero while nobody has asked.
+    #[serde(default)]
+    pub process_bytes: u64,
 }
 
 /// The highest figures that a VM ever had.

@@ -9,7 +9,7 @@
 //!
 //! A VM's charge is its credit, the private pages it may hold; should it report that it holds more
 //! (it breaks the protocol, or joined again after the host manager was restarted), it is charged
-//! what it holds. Credit and frames are only handed out of free memory, so that they never exceed
+//! what it holds. What its process has beyond both, by the kernel's word, is overhead. Credit and frames are only handed out of free memory, so that they never exceed
 //! the budget; measured overheads are facts and can push `free` to zero and the ledger into deficit,
 //! which the policy then works off.
 
@@ -34,8 +34,11 @@ struct Account {
     credit: Pages,
     /// What the VM has, by its last report and what it has returned since.
     holding: Holding,
-    /// Measured.
-    overhead: Pages,
+    /// As it reports.
+    overhead_told: Pages,
+    /// What the kernel says that its process has altogether, less what it has returned since; zero while
+    /// nobody has asked.
+    measured: Pages,
     /// Estimated when it was admitted.
     overhead_expected: Pages,
 }
@@ -45,8 +48,14 @@ impl Account {
         self.credit.max(self.holding.total())
     }
 
+    /// What it says, and at least what its process has beyond the charge.
+    fn overhead(&self) -> Pages {
+        let beyond = self.measured.saturating_sub(self.charge());
+        self.overhead_told.max(beyond)
+    }
+
     fn overhead_to_come(&self) -> Pages {
-        self.overhead_expected.saturating_sub(self.overhead)
+        self.overhead_expected.saturating_sub(self.overhead())
     }
 }
 
@@ -143,9 +152,7 @@ impl Ledger {
 
     /// Overhead a VM is charged.
     pub fn vm_overhead(&self, vm: VmId) -> Pages {
-        self.vms
-            .get(&vm)
-            .map_or(Pages::ZERO, |account| account.overhead)
+        self.vms.get(&vm).map_or(Pages::ZERO, Account::overhead)
     }
 
     /// Opens an account for a VM that holds `private` pages already (none for a new VM).
@@ -156,7 +163,8 @@ impl Ledger {
         let account = Account {
             credit: private,
             holding: Holding::private(private),
-            overhead,
+            overhead_told: overhead,
+            measured: Pages::ZERO,
             overhead_expected: overhead,
         };
         let before = self.vms.insert(vm, account);
@@ -173,6 +181,7 @@ impl Ledger {
         self.change(vm, |account| {
             account.credit = private;
             account.holding = Holding::private(private);
+            account.measured = Pages::ZERO;
         });
     }
 
@@ -217,16 +226,22 @@ impl Ledger {
             // What it gave up others may have in a moment, and its last report may say otherwise:
             // both would count. It uses no more than the credit that it keeps.
             account.holding = account.holding.at_most(account.credit);
+            account.measured = account.measured.saturating_sub(pages);
         });
         Ok(())
     }
 
-    /// Notes what a VM reports to hold out of its credit, and the measured overhead of its process.
+    /// Notes what a VM reports to hold out of its credit, and as the overhead of its process.
     pub fn report(&mut self, vm: VmId, holding: Holding, overhead: Pages) {
         self.change(vm, |account| {
             account.holding = holding;
-            account.overhead = overhead;
+            account.overhead_told = overhead;
         });
+    }
+
+    /// Notes what the kernel says that a VM's process has, all of it.
+    pub fn measured(&mut self, vm: VmId, memory: Pages) {
+        self.change(vm, |account| account.measured = memory);
     }
 
     /// Notes the measured overhead of the host manager, and what it may need yet.
@@ -279,14 +294,14 @@ impl Ledger {
     fn count_in(&mut self, account: &Account) {
         self.charged += account.charge();
         self.held += account.holding.total();
-        self.vm_overhead += account.overhead;
+        self.vm_overhead += account.overhead();
         self.overhead_to_come += account.overhead_to_come();
     }
 
     fn count_out(&mut self, account: &Account) {
         self.charged -= account.charge();
         self.held -= account.holding.total();
-        self.vm_overhead -= account.overhead;
+        self.vm_overhead -= account.overhead();
         self.overhead_to_come -= account.overhead_to_come();
     }
 
@@ -299,11 +314,7 @@ impl Ledger {
         assert_eq!(self.charged, charged, "sum of the charges");
         let held = self.vms.values().map(|account| account.holding.total());
         assert_eq!(self.held, held.sum(), "sum of what the VMs hold");
-        let overhead = self
-            .vms
-            .values()
-            .map(|account| account.overhead)
-            .sum::<Pages>();
+        let overhead = self.vms.values().map(Account::overhead).sum::<Pages>();
         assert_eq!(self.vm_overhead, overhead, "sum of the overheads");
         let to_come = self.vms.values().map(Account::overhead_to_come);
         assert_eq!(self.overhead_to_come, to_come.sum(), "overheads to come");
@@ -435,6 +446,22 @@ mod tests {
         ledger.give_back(VmId(1), Pages(15)).unwrap();
         assert_eq!((ledger.held(), ledger.free()), (Pages(20), Pages(80)));
         assert_eq!(ledger.holding(VmId(1)), Holding::private(Pages(20)));
+        ledger.audit();
+    }
+
+    #[test]
+    fn a_process_is_charged_at_least_what_it_was_measured_to_have() {
+        let mut ledger = Ledger::new(Pages(1000));
+        ledger.open(VmId(1), Pages::ZERO, Pages(10));
+        ledger.grant(VmId(1), Pages(100));
+        ledger.report(VmId(1), Holding::private(Pages(0)), Pages(10));
+        ledger.measured(VmId(1), Pages(80));
+        assert_eq!(ledger.free(), Pages(890));
+        ledger.measured(VmId(1), Pages(400));
+        assert_eq!((ledger.free(), ledger.overhead()), (Pages(600), Pages(300)));
+        // What it has returned since was measured with the rest.
+        ledger.give_back(VmId(1), Pages(100)).unwrap();
+        assert_eq!((ledger.free(), ledger.overhead()), (Pages(700), Pages(300)));
         ledger.audit();
     }
 

@@ -9,6 +9,7 @@
 //! | `manager/admission.rs`, `manager/leases.rs` | what is promised, and to whom |
 //! | `manager/credit.rs` | grants what is free |
 //! | `manager/tick.rs` | asks the policy and sends its orders |
+//! | `manager/watch.rs` | what the kernel says of VM processes, and who is killed for it |
 //! | `manager/takeover.rs` | VMs that outlive a link or a host manager |
 //! | `manager/figures.rs` | what people and tests are told |
 //!
@@ -23,6 +24,7 @@ mod leases;
 mod refused;
 mod takeover;
 mod tick;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,6 +34,7 @@ pub use leases::LeaseEnd;
 pub use refused::{Kind, Refused};
 pub use takeover::{HostRecord, Known, Note, VmRecord};
 
+use self::watch::Watch;
 use super::accounts::{History, Peaks, VmFigures, VmState};
 use super::ledger::{Ledger, Overdrawn};
 use super::pool::FramePool;
@@ -98,6 +101,8 @@ pub enum Outgoing {
     Send(VmId, ToVm),
     /// Send a `Welcome` with the descriptor of [`Manager::pool`].
     Welcome(VmId, Welcome),
+    /// Kill the process of a VM, for this reason.
+    Kill(VmId, String),
     /// Tell the connection of a lease that it has ended, and close it.
     LeaseEnded(OwnerId, LeaseEnd),
 }
@@ -123,6 +128,7 @@ struct Vm {
     stopping: bool,
     exit: Option<Exit>,
     peak: Peaks,
+    watch: Watch,
 }
 
 impl Vm {
@@ -452,8 +458,9 @@ impl Manager {
     fn report(&mut self, id: VmId, report: Report) {
         let vm = self.vms.get_mut(&id).expect("callers know the VM");
         let report = report.within(vm.allocation.size);
-        self.ledger.report(id, report.holding, report.overhead);
         vm.measured = Some(report.measured);
+        let overhead = self.overhead_within(id, report.overhead);
+        self.ledger.report(id, report.holding, overhead);
         self.history.consumes(self.consumed().bytes());
     }
 

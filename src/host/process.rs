@@ -5,6 +5,7 @@
 //! ([`ProcessId`]), which no two processes of one boot have in common.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -42,6 +43,15 @@ pub enum Error {
         /// The kernel's answer.
         source: Errno,
     },
+}
+
+/// What the kernel says that a process has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Anonymous memory, in RAM and in the host's own swap, and page tables. Not the frames that it maps.
+    pub memory: Pages,
+    /// CPU time of all its threads.
+    pub cpu: Duration,
 }
 
 fn os(operation: &'static str) -> impl FnOnce(Errno) -> Error {
@@ -137,6 +147,17 @@ impl Process {
         }
     }
 
+    /// What it has and has used, if the kernel shows it.
+    pub fn footprint(&self) -> Option<Footprint> {
+        let pid = self.id.pid;
+        let footprint = Footprint {
+            memory: proc::private_memory(pid)?,
+            cpu: proc::cpu_time(pid)?,
+        };
+        // The number may be another's by now.
+        (!self.has_ended()).then_some(footprint)
+    }
+
     /// Anonymous memory that it has resident: what it holds beside frames, and its own.
     pub fn anonymous(&self) -> Pages {
         proc::anonymous(self.id.pid)
@@ -165,6 +186,8 @@ mod tests {
         let id = process.id();
         assert_eq!(Process::find(id).unwrap().id(), id);
         assert!(process.anonymous() > Pages::ZERO && !process.has_ended());
+        let footprint = process.footprint().unwrap();
+        assert!(footprint.memory > process.anonymous(), "{footprint:?}");
         let other = ProcessId {
             started: id.started + 1,
             ..id
@@ -173,6 +196,7 @@ mod tests {
         process.kill();
         child.wait().unwrap();
         assert!(process.has_ended());
+        assert_eq!(process.footprint(), None);
         assert!(matches!(Process::find(id), Err(Error::Ended)));
         process.kill();
     }

@@ -247,6 +247,7 @@ impl Server {
         }
         if self.manager.is_due(now) {
             self.manager.is_late(now.saturating_sub(due));
+            self.measure_vms();
             self.manager.tick(now);
         }
         self.deliver();
@@ -308,6 +309,7 @@ impl Server {
                 match outgoing {
                     Outgoing::LeaseEnded(owner, end) => self.end_lease(owner, &end),
                     Outgoing::Send(id, message) => self.send(id, message, None),
+                    Outgoing::Kill(id, why) => self.kill(id, &why),
                     Outgoing::Welcome(id, welcome) => match self.pool_reader(id) {
                         None => {}
                         Some(Ok(fd)) => self.send(id, ToVm::Welcome(welcome), Some(fd)),

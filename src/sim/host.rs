@@ -291,7 +291,8 @@ impl<'a> Host<'a> {
                         *fate = Fate::Ended(End::Refused, why);
                     }
                 }
-                Outgoing::LeaseEnded(_, LeaseEnd::Redeemed(_)) => {}
+                // Model guests are not measured.
+                Outgoing::Kill(..) | Outgoing::LeaseEnded(_, LeaseEnd::Redeemed(_)) => {}
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What the kernel says of processes and of the machine in /proc: see proc(5).
 
 use std::fs;
+use std::time::Duration;
 
 use crate::units::Pages;
 
@@ -40,12 +41,36 @@ pub fn own_memory() -> Pages {
     size("RssAnon") + size("VmPTE")
 }
 
-/// Start time of a process in the kernel's clock ticks since boot, unless it has ended: field 22 of
-/// its stat file, behind a name that may hold anything.
+/// The same of another one, what of it the kernel has swapped included, unless it has ended.
+pub fn private_memory(pid: i32) -> Option<Pages> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parts = ["RssAnon", "VmSwap", "VmPTE"].map(|name| size(&status, name));
+    // A process that is ending has no memory, and no such lines.
+    parts[0]?;
+    Some(parts.into_iter().flatten().sum())
+}
+
+/// CPU time of all threads of a process in user and kernel mode, unless it has ended: fields 14 and 15
+/// of its stat file, to a hundredth of a second.
+pub fn cpu_time(pid: i32) -> Option<Duration> {
+    let ticks: u64 = stat_field(pid, 14)?.checked_add(stat_field(pid, 15)?)?;
+    let second = rustix::param::clock_ticks_per_second();
+    Some(Duration::from_millis(
+        ticks.checked_mul(1000)? / second.max(1),
+    ))
+}
+
+/// Start time of a process in the kernel's clock ticks since boot, unless it has ended.
 pub fn started(pid: i32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// A number of a process's stat file, counted as proc(5) does: they lie behind a name that may hold
+/// anything.
+fn stat_field(pid: i32, number: usize) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    fields.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 fn size_in(path: &str, name: &str) -> Pages {
@@ -72,7 +97,12 @@ mod tests {
         assert!(own_memory() >= anonymous(pid).min(Pages(1)));
         assert!(anonymous(pid) > Pages::ZERO && meminfo("MemTotal") > Pages::ZERO);
         assert!(started(pid).is_some());
+        assert!(private_memory(pid) > Some(anonymous(pid)));
+        let before = cpu_time(pid).unwrap();
+        while cpu_time(pid).unwrap() == before {}
+        assert!(cpu_time(pid).unwrap() - before < Duration::from_secs(1));
         assert!(vmstat("pgfault") > 0 && vmstat("pgfaul") == 0);
         assert_eq!((started(0), anonymous(0)), (None, Pages::ZERO));
+        assert_eq!((private_memory(0), cpu_time(0)), (None, None));
     }
 }

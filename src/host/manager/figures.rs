@@ -63,6 +63,7 @@ impl Manager {
             exit: vm.exit.clone(),
             memory: VmMemory {
                 gauges: Gauges::default(),
+                process_bytes: 0,
                 active_bytes: 0,
                 active_error_bytes: 0,
                 ..figures.memory
@@ -110,6 +111,7 @@ impl Manager {
             balloon: plan.map(|plan| plan.conduct).unwrap_or_default(),
             overhead_bytes: self.ledger.vm_overhead(id).bytes(),
             credit_bytes: self.ledger.charge(id).bytes(),
+            process_bytes: vm.watch.memory().unwrap_or_default().bytes(),
         }
     }
 }

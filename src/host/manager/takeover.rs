@@ -27,6 +27,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use super::admission::{check_held, check_name, credit_batch, overhead_estimate};
+use super::watch::Watch;
 use super::{Manager, Refused, VMS_MAX, Vm};
 use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
@@ -137,6 +138,7 @@ impl Vm {
             stopping: false,
             exit: None,
             peak: Peaks::default(),
+            watch: Watch::default(),
         }
     }
 }

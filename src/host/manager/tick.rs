@@ -1,5 +1,6 @@
 //! The tick: what the policy is told of the host, and what becomes of its plan.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{Manager, REST_TICK, TICK, Vm};
@@ -7,7 +8,7 @@ use crate::host::share::Reach;
 use crate::link::message::{Orders, ToVm};
 use crate::policy::decide;
 use crate::policy::scan::{Scanned, Yield};
-use crate::policy::types::{Plan, Snapshot, VmSnapshot};
+use crate::policy::types::{Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
 
 /// Time between decisions that cannot wait for the tick, at least: a VM must not be able to keep
@@ -56,13 +57,15 @@ impl Manager {
         let adopted = self.shares.read_adopted(ADOPTED_A_TICK);
         self.expire_leases(now);
         self.give_back(now);
+        self.note_owed(now);
         let snapshot = self.snapshot(now);
         let plan = decide(&snapshot, &mut self.policy);
         watch(&snapshot, &plan);
         self.rests = !adopted && self.is_settled(&snapshot, &plan);
         let Plan { state, vms } = plan;
         let rates = self.scan_rates(now);
-        for (plan, scan_pages_per_second) in vms.into_iter().zip(rates) {
+        for plan in vms {
+            let scan_pages_per_second = rates[&plan.id];
             let orders = Orders {
                 state,
                 balloon_target: plan.balloon_target,
@@ -95,7 +98,10 @@ impl Manager {
     /// [`is_settled`]: crate::policy::PolicyState::is_settled
     fn is_settled(&self, snapshot: &Snapshot, plan: &Plan) -> bool {
         let all_open = self.vms.values().all(|vm| vm.reach == Reach::Open);
-        all_open && self.leases.iter().next().is_none() && self.policy.is_settled(snapshot, plan)
+        all_open
+            && !self.waits_for_somebody()
+            && self.leases.iter().next().is_none()
+            && self.policy.is_settled(snapshot, plan)
     }
 
     /// It is `now`: books the time that has passed on the memory state.
@@ -108,8 +114,8 @@ impl Manager {
         self.history.decides_late(by);
     }
 
-    /// How fast each VM may scan, in the order of a snapshot.
-    fn scan_rates(&mut self, now: Duration) -> Vec<u32> {
+    /// How fast each VM may scan.
+    fn scan_rates(&mut self, now: Duration) -> HashMap<VmId, u32> {
         let yielded = |vm: &Vm| {
             let counters = vm.measured.as_ref().map(|measured| measured.counters);
             let counters = counters.unwrap_or_default();
@@ -127,7 +133,8 @@ impl Manager {
                 yielded: yielded(vm),
             })
             .collect();
-        self.scan.decide(now, &vms)
+        let rates = self.scan.decide(now, &vms);
+        vms.iter().map(|vm| vm.id).zip(rates).collect()
     }
 
     /// A state threshold crossed downward does not wait for the tick.
@@ -137,18 +144,28 @@ impl Manager {
         self.urgent |= thresholds.next(state, self.unleased()) > state;
     }
 
+    /// The host as the policy sees it: without VMs that give nothing of what they were told to give.
+    /// What they hold is overhead.
     pub(super) fn snapshot(&mut self, now: Duration) -> Snapshot {
         self.shares.split_frames();
-        let vms = self.vms.iter().map(|(&id, vm)| {
-            let holding = self.ledger.holding(id);
+        let frames = |id| Pages::in_bytes(self.shares.frame_part(id).bytes);
+        let (deaf, vms): (Vec<_>, Vec<_>) = self
+            .vms
+            .iter()
+            .partition(|(_, vm)| vm.watch.gives_nothing(now));
+        let kept: Pages = deaf
+            .into_iter()
+            .map(|(&id, _)| self.counted(id) + frames(id))
+            .sum();
+        let vms = vms.into_iter().map(|(&id, vm)| {
             let measured = vm.measured.clone().unwrap_or_default();
-            let frames = Pages::in_bytes(self.shares.frame_part(id).bytes);
+            let frames = frames(id);
             VmSnapshot {
                 id,
                 allocation: vm.allocation,
-                consumed: holding.total() + frames,
+                consumed: self.counted(id) + frames,
                 frames,
-                private: holding.private + holding.compressed_store,
+                private: self.swappable(id),
                 ballooned: measured.gauges.ballooned,
                 swapped: measured.gauges.taken_out(),
                 swap_in_pages: measured.counters.swap_in_pages,
@@ -165,7 +182,8 @@ impl Manager {
             free: self.unleased(),
             overhead: self.ledger.overhead()
                 + self.ledger.overhead_to_come()
-                + self.leases.reserved(),
+                + self.leases.reserved()
+                + kept,
             vms: vms.collect(),
         }
     }
