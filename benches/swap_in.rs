@@ -49,7 +49,6 @@ fn pager(pages: u32, swap: Box<dyn SwapStore>) -> Arc<Pager> {
     let settings = Settings {
         path: *common::take_paths().last().expect("there is one at least"),
         swap,
-        seed: common::SEED,
         readers: READERS,
         credit: CreditBook::unlimited(),
         large_pages: true,

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::EventFd;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -51,6 +52,9 @@ pub enum Error {
     /// No eventfd is to be had.
     #[error("cannot create an eventfd")]
     Starved(#[source] io::Error),
+    /// The kernel has no random number.
+    #[error("cannot draw a secret")]
+    Secret(#[source] rustix::io::Errno),
     /// The descriptor of the page faults failed.
     #[error("cannot read page faults")]
     Events(#[source] rustix::io::Errno),
@@ -63,8 +67,6 @@ pub struct Settings {
     pub path: TakePath,
     /// Where swapped pages go.
     pub swap: Box<dyn SwapStore>,
-    /// Seed of the choice of victims and of the swap checksums.
-    pub seed: u64,
     /// Threads that may read from swap at a time, at least one: all fault threads but one.
     pub readers: usize,
     /// The account to start with.
@@ -92,6 +94,14 @@ pub fn mappings_max() -> u64 {
         .saturating_sub(MAPPINGS_OWN)
 }
 
+/// A number that nobody else knows.
+fn secret() -> Result<u64, rustix::io::Errno> {
+    let mut bytes = [0; 8];
+    // So few bytes come whole, or not at all.
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
 /// See [`crate::mem`].
 #[derive(Debug)]
 pub struct Pager {
@@ -114,7 +124,8 @@ pub struct Pager {
     /// A fault could not be served, and none is any more.
     pub(super) failed: AtomicBool,
     pub(super) sample: Mutex<Sample>,
-    seed: u64,
+    /// Seed of the swap checksums.
+    secret: u64,
 }
 
 impl Pager {
@@ -141,7 +152,7 @@ impl Pager {
             resting: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             sample: Mutex::default(),
-            seed: settings.seed,
+            secret: secret().map_err(Error::Secret)?,
         })
     }
 
@@ -185,10 +196,10 @@ impl Pager {
         Memory::new(&self.space, books, cause, self.observer.as_deref())
     }
 
-    /// The checksum recorded for a swapped page: XXH3-64, seeded by this VM's secret so that a
+    /// The checksum recorded for a swapped page: XXH3-64, seeded by this VM process's secret so that a
     /// guest cannot make two pages with one checksum.
     pub(super) fn checksum(&self, page: &PageBuf) -> u64 {
-        xxh3_64_with_seed(&page.0[..PAGE_SIZE], self.seed)
+        xxh3_64_with_seed(&page.0[..PAGE_SIZE], self.secret)
     }
 
     /// A fault has begun to wait for credit, or the guest comes back to memory that was swapped:
@@ -282,3 +293,24 @@ impl Pager {
 
 /// Bound of the worker's politeness: some milliseconds.
 const YIELDS_MAX: u32 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_guest::with_guest;
+    use super::*;
+
+    #[test]
+    fn no_two_vms_have_the_checksum_of_a_page_in_common() {
+        let checksum = || {
+            let mut checksum = None;
+            with_guest(Pages(512), |pager| {
+                checksum = Some(pager.checksum(&PageBuf::ZERO));
+                assert_eq!(checksum, Some(pager.checksum(&PageBuf::ZERO)));
+            });
+            checksum
+        };
+        if let (Some(one), Some(other)) = (checksum(), checksum()) {
+            assert_ne!(one, other);
+        }
+    }
+}

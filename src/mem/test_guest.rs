@@ -47,7 +47,6 @@ pub(super) fn with_mappings(size: Pages, mappings_max: u64, work: impl FnOnce(&P
     let settings = Settings {
         path: TakePath::Copy,
         swap: Box::new(Nowhere),
-        seed: 5,
         readers: 1,
         credit: CreditBook::unlimited(),
         large_pages: true,

@@ -112,7 +112,6 @@ fn prepare(
         Settings {
             path,
             swap,
-            seed,
             readers: faults::threads(spec.cpus) - 1,
             credit,
             large_pages: spec.large_pages,

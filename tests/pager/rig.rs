@@ -61,7 +61,6 @@ impl Rig {
         let settings = Settings {
             path,
             swap: Box::new(store.clone()),
-            seed: 5,
             readers: READERS,
             credit,
             large_pages: true,

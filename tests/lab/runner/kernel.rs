@@ -56,7 +56,6 @@ impl Space {
         let settings = Settings {
             path,
             swap: Box::new(SwapFile::create(Path::new("."))?),
-            seed: 7,
             credit: CreditBook::unlimited(),
             readers: READERS,
             large_pages: true,

@@ -112,7 +112,6 @@ impl Rig {
         let settings = Settings {
             path: TakePath::choose(tidemark::sys::uffd::probe()?, None)?,
             swap: Box::new(SwapFile::create(Path::new("."))?),
-            seed: 7,
             credit: plan.credit.clone(),
             readers: READERS,
             large_pages: true,
