@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::config::read_text;
 use crate::policy::PolicyKind;
 use crate::sim::{self, Outcome, Scenario};
 
@@ -106,7 +107,7 @@ fn policies(names: &[String]) -> Result<Vec<PolicyKind>, String> {
 }
 
 fn load(path: &Path) -> Result<Scenario, String> {
-    let text = std::fs::read_to_string(path)
+    let text = read_text(path)
         .map_err(|error| format!("{}: cannot read the scenario: {error}", path.display()))?;
     sim::parse(&text, path).map_err(|mistake| mistake.to_string())
 }

@@ -1,13 +1,12 @@
 //! From what the user wrote about one VM to a checked spec.
 
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::args::VmArgs;
 use super::error::ConfigError;
 use super::fleet::Resources;
+use super::open::{DISK_BYTES_MAX, IMAGE_BYTES_MAX, Kind, Unfit, open_file};
 use super::spec::{Boot, VmSpec};
 use super::switch::Switch;
 use crate::units::Pages;
@@ -246,16 +245,15 @@ fn check_name(place: &Place, key: &str, name: &str) -> Result<(), ConfigError> {
 /// block device as well.
 fn check_file(place: &Place, key: &str, path: &Path, folder: &Path) -> Result<(), ConfigError> {
     let full = folder.join(path);
-    let wrong = |problem: String| place.wrong(key, format!("{path:?}"), problem);
-    let cannot = |error| wrong(format!("{}: {error}", full.display()));
-    // Asked before opening: opening a fifo would wait for a writer.
-    let kind = std::fs::metadata(&full).map_err(cannot)?.file_type();
-    if kind.is_dir() {
-        return Err(wrong("is a folder, must be a file".into()));
-    }
-    let fits = kind.is_file() || (key == "disk" && kind.is_block_device());
-    if !fits {
-        return Err(wrong("must be a regular file".into()));
-    }
-    File::open(&full).map(|_| ()).map_err(cannot)
+    let opened = match key {
+        "disk" => open_file(&full, Kind::Disk, DISK_BYTES_MAX),
+        _ => open_file(&full, Kind::Regular, IMAGE_BYTES_MAX),
+    };
+    opened.map(drop).map_err(|unfit| {
+        let problem = match unfit {
+            Unfit::Io(error) => format!("{}: {error}", full.display()),
+            unfit => unfit.to_string(),
+        };
+        place.wrong(key, format!("{path:?}"), problem)
+    })
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::open::Unfit;
 use crate::words::allocation::AllocationError;
 
 /// Where flags are written, in messages.
@@ -16,7 +17,7 @@ pub enum ConfigError {
         /// The fleet file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: Unfit,
     },
     /// The fleet file is no TOML, or a key is unknown or of the wrong type.
     #[error("{}:{line}: {problem}", path.display())]

@@ -9,6 +9,7 @@ use super::args::VmArgs;
 use super::check::{Place, SWAP_DIR};
 use super::error::{COMMAND_LINE, ConfigError};
 use super::file::{self, FleetFile, HostTable};
+use super::open::read_text;
 use super::spec::{Boot, FleetSpec, HostSpec, VmSpec};
 use crate::policy::PolicyKind;
 use crate::policy::settings::{IdleTax, MinFree, PolicySettings};
@@ -79,7 +80,7 @@ impl FleetSpec {
     /// # Errors
     /// The first mistake.
     pub fn load(path: &Path, resources: &Resources<'_>) -> Result<FleetSpec, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = read_text(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;

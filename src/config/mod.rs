@@ -22,6 +22,7 @@
 //! | `args` | one VM as a user writes it: a table, or flags |
 //! | `check` | from there to a spec: every rule about a single VM but its allocation's |
 //! | `fleet` | `[host]`, `count`, seeds: rules about VMs together |
+//! | `open` | opens files that may be pipes, devices, or without end |
 //! | `switch` | a key that is on or off |
 //! | `spec` | what comes out |
 //! | `error` | the one line |
@@ -32,6 +33,7 @@ mod check;
 mod error;
 mod file;
 mod fleet;
+mod open;
 mod spec;
 mod switch;
 #[cfg(test)]
@@ -43,4 +45,6 @@ pub(crate) use check::Place;
 pub use error::{COMMAND_LINE, ConfigError};
 pub(crate) use file::parse as parse_toml;
 pub use fleet::{HostArgs, Resources};
+pub use open::Unfit;
+pub(crate) use open::{IMAGE_BYTES_MAX, Kind, open_file, read_text};
 pub use spec::{Boot, FleetSpec, HostSpec, VmSpec};

@@ -1,12 +1,11 @@
 //! The files that a VM boots from, opened and checked before anything is started.
 
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::boot::image::Image;
 use crate::boot::{builtin, fit};
-use crate::config::{Boot, ConfigError, VmSpec};
+use crate::config::{Boot, ConfigError, IMAGE_BYTES_MAX, Kind, VmSpec, open_file};
 use crate::devices::virtio::block::{Access, Disk};
 use crate::out::with_causes;
 use crate::sys::ram::Layout;
@@ -51,7 +50,7 @@ impl Files {
             Boot::Kernel { kernel, initrd } => {
                 let layout = Layout::new(spec.allocation.size);
                 let open = |key, path: &PathBuf, allowed| {
-                    let file = File::open(path);
+                    let file = open_file(path, Kind::Regular, IMAGE_BYTES_MAX);
                     file.map(Image::File)
                         .map_err(|error| wrong(key, path, &error, allowed))
                 };

@@ -12,6 +12,7 @@ mod tests;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,6 +49,12 @@ pub enum Error {
         path: PathBuf,
         /// The reason.
         source: io::Error,
+    },
+    /// Neither a file nor a block device.
+    #[error("the disk {} is neither a regular file nor a block device", path.display())]
+    Kind {
+        /// What it is not.
+        path: PathBuf,
     },
     /// Another VM has it.
     #[error("the disk {} is in use by another VM", path.display())]
@@ -95,8 +102,14 @@ impl Disk {
             source,
         };
         let writable = access == Access::Writable;
-        let opened = File::options().read(true).write(writable).open(path);
-        let mut file = opened.map_err(open_error)?;
+        let mut options = File::options();
+        // What stands there may have become a pipe since it was checked.
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.write(writable).open(path).map_err(open_error)?;
+        let kind = file.metadata().map_err(open_error)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::Kind { path: path.into() });
+        }
         let operation = match access {
             Access::ReadOnly => FlockOperation::NonBlockingLockShared,
             Access::Writable => FlockOperation::NonBlockingLockExclusive,
