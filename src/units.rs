@@ -166,9 +166,9 @@ impl Pages {
         Pages(mib << (20 - PAGE_SHIFT))
     }
 
-    /// Length in bytes.
+    /// Length in bytes; `u64::MAX` where that is less.
     pub fn bytes(self) -> u64 {
-        self.0 << PAGE_SHIFT
+        self.0.saturating_mul(PAGE_SIZE as u64)
     }
 
     /// `self - other`, at least zero.
@@ -231,6 +231,7 @@ mod tests {
         assert_eq!(Pages::holding_bytes(0), Pages(0));
         assert_eq!(Pages::mib(1).bytes(), 1 << 20);
         assert_eq!(Pages(384).to_string(), "1.5 MiB");
+        assert_eq!(Pages(1 << 52).bytes(), u64::MAX);
         assert_eq!(Pages(u64::MAX).to_string(), "72057594037927935.9 MiB");
     }
 

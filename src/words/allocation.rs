@@ -102,7 +102,8 @@ impl Allocation {
 }
 
 fn per_mib(shares: u64, size: Pages) -> u64 {
-    shares * size.bytes() / Pages::mib(1).bytes()
+    // Of a size that was not checked yet, too.
+    shares.saturating_mul(size.bytes()) / Pages::mib(1).bytes()
 }
 
 fn dynamic_min(size: Pages, reservation: Pages, dynamic_max: Pages) -> Pages {
