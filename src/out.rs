@@ -13,6 +13,7 @@
 //! A place that is gone (a closed pipe) swallows everything.
 
 mod causes;
+mod printable;
 pub mod rate_limit;
 
 use std::io;
@@ -24,6 +25,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 pub use self::causes::with_causes;
+pub use self::printable::printable;
 use crate::threads::Thread;
 
 /// Text that waits to be written, at most. Chosen: some thousand lines, so that a guest that boots

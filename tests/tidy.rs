@@ -57,6 +57,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "link",
             "page::key",
             "policy",
+            "out::printable",
             "out::rate_limit",
             "sys::peer",
             "sys::proc",

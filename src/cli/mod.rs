@@ -155,7 +155,8 @@ fn carry_out(command: Command, started: Instant, out: &Out) -> ExitCode {
 }
 
 fn complain(error: &dyn std::error::Error, out: &Out) {
-    out.line(&format!("tidemark: {}", out::with_causes(error)));
+    let line = out::printable(&out::with_causes(error));
+    out.line(&format!("tidemark: {line}"));
 }
 
 fn start_log(verbose: u8, out: Out) {
@@ -167,9 +168,11 @@ fn start_log(verbose: u8, out: Out) {
     env_logger::Builder::new()
         .filter_level(level)
         .target(env_logger::Target::Pipe(Box::new(out)))
-        .format(|out, record| {
+        .format(|target, record| {
             let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(out, "tidemark: {level}: {}", record.args())
+            // Peers have a say in some lines.
+            let line = out::printable(&record.args().to_string());
+            writeln!(target, "tidemark: {level}: {line}")
         })
         .init();
 }

@@ -41,6 +41,7 @@ use super::pool::FramePool;
 use super::process::ProcessId;
 use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
+use crate::out::printable;
 use crate::policy::lease::{LeaseBook, OwnerId};
 use crate::policy::scan::ScanRates;
 use crate::policy::settings::PolicySettings;
@@ -347,7 +348,11 @@ impl Manager {
                 self.ledger.drop_frames(freed);
                 self.serve(None);
             }
-            ToHost::Exited(exit) => vm.exit = Some(exit),
+            ToHost::Exited(exit) => {
+                // It is shown to people as it stands here.
+                let message = exit.message.as_deref().map(printable);
+                vm.exit = Some(Exit { message, ..exit });
+            }
         }
         self.watch_thresholds();
         Ok(())

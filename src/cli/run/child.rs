@@ -16,6 +16,7 @@ use crate::host::accounts::{VmFigures, VmState};
 use crate::host::process::Process;
 use crate::host::server::Server;
 use crate::link::socket;
+use crate::out::printable;
 use crate::words::{Exit, ExitReason};
 
 /// Longest line of a VM that is shown whole, bytes.
@@ -186,8 +187,7 @@ impl Child {
     fn show(&mut self, screen: &Screen) {
         let line = std::mem::take(&mut self.line);
         let text = String::from_utf8_lossy(&line);
-        let plain = |c: char| if c.is_control() && c != '\t' { ' ' } else { c };
-        let text: String = text.trim_end().chars().map(plain).collect();
+        let text = printable(text.trim_end());
         if !text.is_empty() {
             screen.line(&format!("{}: {text}", self.name));
             self.last_line = text;

@@ -147,3 +147,16 @@ fn a_vm_that_says_to_hold_more_than_its_size_is_refused() {
         );
     }
 }
+
+#[test]
+fn what_a_vm_says_last_steers_no_terminal() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 4)).unwrap();
+    let message = "\x1b]0;owned\x07\nb: all is well".to_owned();
+    let last = ToHost::Exited(Exit::error(message));
+    manager.message(a, last, at(0)).unwrap();
+    manager.gone(a);
+    let exit = manager.figures().vms[0].exit.clone().unwrap();
+    let shown = "\\x1b]0;owned\\x07\\x0ab: all is well";
+    assert_eq!(exit.message.as_deref(), Some(shown));
+}
