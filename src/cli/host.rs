@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use super::{Error, folder, io, resources};
 use crate::config::HostArgs;
@@ -50,6 +51,7 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
         seed: args.seed.unwrap_or(spec.seed),
     };
     let path = args.socket.clone().unwrap_or_else(folder::host_socket);
+    prepare(&[SIGHUP, SIGXFSZ])?;
     note_priority(priority::run_ahead());
     let mut server = Server::new(settings)?;
     server.listen(&path)?;
@@ -75,6 +77,21 @@ pub fn run(args: &HostCommand, out: &Out) -> Result<ExitCode, Error> {
             }
         }
     }
+}
+
+/// Before a host manager starts: neither a terminal that is closed nor a log that has become too long
+/// ends it, as far as `outlived` says so, and it may have as many descriptors as the machine lets it.
+pub fn prepare(outlived: &[i32]) -> Result<(), Error> {
+    signals::outlive(outlived).map_err(io("listen to signals"))?;
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
+        log::info!("the limit of open files stays: {errno}");
+    }
+    Ok(())
 }
 
 /// A host manager that may not run ahead of its VMs makes its decisions all the same, only later where

@@ -17,16 +17,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 use self::child::{Child, Stdout};
 use self::screen::Screen;
-use super::host::{note_priority, signal_pipe};
+use super::host::{note_priority, prepare, signal_pipe};
 use super::{Error, check, folder, resources, table};
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
-use crate::host::manager::{Settings, TICK};
+use crate::host::manager::{Settings, TICK, VMS_MAX};
 use crate::host::server::{Event, Server};
 use crate::out::Out;
 use crate::sys::{priority, signals};
@@ -98,6 +98,7 @@ impl RunArgs {
 pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let spec = args.spec()?;
+    prepare(&[SIGXFSZ])?;
     check_files(&spec, &args.origin())?;
     check::require()?;
     let settings = Settings {
@@ -119,6 +120,13 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     // The VMs' processes, which this thread starts, do not run ahead.
     note_priority(priority::run_ahead());
     let mut server = Server::new(settings)?;
+    let (vms, most) = (spec.vms.len(), server.manager().vms_max());
+    if vms > most {
+        return Err(Error::Missing(format!(
+            "the fleet has {vms} VMs, and there are descriptors for {most} of them: raise the limit of \
+             open files (ulimit -n), or have several fleets; one has {VMS_MAX} VMs at most"
+        )));
+    }
     listen(&mut server, args.socket.as_ref())?;
     let signals = signal_pipe()?;
     server.watch(&signals, SIGNALS)?;

@@ -172,6 +172,8 @@ pub struct Manager {
     scan: ScanRates,
     history: History,
     vms: BTreeMap<VmId, Vm>,
+    /// So many at most.
+    vms_max: usize,
     next_vm: u32,
     next_request: u64,
     ended: Vec<VmFigures>,
@@ -205,6 +207,7 @@ impl Manager {
             scan: ScanRates::default(),
             history: History::default(),
             vms: BTreeMap::new(),
+            vms_max: VMS_MAX,
             next_vm: 0,
             next_request: 0,
             ended: Vec::new(),
@@ -264,6 +267,16 @@ impl Manager {
     /// Name of a live VM.
     pub fn name(&self, vm: VmId) -> Option<&str> {
         self.vms.get(&vm).map(|vm| vm.name.as_str())
+    }
+
+    /// VMs for which there are descriptors.
+    pub fn vms_max(&self) -> usize {
+        self.vms_max
+    }
+
+    /// Lets so many VMs in, and no more than [`VMS_MAX`].
+    pub fn set_vms_max(&mut self, most: usize) {
+        self.vms_max = most.min(VMS_MAX);
     }
 
     /// Notes the memory that the host manager's own process uses; what its pools take beside their

@@ -14,11 +14,13 @@
 //! | `server/listener.rs` | the socket file |
 //! | `server/connection.rs` | what a connection can be |
 //! | `server/clients.rs` | those that are no VM's: accepting, first words, control requests, leases |
+//! | `server/crowd.rs` | what many connections may cost |
 //! | `server/vms.rs` | links and processes of VMs: joining, detaching, ending |
 //! | `server/takeover.rs` | what an earlier host manager left, and what this one leaves |
 
 mod clients;
 mod connection;
+mod crowd;
 mod listener;
 mod takeover;
 mod vms;
@@ -132,8 +134,10 @@ impl Server {
     /// # Errors
     /// When the kernel refuses memory or descriptors.
     pub fn new(settings: Settings) -> Result<Server, Error> {
+        let mut manager = Manager::new(settings);
+        manager.set_vms_max(crowd::vms_max());
         Ok(Server {
-            manager: Manager::new(settings),
+            manager,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll"))?,
             start: Instant::now(),
             listener: None,
@@ -242,7 +246,10 @@ impl Server {
         let now = self.now();
         if now >= self.overhead_due {
             self.overhead_due = now + OVERHEAD_EVERY;
-            self.manager.set_host_overhead(proc::own_memory());
+            // Where /proc cannot be read the last figure stands.
+            if let Some(overhead) = proc::own_memory() {
+                self.manager.set_host_overhead(overhead);
+            }
             self.drop_idle();
         }
         if self.manager.is_due(now) {

@@ -54,6 +54,14 @@ pub enum Error {
         /// The kernel's answer.
         source: Errno,
     },
+    /// Somebody else listens at a path.
+    #[error("user {uid} listens at {}, not this one or root", path.display())]
+    Stranger {
+        /// Where.
+        path: PathBuf,
+        /// Who.
+        uid: u32,
+    },
     /// The descriptor is no SOCK_SEQPACKET socket.
     #[error("descriptor is not a SOCK_SEQPACKET socket")]
     NotALink,
@@ -92,10 +100,11 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
     .map_err(os("create"))
 }
 
-/// A connection to the host manager that listens at `path`.
+/// A connection to the host manager that listens at `path`. It is told nothing before it is known
+/// to belong to this user or to root: it may ask a VM for its guest's pages.
 ///
 /// # Errors
-/// When nobody listens there, or the path is too long for a socket address.
+/// When nobody listens there, another user does, or the path is too long for a socket address.
 pub fn connect(path: &Path) -> Result<OwnedFd, Error> {
     connect_with(path, SocketFlags::CLOEXEC)
 }
@@ -106,13 +115,26 @@ fn connect_with(path: &Path, flags: SocketFlags) -> Result<OwnedFd, Error> {
         net::connect(&fd, &SocketAddrUnix::new(path)?)?;
         Ok(fd)
     };
-    connect().map_err(|source| Error::Connect {
+    let fd = connect().map_err(|source| Error::Connect {
         path: path.to_owned(),
         source,
-    })
+    })?;
+    let listener = peer(&fd)?;
+    match is_ours(&listener) {
+        true => Ok(fd),
+        false => Err(Error::Stranger {
+            path: path.to_owned(),
+            uid: listener.uid.as_raw(),
+        }),
+    }
 }
 
-/// Who is at the other end, as the kernel saw when it connected.
+/// Whether a peer runs as this process's user or as root: nobody else is spoken to.
+pub fn is_ours(peer: &UCred) -> bool {
+    peer.uid == rustix::process::geteuid() || peer.uid.is_root()
+}
+
+/// Who is at the other end: who connected, or who began to listen, as the kernel saw it then.
 ///
 /// # Errors
 /// When `fd` is no Unix socket.

@@ -34,11 +34,10 @@ pub fn anonymous(pid: i32) -> Pages {
     size_in(&format!("/proc/{pid}/status"), "RssAnon")
 }
 
-/// Private memory and page tables of this process.
-pub fn own_memory() -> Pages {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let size = |name| size(&status, name).unwrap_or_default();
-    size("RssAnon") + size("VmPTE")
+/// Private memory and page tables of this process; `None` when no file can be opened.
+pub fn own_memory() -> Option<Pages> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(size(&status, "RssAnon")? + size(&status, "VmPTE")?)
 }
 
 /// The same of another one, what of it the kernel has swapped included, unless it has ended.
@@ -94,7 +93,7 @@ mod tests {
     #[test]
     fn this_process_has_memory_and_a_start() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        assert!(own_memory() >= anonymous(pid).min(Pages(1)));
+        assert!(own_memory() >= Some(anonymous(pid).min(Pages(1))));
         assert!(anonymous(pid) > Pages::ZERO && meminfo("MemTotal") > Pages::ZERO);
         assert!(started(pid).is_some());
         assert!(private_memory(pid) > Some(anonymous(pid)));

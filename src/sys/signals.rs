@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 /// A pair of sockets: the first can be read, without waiting, after one of `signals`, one byte for
 /// each. Whoever writes to the second is heard in the same way.
@@ -17,6 +18,18 @@ pub fn pipe(signals: &[i32]) -> io::Result<(UnixStream, UnixStream)> {
     Ok((reader, writer))
 }
 
+/// Has these signals do nothing: what they would end goes on. A program that it starts is ended by
+/// them as ever.
+///
+/// # Errors
+/// When the kernel refuses a handler.
+pub fn outlive(signals: &[i32]) -> io::Result<()> {
+    signals.iter().try_for_each(|&signal| {
+        // Nobody reads the flag; it stands for a handler that does nothing.
+        signal_hook::flag::register(signal, Arc::default()).map(|_registered| ())
+    })
+}
+
 /// How many signals came since the last call, at most 64 of them.
 pub fn drain(mut reader: &UnixStream) -> usize {
     let mut bytes = [0; 64];
@@ -28,6 +41,13 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn a_signal_that_would_end_the_process_does_not() {
+        outlive(&[libc::SIGXFSZ, libc::SIGHUP]).unwrap();
+        signal_hook::low_level::raise(libc::SIGXFSZ).unwrap();
+        signal_hook::low_level::raise(libc::SIGHUP).unwrap();
+    }
 
     #[test]
     fn signals_and_words_are_counted_alike() {

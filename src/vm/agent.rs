@@ -80,7 +80,7 @@ impl<'a> Agent<'a> {
     ) -> io::Result<Agent<'a>> {
         let (signals, asks) = signals::pipe(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
         // A limit on the size of files is an error of the swap file, not the end of the VM.
-        signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
+        signals::outlive(&[libc::SIGXFSZ])?;
         let now = Instant::now();
         Ok(Agent {
             spec,

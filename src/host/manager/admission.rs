@@ -1,7 +1,7 @@
 //! Who may start, and what of the promises may change: the host manager's side of
 //! [`crate::policy::admission`].
 
-use super::{LeaseEnd, Manager, Note, Outgoing, Refused, VMS_MAX, Vm};
+use super::{LeaseEnd, Manager, Note, Outgoing, Refused, Vm};
 use crate::host::process::ProcessId;
 use crate::link::message::{Hello, Welcome};
 use crate::policy::PolicyKind;
@@ -182,8 +182,9 @@ impl Manager {
             let name = hello.name.clone();
             return Err(Refused::NameTaken { name });
         }
-        if self.vms.len() == VMS_MAX {
-            return Err(Refused::TooManyVms);
+        if self.vms.len() >= self.vms_max {
+            let most = self.vms_max;
+            return Err(Refused::TooManyVms { most });
         }
         hello.allocation.check()?;
         let Allocation {

@@ -36,8 +36,11 @@ pub enum Refused {
         name: String,
     },
     /// There are as many VMs as there may be.
-    #[error("{VMS_MAX} VMs run already")]
-    TooManyVms,
+    #[error("{most} VMs run already; at most {VMS_MAX} may, and as `ulimit -n` allows")]
+    TooManyVms {
+        /// How many there may be here.
+        most: usize,
+    },
     /// A name that cannot stand in paths and messages.
     #[error("name {name:?}: must be {NAME_FORMS}")]
     Name {
@@ -159,7 +162,7 @@ impl Refused {
             | Refused::Changed
             | Refused::Unmanaged { .. }
             | Refused::Lease(LeaseError::NameTaken { .. }) => Kind::Conflict,
-            Refused::TooManyVms
+            Refused::TooManyVms { .. }
             | Refused::Promise(_)
             | Refused::Budget(_)
             | Refused::Policy { .. }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admission::{check_held, check_name, credit_batch, overhead_estimate};
 use super::watch::Watch;
-use super::{Manager, Refused, VMS_MAX, Vm};
+use super::{Manager, Refused, Vm};
 use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
@@ -251,8 +251,9 @@ impl Manager {
             let name = record.name;
             return Err(Refused::NameTaken { name });
         }
-        if self.vms.len() >= VMS_MAX {
-            return Err(Refused::TooManyVms);
+        if self.vms.len() >= self.vms_max {
+            let most = self.vms_max;
+            return Err(Refused::TooManyVms { most });
         }
         let id = VmId(self.next_vm);
         let size = record.allocation.size;

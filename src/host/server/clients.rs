@@ -1,15 +1,15 @@
 //! Connections that are no VM's: who has not spoken yet, control clients, owners of leases.
 //!
 //! None of them is waited for: there are at most [`IDLE_MAX`] of those who have not spoken or do not
-//! read their reply, and each is closed after [`SILENCE_MAX`].
+//! read their reply. Each is closed after [`SILENCE_MAX`], or when it has to make way for a new one.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::net::{self, SocketFlags};
 
 use super::connection::{Connection, Expected};
+use super::crowd::IDLE_MAX;
 use super::{Event, Server, vms};
 use crate::host::control;
 use crate::host::manager::LeaseEnd;
@@ -20,35 +20,43 @@ use crate::policy::lease::OwnerId;
 
 /// How long a connection may stay without a first message, or with an unread reply.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// Connections that have not said yet what they are, or whose reply is unread, at most.
-const IDLE_MAX: usize = 64;
+/// Connections that are let in before the others have their turn.
+const ACCEPTS_PER_TURN: usize = 16;
 
 impl Server {
-    /// Somebody has connected.
+    /// Some have connected.
     pub(super) fn accept(&mut self) {
-        let Some(listener) = &self.listener else {
-            return;
-        };
-        let fd = match net::accept_with(&listener.fd, SocketFlags::CLOEXEC) {
-            Ok(fd) => fd,
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
-            Err(errno) => {
-                // Out of descriptors: the connection stays in the backlog. Do not spin on it.
-                self.complain(|| format!("cannot accept a connection: {errno}"));
-                std::thread::sleep(Duration::from_millis(10));
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(listener) = &mut self.listener else {
                 return;
+            };
+            match listener.accept() {
+                Ok(fd) => self.let_in(fd),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => {
+                    // Out of descriptors: somebody who says nothing has one. If nobody does, whoever
+                    // has come must go: left in the backlog it would wake us for ever.
+                    if !self.make_way() {
+                        if let Some(listener) = &mut self.listener {
+                            listener.turn_away();
+                        }
+                        self.complain(|| format!("cannot accept a connection: {errno}"));
+                    }
+                }
             }
-        };
-        let us = rustix::process::geteuid();
-        let known = socket::peer(&fd).is_ok_and(|peer| peer.uid == us || peer.uid.is_root());
-        if !known {
+        }
+    }
+
+    /// Somebody has connected.
+    fn let_in(&mut self, fd: OwnedFd) {
+        if !socket::peer(&fd).is_ok_and(|peer| socket::is_ours(&peer)) {
             self.complain(|| "refused a connection of another user".to_owned());
             return;
         }
         let idle = self.connections.values().filter_map(Connection::idle_since);
         if idle.count() >= IDLE_MAX {
-            self.complain(|| "refused a connection: too many are silent".to_owned());
-            return;
+            self.make_way();
         }
         match self.add_stranger(fd, None) {
             // What it asks is mostly there already.
@@ -166,7 +174,7 @@ impl Server {
     }
 
     /// Closes a connection that is no VM's; its lease ends with it.
-    fn hang_up(&mut self, token: u64) {
+    pub(super) fn hang_up(&mut self, token: u64) {
         self.connections.remove(&token);
         self.manager.owner_gone(OwnerId(token));
     }

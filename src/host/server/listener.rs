@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -17,6 +18,8 @@ pub(super) struct Listener {
     pub fd: OwnedFd,
     pub path: PathBuf,
     inode: u64,
+    /// Kept for the time when there is no descriptor left: see [`Listener::turn_away`].
+    spare: Option<OwnedFd>,
 }
 
 impl Listener {
@@ -64,7 +67,25 @@ impl Listener {
             fd: bound().map_err(failed)?,
             path: path.to_owned(),
             inode: inode(path).unwrap_or(0),
+            spare: spare(),
         })
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// `AGAIN` when there is none.
+    pub fn accept(&self) -> Result<OwnedFd, Errno> {
+        net::accept_with(&self.fd, SocketFlags::CLOEXEC)
+    }
+
+    /// Closes the next connection where there is no descriptor for it, so that whoever came hears
+    /// at once and the loop is not woken for it again and again.
+    pub fn turn_away(&mut self) {
+        drop(self.spare.take());
+        // It may have gone by itself.
+        let _ = self.accept();
+        self.spare = spare();
     }
 }
 
@@ -75,6 +96,12 @@ impl Drop for Listener {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// A descriptor of nothing.
+fn spare() -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, Mode::empty()).ok()
 }
 
 /// A connection to any other kind of file is refused too.
