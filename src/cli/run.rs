@@ -57,6 +57,9 @@ pub struct RunArgs {
     /// Stop all VMs after this time
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     time: Option<Duration>,
+    /// Refuse a fleet that may have to swap more than swap_dir has room for, instead of a warning
+    #[arg(long)]
+    strict: bool,
     /// Print one JSON object on standard output at the end
     #[arg(long)]
     json: bool,
@@ -100,6 +103,12 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     let spec = args.spec()?;
     prepare(&[SIGXFSZ])?;
     check_files(&spec, &args.origin())?;
+    if let Some(shortage) = spec.swap_shortage() {
+        match args.strict {
+            true => return Err(Error::Usage(shortage)),
+            false => log::warn!("{shortage}"),
+        }
+    }
     check::require()?;
     let settings = Settings {
         budget: spec.host.memory,
@@ -186,7 +195,9 @@ fn listen(server: &mut Server, given: Option<&PathBuf>) -> Result<(), Error> {
 fn is_good(exit: Option<&Exit>) -> bool {
     exit.is_some_and(|exit| match exit.reason {
         ExitReason::GuestExit => exit.code == 0,
-        ExitReason::Shutdown | ExitReason::Reset | ExitReason::Stopped => true,
+        ExitReason::Shutdown | ExitReason::Reset => true,
+        // With words if it could not get on.
+        ExitReason::Stopped => exit.message.is_none(),
         ExitReason::Killed | ExitReason::Error => false,
     })
 }
@@ -377,12 +388,17 @@ impl Fleet {
             };
             let last = of_child(&figures);
             let end = of_child(&end).or(last.clone());
+            let stalled = last.as_ref().is_some_and(|vm| vm.state == VmState::Stalled);
             let mut vm = end.unwrap_or_else(|| child.blank());
             if let Some(last) = last {
                 vm.memory = last.memory;
                 vm.guest = vm.guest.or(last.guest);
             }
             child.complete(&mut vm);
+            if let (Some(exit), true) = (&mut vm.exit, stalled) {
+                let why = || "stalled: its swap folder was full".to_owned();
+                exit.message.get_or_insert_with(why);
+            }
             vms.push(vm);
         }
         figures.vms = vms;

@@ -27,8 +27,8 @@ const CLOSING: &[Column] = &[
     ("SWAPPED", |vm| vm.memory.gauges.swapped.bytes()),
 ];
 
-/// Longest name of a state, as in "starting".
-const STATE_WIDTH: usize = 8;
+/// Longest name of a state, as in "swap full".
+const STATE_WIDTH: usize = 9;
 
 /// Rounds `parts` to tenths of a MiB so that they add up to their rounded sum.
 pub fn tenths(parts: &[u64]) -> Vec<u64> {
@@ -220,6 +220,6 @@ mod tests {
     fn columns_line_up() {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
         let lines = aligned(&[row(["NAME", "STATE", "X"]), row(["a", "running", "10.0"])]);
-        assert_eq!(lines, ["NAME  STATE        X", "a     running   10.0"]);
+        assert_eq!(lines, ["NAME  STATE         X", "a     running    10.0"]);
     }
 }

@@ -23,6 +23,7 @@
 //! | `check` | from there to a spec: every rule about a single VM but its allocation's |
 //! | `fleet` | `[host]`, `count`, seeds: rules about VMs together |
 //! | `open` | opens files that may be pipes, devices, or without end |
+//! | `room` | what a fleet may have to swap, and where |
 //! | `switch` | a key that is on or off |
 //! | `spec` | what comes out |
 //! | `error` | the one line |
@@ -34,6 +35,7 @@ mod error;
 mod file;
 mod fleet;
 mod open;
+mod room;
 mod spec;
 mod switch;
 #[cfg(test)]

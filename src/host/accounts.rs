@@ -83,6 +83,11 @@ pub enum VmState {
     Running,
     /// Its vCPUs wait for memory.
     Blocked,
+    /// What is to be swapped finds no room in its folder; the guest runs.
+    #[serde(rename = "swap full")]
+    SwapFull,
+    /// So the guest does not get on.
+    Stalled,
     /// Its process lives and has no link: it hears nothing, and what it holds stays charged.
     Detached,
     /// Was told to stop, or has said how it ended.
@@ -98,6 +103,8 @@ impl VmState {
             VmState::Starting => "starting",
             VmState::Running => "running",
             VmState::Blocked => "blocked",
+            VmState::SwapFull => "swap full",
+            VmState::Stalled => "stalled",
             VmState::Detached => "detached",
             VmState::Stopping => "stopping",
             VmState::Ended => "ended",

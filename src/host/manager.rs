@@ -138,6 +138,12 @@ impl Vm {
         plan.map_or(self.allocation.reservation, |plan| plan.target)
     }
 
+    /// Whether its pages find no room where they are to be swapped to, as it says.
+    fn swap_full(&self) -> bool {
+        let measured = self.measured.as_ref();
+        measured.is_some_and(|measured| measured.swap_full)
+    }
+
     fn state(&self) -> VmState {
         let blocked = self
             .orders
@@ -147,6 +153,8 @@ impl Vm {
             _ if self.stopping || self.exit.is_some() => VmState::Stopping,
             _ if self.reach == Reach::Detached => VmState::Detached,
             None => VmState::Starting,
+            Some(measured) if measured.stalled => VmState::Stalled,
+            Some(measured) if measured.swap_full => VmState::SwapFull,
             Some(_) if blocked => VmState::Blocked,
             Some(_) => VmState::Running,
         }

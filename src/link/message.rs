@@ -12,7 +12,7 @@ use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use crate::words::{Allocation, Exit, Key, MemState, Report, Run, Sampling};
 
 /// Version of the messages below; a peer of another version is refused at `Hello`.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 /// Largest datagram either side sends or accepts, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 /// Pages offered in one [`ToHost::Offer`], at most.

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
@@ -43,6 +43,9 @@ use crate::sys::signals;
 use crate::units::Pages;
 use crate::words::{Exit, ExitReason, MemState, Run};
 
+/// A guest that has waited for so long while its swap file is full is stalled. Chosen.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
+
 /// See the module documentation.
 pub(super) struct Agent<'a> {
     spec: &'a VmSpec,
@@ -64,6 +67,10 @@ pub(super) struct Agent<'a> {
     blocked: bool,
     /// The guest is over its credit, or a fault waits for some.
     waits: bool,
+    /// The swap file was full when that was looked at last.
+    swap_full: bool,
+    /// Since when the guest has waited for room in it.
+    stalled_since: Option<Instant>,
     /// When the program was started.
     started: Instant,
 }
@@ -99,6 +106,8 @@ impl<'a> Agent<'a> {
             stopping: false,
             blocked: false,
             waits: false,
+            swap_full: false,
+            stalled_since: None,
             started: now,
         })
     }
@@ -348,6 +357,9 @@ impl<'a> Agent<'a> {
         }
         self.blocked = block;
         self.waits = over || self.pager.starving_faults() > 0;
+        let now = Instant::now();
+        let stalls = (self.waits || block) && self.tasks.swap.is_full(now);
+        self.stalled_since = stalls.then(|| self.stalled_since.unwrap_or(now));
         self.tasks.census.press(self.waits);
         self.tasks.sample.block(block);
     }
@@ -358,11 +370,21 @@ impl<'a> Agent<'a> {
             let pages = part.to_vec();
             self.host.send(&ToHost::Offer { pages });
         }
-        if let Some(failure) = self.tasks.swap.take_failure() {
-            let name = &self.spec.name;
-            log::error!("{name}: pages stay in memory: swap file: {failure}");
-        }
         let now = Instant::now();
+        let was_full = std::mem::replace(&mut self.swap_full, self.tasks.swap.is_full(now));
+        let name = &self.spec.name;
+        match self.tasks.swap.take_failure() {
+            // It is tried again every second.
+            Some(failure) if !was_full => {
+                log::error!("{name}: pages stay in memory: swap file: {failure}");
+            }
+            None if was_full && !self.swap_full => {
+                log::warn!(
+                    "{name}: the swap file is not full any more, or nothing is to be swapped"
+                );
+            }
+            _ => {}
+        }
         if now >= self.reports.due() {
             self.reports.look(now);
             self.report(machine)?;
@@ -374,7 +396,10 @@ impl<'a> Agent<'a> {
     }
 
     fn report(&mut self, machine: Option<&Machine>) -> Result<(), mem::Error> {
-        let report = report(&self.pager, &self.tasks.sample, machine, self.started)?;
+        let mut report = report(&self.pager, &self.tasks.sample, machine, self.started)?;
+        report.measured.swap_full = self.swap_full;
+        let since = self.stalled_since;
+        report.measured.stalled = since.is_some_and(|since| since.elapsed() >= STALLED_AFTER);
         if let Some(news) = self.reports.news(report) {
             self.host.send(&ToHost::Report(Box::new(news)));
         }

@@ -29,6 +29,11 @@ pub struct Measured {
     pub counters: Counters,
     /// How its pages are taken out.
     pub take_path: Option<TakePath>,
+    /// Pages that were to be swapped found no room a moment ago.
+    pub swap_full: bool,
+    /// So the guest has not got on for seconds: it waits for memory that its own pages would have to
+    /// make room for.
+    pub stalled: bool,
     /// Estimated working set, once sampled.
     pub active: Option<Pages>,
     /// The estimate is within this of the truth 19 times of 20.
@@ -76,6 +81,8 @@ impl Measured {
             gauges,
             counters,
             take_path,
+            swap_full,
+            stalled,
             active,
             active_error,
             balloon_driver,
@@ -89,6 +96,8 @@ impl Measured {
             gauges: gauges.within(size),
             counters: counters.within(),
             take_path,
+            swap_full,
+            stalled,
             active: active.map(|active| active.min(size)),
             active_error: active_error.min(size),
             balloon_driver,

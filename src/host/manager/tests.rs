@@ -1,5 +1,6 @@
 mod frames;
 mod hostile;
+mod swap_full;
 mod watch;
 
 use serde_bytes::ByteBuf;

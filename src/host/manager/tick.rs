@@ -10,6 +10,7 @@ use crate::policy::decide;
 use crate::policy::scan::{Scanned, Yield};
 use crate::policy::types::{Plan, Snapshot, VmId, VmSnapshot};
 use crate::units::Pages;
+use crate::words::Run;
 
 /// Time between decisions that cannot wait for the tick, at least: a VM must not be able to keep
 /// the host manager deciding. Chosen.
@@ -66,30 +67,57 @@ impl Manager {
         let rates = self.scan_rates(now);
         for plan in vms {
             let scan_pages_per_second = rates[&plan.id];
+            let vm = self
+                .vms
+                .get_mut(&plan.id)
+                .expect("the plan is about the snapshot's VMs");
+            // A guest is blocked until its pages are out. Where they find no room it would be for ever:
+            // it goes on with what it has, and its balloon can give.
+            let run = if vm.swap_full() { Run::Go } else { plan.run };
             let orders = Orders {
                 state,
                 balloon_target: plan.balloon_target,
                 hint_rounds: plan.hint_rounds,
                 private_max: plan.private_max,
-                run: plan.run,
+                run,
                 scan_pages_per_second,
             };
-            let vm = self
-                .vms
-                .get_mut(&plan.id)
-                .expect("the plan is about the snapshot's VMs");
-            let (id, changed) = (plan.id, vm.orders.as_ref() != Some(&orders));
+            let id = plan.id;
             vm.plan = Some(plan);
-            if changed {
-                vm.orders = Some(orders.clone());
-                self.send(id, ToVm::Orders(orders));
-            }
+            self.order(id, orders);
         }
+        self.order_the_deaf(now);
         self.passed(now);
         // Who was not granted everything now waits for the next tick: the plan knows of it.
         self.serve(None);
         self.urgent = false;
         self.observe();
+    }
+
+    /// Sends a VM its orders, if they have changed.
+    fn order(&mut self, id: VmId, orders: Orders) {
+        let vm = self.vms.get_mut(&id).expect("callers know the VM");
+        if vm.orders.as_ref() != Some(&orders) {
+            vm.orders = Some(orders.clone());
+            self.send(id, ToVm::Orders(orders));
+        }
+    }
+
+    /// What a VM was told that is left out of the snapshot stands, but that a guest whose pages find no
+    /// room is not blocked.
+    fn order_the_deaf(&mut self, now: Duration) {
+        let deaf = |vm: &Vm| vm.watch.gives_nothing(now) && vm.swap_full();
+        let deaf = self.vms.iter().filter(|(_, vm)| deaf(vm));
+        let orders = deaf.filter_map(|(&id, vm)| Some((id, vm.orders.clone()?)));
+        for (id, orders) in orders.collect::<Vec<_>>() {
+            self.order(
+                id,
+                Orders {
+                    run: Run::Go,
+                    ..orders
+                },
+            );
+        }
     }
 
     /// Whether there is nothing to decide until something comes: see [`is_settled`], and nobody is

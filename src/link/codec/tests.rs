@@ -57,6 +57,8 @@ fn report() -> impl Strategy<Value = ToHost> {
                     ..Counters::default()
                 },
                 take_path: stat.map(|_| TakePath::Copy),
+                swap_full: stat.is_some(),
+                stalled: stat.is_none(),
                 active: stat.map(Pages),
                 active_error: Pages(n[12]),
                 balloon_driver: driver,

@@ -14,6 +14,9 @@ use crate::words::Key;
 
 /// Pause after the swap file failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+/// For how long after the last try a swap file counts as full: it is tried again meanwhile, if there is
+/// anything to write.
+const FULL: Duration = FAILURE_PAUSE.saturating_mul(3);
 /// Room made at a time for a guest that waits at the most it may use. Chosen: a cluster of victims.
 pub const ROOM_PAGES: Pages = Pages(32);
 
@@ -27,6 +30,8 @@ pub struct Swap {
     /// Not before: there was nothing to take, or the swap file failed.
     due: Instant,
     failure: Option<io::Error>,
+    /// Until when the swap file counts as full.
+    full_until: Option<Instant>,
 }
 
 impl Swap {
@@ -38,6 +43,7 @@ impl Swap {
             most: None,
             due: Instant::now(),
             failure: None,
+            full_until: None,
         }
     }
 
@@ -63,6 +69,11 @@ impl Swap {
         self.failure.take()
     }
 
+    /// Whether pages found no room in the swap file when that was tried last, a moment ago.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_until.is_some_and(|until| now < until)
+    }
+
     /// Pages that are to go. A guest that waits at the most it may use gets its page for others of
     /// its own: nobody owes it credit, so it would wait for ever.
     fn excess(&self) -> Pages {
@@ -73,6 +84,12 @@ impl Swap {
         let room = if waits { ROOM_PAGES } else { Pages::ZERO };
         self.pager.with_credit(|credit| credit.excess(most, room))
     }
+}
+
+/// Whether a write failed for lack of room, and not because the disk is broken.
+fn is_room(failure: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(failure.kind(), StorageFull | FileTooLarge | QuotaExceeded)
 }
 
 impl Task for Swap {
@@ -93,11 +110,15 @@ impl Task for Swap {
             self.pager.measure()?;
             self.pager.retry_starving()?;
             if let Some(failure) = batch.failure {
+                let now = Instant::now();
+                self.full_until = is_room(&failure).then_some(now + FULL);
                 self.failure = Some(failure);
-                self.due = Instant::now() + FAILURE_PAUSE;
+                self.due = now + FAILURE_PAUSE;
                 break;
             }
-            if batch.pages == 0 {
+            if batch.pages > 0 {
+                self.full_until = None;
+            } else {
                 self.due = Instant::now() + BUSY;
                 break;
             }

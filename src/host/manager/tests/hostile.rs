@@ -64,6 +64,8 @@ fn hostile_report() -> impl Strategy<Value = Report> {
                 ..Counters::default()
             },
             take_path: None,
+            swap_full: n[0].is_multiple_of(2),
+            stalled: n[0].is_multiple_of(3),
             active: active.map(Pages),
             active_error: Pages(n[13]),
             balloon_driver,

@@ -1,0 +1,39 @@
+//! VMs whose swap files are full.
+
+use super::*;
+
+#[test]
+fn a_vm_is_not_blocked_for_what_it_cannot_give() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 64)).unwrap();
+    let held = welcome(&mut manager, a).credit + take_all(&mut manager, a);
+    assert!(held > Pages::mib(40), "{held}");
+    manager.join(hello("b", 64)).unwrap();
+    manager.set_host(Some(Pages::mib(32)), None).unwrap();
+    // (full, stalled, what its vCPUs do, what people see)
+    let table = [
+        (false, false, Run::Block, VmState::Blocked),
+        (true, false, Run::Go, VmState::SwapFull),
+        (true, true, Run::Go, VmState::Stalled),
+        (false, false, Run::Block, VmState::Blocked),
+    ];
+    for (ms, (swap_full, stalled, run, state)) in (1..).map(|n| 100 * n).zip(table) {
+        let measured = Measured {
+            swap_full,
+            stalled,
+            ..Measured::default()
+        };
+        let report = Report {
+            holding: Holding::private(held),
+            measured,
+            ..Report::default()
+        };
+        let report = ToHost::Report(Box::new(report));
+        manager.message(a, report, at(ms)).unwrap();
+        manager.tick(at(ms));
+        assert_eq!(manager.policy.mem_state(), MemState::Low);
+        assert_eq!(manager.vms[&a].orders.as_ref().unwrap().run, run);
+        assert_eq!(manager.vms[&a].state(), state);
+        manager.audit();
+    }
+}
