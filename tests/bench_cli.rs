@@ -161,6 +161,25 @@ fn the_half_has_both_arms_and_leaves_no_swap_on() {
 }
 
 #[test]
+fn more_guests_fit_where_pages_are_shared() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let result = bench(&["density", "--size", "16M", "--runs", "1"]);
+    let row = &result["ratios"]["density"];
+    check_row(row);
+    // A third is zero and a third common; neither arm can hold more than that saves.
+    let bound = |guest_mib: f64| assert!((16.0 / 3.0..16.0).contains(&guest_mib), "{row}");
+    bound(figure(row, "ours_guest_mib"));
+    if row.get("could_not_run").is_none() {
+        bound(figure(row, "peer_guest_mib"));
+    }
+    assert!(figure(row, "plain_guest_mib") >= 16.0, "{row}");
+    assert!(figure(row, "ours") > figure(row, "plain"), "{row}");
+}
+
+#[test]
 fn a_newcomer_grabs_what_others_hold() {
     let Some(_host) = require(&[Kvm, Uffd]) else {
         return;

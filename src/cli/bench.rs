@@ -12,20 +12,23 @@
 //! | `meter` | what the guest `meter` prints |
 //! | `row` | figures, their ratio, as JSON and as a table |
 //! | `cpu` | CPU time of threads, from /proc |
+//! | `memory` | memory of processes, from /proc |
 //! | `ksm` | KSM's settings, put back whatever happens |
 //! | `cgroup` | a memory cgroup, removed whatever happens |
 //! | `program` | this program started beside a fleet, ended whatever happens |
 //! | `process` | the guest's work as an ordinary process |
-//! | `guest`, `share`, `storm`, `wake`, `half`, `grab`, `idle` | the rows |
+//! | `guest`, `share`, `storm`, `wake`, `half`, `grab`, `idle`, `density` | the rows |
 
 mod cgroup;
 mod cpu;
+mod density;
 mod fleet;
 mod grab;
 mod guest;
 mod half;
 mod idle;
 mod ksm;
+mod memory;
 mod meter;
 mod process;
 mod program;
@@ -80,6 +83,8 @@ enum What {
     Grab(Flags),
     /// Guests that rest, a busy host manager, the demo: what tidemark itself needs
     Idle(Flags),
+    /// Guests that a GiB holds, beside KSM
+    Density(Flags),
     /// What `half` starts beside a guest
     #[command(hide = true)]
     Process(process::Flags),
@@ -94,7 +99,7 @@ struct Flags {
     /// Runs of each arm
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(RUNS_MAX)))]
     runs: u8,
-    /// Memory that a guest works on [default: guest 256M, share 128M, storm and wake 64M, half 121M, grab 120M, idle 4M]
+    /// Memory that a guest works on [default: guest 256M, share 128M, storm, wake and density 64M, half 121M, grab 120M, idle 4M]
     #[arg(long, value_name = "SIZE", value_parser = set_bytes)]
     size: Option<u64>,
     /// Seconds of each timed piece of work
@@ -281,6 +286,10 @@ pub fn run(command: &BenchCommand, out: &Out) -> Result<ExitCode, CliError> {
         }
         What::Idle(flags) => (
             Verb::new("idle", idle::KEYS, idle::SIZE, idle::measure),
+            flags,
+        ),
+        What::Density(flags) => (
+            Verb::new("density", density::KEYS, density::SIZE, density::measure),
             flags,
         ),
     };

@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use crate::units::Pages;
 
+/// Kernel memory of one mapping, bytes: 62,000 took 11.5 MiB of `vm_area_struct` and 6.6 MiB of the
+/// nodes of their tree (Linux 6.18). A page that maps a frame between pages that do not takes two,
+/// 0.6 KiB; of two such pages that map one frame, 2.8 KiB of what they save are left.
+pub const MAPPING_BYTES: u64 = 306;
+
 /// The size in a line such as `VmPTE:     12 kB` of a status file or of /proc/meminfo, rounded up.
 pub fn size(text: &str, name: &str) -> Option<Pages> {
     let mut lines = text.lines();

@@ -85,6 +85,19 @@ pub(super) struct Guest {
 }
 
 impl Guest {
+    /// So many guests that are alike but for their names, and share with nobody.
+    pub fn several(count: u32, arm: Arm, set_bytes: u64, options: &str) -> Vec<Guest> {
+        let guest = |number: u32| Guest {
+            name: format!("g{number}"),
+            arm,
+            set_bytes,
+            options: options.to_owned(),
+            group: None,
+            limit: None,
+        };
+        (0..count).map(guest).collect()
+    }
+
     /// The options of its guest.
     pub fn command_line(&self, tsc_khz: u32) -> String {
         let Guest {
@@ -244,6 +257,16 @@ impl<'a> Fleet<'a> {
             }
             std::thread::sleep(period);
         }
+    }
+
+    /// Waits until all these guests have filled their memory.
+    pub fn fill(&mut self, guests: &[Guest]) -> Result<(), Error> {
+        self.until("full guests", |fleet| {
+            let mut names = guests.iter().map(|guest| &guest.name);
+            names
+                .all(|name| fleet.said(name).phase(0).is_some())
+                .then_some(())
+        })
     }
 
     /// Waits for all guests to end by themselves; the closing figures.

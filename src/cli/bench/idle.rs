@@ -83,28 +83,6 @@ fn absolute(
     Ok(Row::new(key, unit, Better::Lower, figures))
 }
 
-fn guests(count: u32, arm: Arm, set_bytes: u64, options: &str) -> Vec<Guest> {
-    let guest = |number: u32| Guest {
-        name: format!("g{number}"),
-        arm,
-        set_bytes,
-        options: options.to_owned(),
-        group: None,
-        limit: None,
-    };
-    (0..count).map(guest).collect()
-}
-
-/// Waits until all guests have filled their memory.
-fn fill(fleet: &mut Fleet<'_>, guests: &[Guest]) -> Result<(), Error> {
-    fleet.until("full guests", |fleet| {
-        let mut names = guests.iter().map(|guest| &guest.name);
-        names
-            .all(|name| fleet.said(name).phase(0).is_some())
-            .then_some(())
-    })
-}
-
 fn pass(fleet: &mut Fleet<'_>, time: Duration) -> Result<(), Error> {
     let start = Instant::now();
     fleet.until("some time", |_| (start.elapsed() >= time).then_some(()))
@@ -113,11 +91,11 @@ fn pass(fleet: &mut Fleet<'_>, time: Duration) -> Result<(), Error> {
 /// CPU in ms a second, memory from the host in MiB, and that of the process, of one guest that rests.
 fn rest(bench: &Bench<'_>, arm: Arm) -> Result<[f64; 3], Error> {
     let set = bench.size;
-    let guests = guests(IDLE, arm, set, "do=fill,sleep:3600000");
+    let guests = Guest::several(IDLE, arm, set, "do=fill,sleep:3600000");
     let available = || proc::meminfo("MemAvailable").bytes();
     let before = available();
     let mut fleet = Fleet::start(bench, &guests)?;
-    fill(&mut fleet, &guests)?;
+    fleet.fill(&guests)?;
     pass(&mut fleet, SETTLED)?;
     let time = Duration::from_secs(u64::from(bench.flags.seconds));
     let pids = fleet.vm_processes();
@@ -176,7 +154,7 @@ fn idle(bench: &Bench<'_>) -> Result<[Row; 2], Error> {
 
 fn ps_busy(bench: &Bench<'_>) -> Result<f64, Error> {
     let options = "do=fill,sleep:3600000";
-    let guests = guests(FILLING, Arm::Managed, FILLED_BYTES, options);
+    let guests = Guest::several(FILLING, Arm::Managed, FILLED_BYTES, options);
     let last = format!("g{}", FILLING - 1);
     let mut fleet = Fleet::start(bench, &guests)?;
     let mut times = Vec::new();
@@ -203,14 +181,14 @@ fn ps_busy(bench: &Bench<'_>) -> Result<f64, Error> {
 
 fn index_bytes(bench: &Bench<'_>) -> Result<f64, Error> {
     let options = "do=fill,sleep:3600000";
-    let guests = guests(OFFERING, Arm::Managed, OFFERED_BYTES, options);
+    let guests = Guest::several(OFFERING, Arm::Managed, OFFERED_BYTES, options);
     let mut fleet = Fleet::start(bench, &guests)?;
     let own = |fleet: &Fleet<'_>| proc::anonymous(fleet.host_process()).bytes();
     let before = fleet.until("a host manager", |fleet| {
         let joined = fleet.figures()?.vms.len() == guests.len();
         joined.then(|| own(fleet))
     })?;
-    fill(&mut fleet, &guests)?;
+    fleet.fill(&guests)?;
     let (mut most, mut since) = (0, Instant::now());
     fleet.until("a complete index", |fleet| {
         let now = own(fleet);

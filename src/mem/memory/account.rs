@@ -1,12 +1,8 @@
 //! What a VM uses of its credit: the faults that wait for some, and the counts that keep the account right.
 
 use super::Memory;
+use crate::sys::proc::MAPPING_BYTES;
 use crate::units::{Gfn, Pages};
-
-/// Kernel memory of one mapping, bytes: 62,000 took 11.5 MiB of `vm_area_struct` and 6.6 MiB of the
-/// nodes of their tree (Linux 6.18). A page that maps a frame between pages that do not takes two,
-/// 0.6 KiB; of two such pages that map one frame, 2.8 KiB of what they save are left.
-const MAPPING_BYTES: u64 = 306;
 
 /// Faults that wait for credit.
 impl Memory<'_> {
