@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidemark::host::manager::{Manager, Settings};
 use tidemark::host::process::ProcessId;
+use tidemark::host::registration::Registration;
 use tidemark::host::split::FrameSplit;
-use tidemark::link::message::{Hello, OFFER_PAGES_MAX, ToHost};
+use tidemark::link::message::{OFFER_PAGES_MAX, ToHost};
 use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
@@ -90,7 +91,7 @@ fn host_of(vms: u32, size: Pages) -> (Manager, Vec<VmId>) {
         seed: 1,
     });
     let join = |number: u32, manager: &mut Manager| {
-        let hello = Hello {
+        let registration = Registration {
             name: format!("vm-{number}"),
             allocation: Allocation {
                 shares: 640,
@@ -98,7 +99,6 @@ fn host_of(vms: u32, size: Pages) -> (Manager, Vec<VmId>) {
                 ..Allocation::of(size)
             },
             share_group: Some("all".to_owned()),
-            held: Pages::ZERO,
             managed: true,
             lease: None,
         };
@@ -106,7 +106,9 @@ fn host_of(vms: u32, size: Pages) -> (Manager, Vec<VmId>) {
             pid: i32::try_from(number).expect("a few VMs") + 2,
             started: 1,
         };
-        manager.admit(hello, process).expect("there is room")
+        manager
+            .admit(registration, process, None)
+            .expect("there is room")
     };
     let ids: Vec<VmId> = (0..vms).map(|n| join(n, &mut manager)).collect();
     ids.iter().for_each(|&id| report(&mut manager, id));

@@ -11,7 +11,7 @@ use tidemark::config::{FleetSpec, Resources, VmArgs};
 use tidemark::host::control::{self, Reply, Request};
 use tidemark::host::manager::{Manager, Settings};
 use tidemark::host::process::ProcessId;
-use tidemark::link::message::Hello;
+use tidemark::host::registration::Registration;
 use tidemark::policy::PolicyKind;
 use tidemark::policy::lease::OwnerId;
 use tidemark::policy::settings::PolicySettings;
@@ -92,16 +92,17 @@ fn of_set(memory: Pages, keys: &Keys) -> Outcome {
         sampling: Sampling::default(),
         seed: 1,
     });
-    let hello = Hello {
+    let registration = Registration {
         name: "a".to_owned(),
         allocation: Allocation::of(memory),
         share_group: None,
-        held: Pages::ZERO,
         managed: true,
         lease: None,
     };
     let process = ProcessId { pid: 2, started: 1 };
-    let vm = manager.admit(hello, process).map_err(|no| no.to_string())?;
+    let vm = manager
+        .admit(registration, process, None)
+        .map_err(|no| no.to_string())?;
     let changes = keys
         .iter()
         .map(|(key, value)| (key.to_string(), (*value).to_owned()));

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tidemark::host::manager::{Manager, Outgoing, Settings};
 use tidemark::host::process::ProcessId;
-use tidemark::link::message::{Hello, ToHost, ToVm};
+use tidemark::host::registration::Registration;
+use tidemark::link::message::{ToHost, ToVm};
 use tidemark::mem::credit::{CreditBook, CreditMove};
 use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
@@ -115,25 +116,32 @@ fn start(private: u64, compressed: u64) -> (Manager, Vm) {
         swapped: 0,
         taken: 0,
     };
-    let hello = Hello {
+    let registration = Registration {
         name: "vm".to_owned(),
         allocation: Allocation {
             dynamic_min: Pages::ZERO,
             ..Allocation::of(SIZE)
         },
         share_group: None,
-        held: Pages(private) + vm.store(),
         managed: true,
         lease: None,
     };
     let process = ProcessId { pid: 2, started: 1 };
-    vm.id = manager.admit(hello, process).unwrap();
+    vm.id = manager.admit(registration, process, None).unwrap();
     for out in manager.take_outgoing() {
         if let Outgoing::Welcome(_, welcome) = out {
             vm.account = CreditBook::new(welcome.credit, welcome.credit_batch);
         }
     }
     vm.measure();
+    let pages = Pages(private) + vm.store();
+    let ask = ToHost::CreditRequest { pages };
+    manager.message(vm.id, ask, Duration::ZERO).unwrap();
+    for out in manager.take_outgoing() {
+        if let Outgoing::Send(_, message) = out {
+            vm.hear(message);
+        }
+    }
     (manager, vm)
 }
 

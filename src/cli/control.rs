@@ -126,9 +126,10 @@ pub fn reserve(args: &ReserveArgs) -> Result<ExitCode, Error> {
     } else {
         let mib = |key: &str| table::mib_of(lease[key].as_u64().unwrap_or(0));
         println!(
-            "lease {id}: {} reserved, {} overhead; redeem it with `tidemark vm --lease {id}`",
+            "lease {id}: {} reserved, {} overhead; redeem it with `tidemark vm --lease {}`",
             mib("reservation_bytes"),
-            mib("overhead_bytes")
+            mib("overhead_bytes"),
+            lease["token"].as_str().unwrap_or_default()
         );
     }
     let end = taken.wait()?;

@@ -1,19 +1,23 @@
-//! `tidemark vm`: one VM process.
+//! `tidemark vm`: one VM process, which is its own launcher where no other left it a link.
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
 
 use super::{Error, folder, resources};
-use crate::config::{COMMAND_LINE, VmArgs};
-use crate::link::socket::Link;
+use crate::config::{COMMAND_LINE, VmArgs, VmSpec};
+use crate::host::control;
+use crate::host::registration::Registration;
+use crate::link::door::Door;
+use crate::link::socket::{self, Link};
 use crate::out::Out;
 use crate::sys::inherited;
 use crate::vm::files::Files;
-use crate::words::ExitReason;
+use crate::vm::join;
+use crate::words::{ExitReason, Token};
 
 /// Flags of `tidemark vm`.
 #[derive(Debug, Args)]
@@ -24,8 +28,8 @@ pub struct VmCommand {
     #[arg(long, value_name = "PATH", conflicts_with = "link_fd")]
     host: Option<PathBuf>,
     /// Redeem a lease of `tidemark reserve`: at least what it promises becomes the reservation
-    #[arg(long, value_name = "ID", conflicts_with = "link_fd")]
-    lease: Option<u64>,
+    #[arg(long, value_name = "TOKEN", conflicts_with = "link_fd")]
+    lease: Option<Token>,
     /// Descriptor of a connected link that the parent process left open
     #[arg(long, value_name = "N", hide = true)]
     link_fd: Option<RawFd>,
@@ -44,11 +48,15 @@ pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Err
     };
     let spec = resources::with(|resources| args.vm.to_spec(resources))?;
     let files = Files::open(&spec, COMMAND_LINE)?;
-    let link = match inherited {
-        Some(fd) => Link::new(fd)?,
-        None => Link::connect(&folder::find(args.host.as_deref())?)?,
+    let (link, door) = match inherited {
+        Some(fd) => {
+            let link = Link::new(fd)?;
+            join::say_hello(&link)?;
+            (link, None)
+        }
+        None => launch(&spec, args.lease, &folder::find(args.host.as_deref())?)?,
     };
-    let exit = crate::vm::process::run(&spec, files, link, args.lease, started, out)?;
+    let exit = crate::vm::process::run(&spec, files, link, door, started, out)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));
     }
@@ -57,4 +65,39 @@ pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Err
         (ExitReason::Error | ExitReason::Killed, _) => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// What the host manager is told of a VM, which has no say in it later.
+pub fn registration(spec: &VmSpec) -> Registration {
+    Registration {
+        name: spec.name.clone(),
+        allocation: spec.allocation,
+        managed: spec.management.is_managed(),
+        share_group: spec.share_group.clone(),
+        lease: None,
+    }
+}
+
+/// Registers this process as the VM of `spec` with the host manager at `path`: its link, and where a later
+/// host manager finds it. From here on the process connects to nobody.
+fn launch(spec: &VmSpec, lease: Option<Token>, path: &Path) -> Result<(Link, Option<Door>), Error> {
+    let (ours, theirs) = socket::pair()?;
+    let link = Link::new(ours)?;
+    join::say_hello(&link)?;
+    // A link to the socket may lie in another folder than the socket.
+    let real = path.canonicalize();
+    let door = match Door::open(real.as_deref().unwrap_or(path)) {
+        Ok(door) => Some(door),
+        Err(error) => {
+            log::warn!("{}: ends with its host manager: {error}", spec.name);
+            None
+        }
+    };
+    let registration = Registration {
+        lease,
+        ..registration(spec)
+    };
+    let number = door.as_ref().map(Door::number);
+    control::join(path, registration, number, theirs)?;
+    Ok((link, door))
 }

@@ -1,13 +1,13 @@
-//! The control API: `ps`, `set`, `stop`, `reserve`, `version` as JSON over the host manager's socket.
+//! The control API: `ps`, `set`, `stop`, `reserve`, `join`, `version` as JSON over the host manager's
+//! socket. Who reaches that is an operator; no VM does, and no connection to it becomes a VM's link.
 //!
 //! One request a connection; that of a lease stays open as long as the lease lives, and a second
-//! reply says how it ended. A request is one datagram that starts with `{` (a VM's first datagram
-//! starts with the link's version byte instead). The reply is JSON cut into datagrams; the first
+//! reply says how it ended. A request is one datagram. The reply is JSON cut into datagrams; the first
 //! byte of each says whether more follow ([`MORE`]) or not ([`LAST`]). Only processes of the same
 //! user or of root are listened to at all; the event loop checks that.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::manager::{Kind, LeaseEnd, Manager, Refused};
+use super::registration::Registration;
 use crate::link::socket::{self, TakeFd};
 use crate::policy::PolicyKind;
 use crate::policy::lease::OwnerId;
@@ -68,6 +69,14 @@ pub enum Request {
         /// For how long; until the connection closes when not said.
         time: Option<String>,
     },
+    /// Registers a VM in the process that asks, and comes with one end of its link: see
+    /// [`super::registration`].
+    Join {
+        /// Who joins.
+        registration: Registration,
+        /// Number of the [door](crate::link::door) at which it listens.
+        door: Option<u32>,
+    },
     /// Version of the host manager.
     Version,
 }
@@ -117,6 +126,9 @@ pub enum RequestError {
     /// A lease for a request that keeps no connection.
     #[error("a lease needs a connection")]
     NoConnection,
+    /// A VM is registered without one end of its link.
+    #[error("a VM joins with a link that its launcher made")]
+    NoLink,
     /// The host manager refuses.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -141,7 +153,8 @@ impl RequestError {
             | RequestError::Value { .. }
             | RequestError::HostKey(_)
             | RequestError::VmKey(_)
-            | RequestError::NoConnection => Kind::Invalid,
+            | RequestError::NoConnection
+            | RequestError::NoLink => Kind::Invalid,
             RequestError::NoVm { .. } => Kind::NotFound,
             RequestError::Refused(refused) => refused.kind(),
             RequestError::Answer(_) => Kind::Failed,
@@ -178,7 +191,7 @@ pub enum CallError {
 /// A lease and the connection that keeps it: dropping this ends it.
 #[derive(Debug)]
 pub struct TakenLease {
-    /// `lease`, `reservation_bytes`, `overhead_bytes`.
+    /// `lease`, `token`, `reservation_bytes`, `overhead_bytes`.
     pub lease: Value,
     connection: Connection,
 }
@@ -201,13 +214,31 @@ pub fn lease_ended(end: &LeaseEnd) -> Reply {
     })
 }
 
+/// The request in `datagram`.
+///
+/// # Errors
+/// When it is none.
+pub fn read(datagram: &[u8]) -> Result<Request, RequestError> {
+    serde_json::from_slice(datagram).map_err(RequestError::Malformed)
+}
+
 /// Carries out the request in `datagram`, of the connection `owner`, at `now`.
 pub fn answer(manager: &mut Manager, datagram: &[u8], owner: OwnerId, now: Duration) -> Reply {
-    let result = match serde_json::from_slice(datagram) {
-        Ok(Request::Reserve { size, max, time }) => reserve(manager, &size, max, time, owner, now),
-        Ok(request) => carry_out(manager, request),
-        Err(error) => Err(RequestError::Malformed(error)),
-    };
+    carry_out(manager, read(datagram), owner, now)
+}
+
+/// Carries out what was [read](read()) from the connection `owner`, at `now`. A VM that is to join is the
+/// event loop's matter.
+pub fn carry_out(
+    manager: &mut Manager,
+    request: Result<Request, RequestError>,
+    owner: OwnerId,
+    now: Duration,
+) -> Reply {
+    let result = request.and_then(|request| match request {
+        Request::Reserve { size, max, time } => reserve(manager, &size, max, time, owner, now),
+        request => lasting(manager, request),
+    });
     match result {
         Ok(value) => Reply::Ok(value),
         Err(error) => Reply::Error(error.to_string()),
@@ -245,6 +276,22 @@ pub fn take_lease(path: &Path, request: &Request) -> Result<TakenLease, CallErro
     Ok(TakenLease { lease, connection })
 }
 
+/// Registers a VM in this process with the host manager that listens at `path`, to which `theirs` of
+/// the VM's link goes. The answer to the VM's hello comes over the other end.
+///
+/// # Errors
+/// As [`call`].
+pub fn join(
+    path: &Path,
+    registration: Registration,
+    door: Option<u32>,
+    theirs: OwnedFd,
+) -> Result<(), CallError> {
+    let request = Request::Join { registration, door };
+    let connection = Connection::ask_with(path, &request, Some(theirs.as_fd()))?;
+    connection.reply(Some(REPLY_TIMEOUT)).map(drop)
+}
+
 /// A client's side of a request.
 #[derive(Debug)]
 struct Connection {
@@ -254,11 +301,20 @@ struct Connection {
 
 impl Connection {
     fn ask(path: &Path, request: &Request) -> Result<Connection, CallError> {
+        Connection::ask_with(path, request, None)
+    }
+
+    fn ask_with(
+        path: &Path,
+        request: &Request,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Connection, CallError> {
+        let handed = fd;
         let fd = socket::connect(path)?;
         let path = path.to_owned();
         let connection = Connection { fd, path };
         let json = serde_json::to_vec(request).expect("requests have string keys only");
-        socket::send_datagram(&connection.fd, &json, None)
+        socket::send_datagram(&connection.fd, &json, handed)
             .map_err(|errno| connection.no_answer(&errno.to_string()))?;
         Ok(connection)
     }
@@ -324,18 +380,21 @@ fn reserve(
     let expires_at = time
         .transpose()?
         .map_or(Duration::MAX, |time| now.saturating_add(time));
-    let (id, lease) = manager.reserve(least, most, owner, expires_at)?;
+    let (id, token, lease) = manager.reserve(least, most, owner, expires_at)?;
     Ok(json!({
         "lease": id.0,
+        "token": token,
         "reservation_bytes": lease.reservation.bytes(),
         "overhead_bytes": lease.overhead.bytes(),
     }))
 }
 
-fn carry_out(manager: &mut Manager, request: Request) -> Result<Value, RequestError> {
+/// What needs no connection that stays.
+fn lasting(manager: &mut Manager, request: Request) -> Result<Value, RequestError> {
     match request {
         Request::Ps => Ok(serde_json::to_value(manager.figures())?),
         Request::Reserve { .. } => Err(RequestError::NoConnection),
+        Request::Join { .. } => Err(RequestError::NoLink),
         Request::Version => Ok(Value::from(env!("CARGO_PKG_VERSION"))),
         Request::Stop { vm } => {
             let id = find(manager, vm)?;
@@ -411,131 +470,4 @@ fn size(key: &'static str, value: &str) -> Result<Pages, RequestError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::manager::Settings;
-    use super::super::process::ProcessId;
-    use super::*;
-    use crate::link::message::Hello;
-    use crate::policy::settings::PolicySettings;
-    use crate::words::{Allocation, Sampling};
-
-    #[test]
-    fn long_replies_come_in_parts_with_one_end() {
-        let reply = Reply::Ok(Value::from("x".repeat(3 * PART_BYTES)));
-        let parts = datagrams(&reply);
-        assert_eq!(parts.len(), 4);
-        let marks: Vec<u8> = parts.iter().map(|part| part[0]).collect();
-        assert_eq!(marks, [MORE, MORE, MORE, LAST]);
-        let json: Vec<u8> = parts.iter().flat_map(|part| part[1..].to_vec()).collect();
-        assert_eq!(serde_json::from_slice::<Reply>(&json).unwrap(), reply);
-    }
-
-    #[test]
-    fn settings_say_what_they_must_be() {
-        let mut manager = manager();
-        let set = |vm: &str, key: &str, value: &str| Request::Set {
-            vm: vm.to_owned(),
-            changes: [(key.to_owned(), value.to_owned())].into(),
-        };
-        // (request, kind, line)
-        let table = [
-            (
-                set("a", "limit", "lots"),
-                Kind::Invalid,
-                "`limit = \"lots\"`: not a valid size, e.g. 512M, 512MiB, 2G or a number of bytes",
-            ),
-            (
-                set("a", "limit", "65M"),
-                Kind::Invalid,
-                "`limit = \"65M\"`: must be at most `memory` (64.0 MiB)",
-            ),
-            (
-                set("a", "colour", "red"),
-                Kind::Invalid,
-                "`colour` is not a setting of a VM: shares, reservation, limit, dynamic_min, \
-                 dynamic_max are",
-            ),
-            (
-                set("b", "limit", "64M"),
-                Kind::NotFound,
-                "no VM \"b\": there are a",
-            ),
-            (
-                set("a", "reservation", "40M"),
-                Kind::Exhausted,
-                "cannot admit \"a\": needs 42.0 MiB (reservation 40.0 MiB + overhead 2.0 MiB), but of 32.0 \
-                 MiB 0.0 MiB are reserved by 0 VMs and 0.0 MiB are overhead, so 32.0 MiB can be promised \
-                 (29.7 MiB is free now)",
-            ),
-            (
-                set(HOST, "memory", "1M"),
-                Kind::Invalid,
-                "`memory = \"1M\"`: must be 16M to 64T",
-            ),
-            (
-                set(HOST, "policy", "magic"),
-                Kind::Invalid,
-                "`policy = \"magic\"`: must be one of esx, proportional, self, pref, pressure",
-            ),
-            (
-                set(HOST, "limit", "64M"),
-                Kind::Invalid,
-                "`limit` is not a setting of the host: memory and policy are",
-            ),
-        ];
-        for (request, kind, line) in table {
-            let error = carry_out(&mut manager, request).unwrap_err();
-            assert_eq!((error.kind(), error.to_string().as_str()), (kind, line));
-        }
-    }
-
-    #[test]
-    fn a_mistake_in_one_setting_of_the_host_changes_none() {
-        let mut manager = manager();
-        let set = |memory: &str, policy: &str| Request::Set {
-            vm: HOST.to_owned(),
-            changes: [("memory", memory), ("policy", policy)]
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .into(),
-        };
-        let before = manager.figures().host;
-        // The VM's dynamic minimum is 16 MiB, which `proportional` would promise with 2 MiB of overhead.
-        for (memory, policy) in [("17M", "proportional"), ("40M", "magic"), ("1", "esx")] {
-            assert!(carry_out(&mut manager, set(memory, policy)).is_err());
-            let after = manager.figures().host;
-            assert_eq!(
-                (after.memory_bytes, &after.policy),
-                (before.memory_bytes, &before.policy)
-            );
-        }
-        // What would not fit the old budget fits the new one.
-        carry_out(&mut manager, set("18M", "proportional")).unwrap();
-        let after = manager.figures().host;
-        assert_eq!(
-            (after.memory_bytes, after.policy.as_str()),
-            (18 << 20, "proportional")
-        );
-    }
-
-    /// A host of 32 MiB with one VM of 64 MiB.
-    fn manager() -> Manager {
-        let mut manager = Manager::new(Settings {
-            budget: Pages::mib(32),
-            policy: PolicyKind::Esx,
-            policy_settings: PolicySettings::default(),
-            sampling: Sampling::default(),
-            seed: 1,
-        });
-        let hello = Hello {
-            name: "a".to_owned(),
-            allocation: Allocation::of(Pages::mib(64)),
-            share_group: None,
-            held: Pages::ZERO,
-            managed: true,
-            lease: None,
-        };
-        let process = ProcessId { pid: 2, started: 1 };
-        manager.admit(hello, process).unwrap();
-        manager
-    }
-}
+mod tests;

@@ -32,7 +32,7 @@ use std::time::Duration;
 pub use admission::credit_batch;
 pub use leases::LeaseEnd;
 pub use refused::{Kind, Refused};
-pub use takeover::{HostRecord, Known, Note, VmRecord};
+pub use takeover::{HostRecord, Note, VmRecord, WayBack};
 
 use self::watch::Watch;
 use super::accounts::{History, Peaks, VmFigures, VmState};
@@ -42,13 +42,15 @@ use super::process::ProcessId;
 use super::share::{ClaimError, GroupSource, KernelSource, Lent, NotHeld, Reach, ShareIndex};
 use crate::link::message::{LIST_MAX, Orders, ToHost, ToVm, Welcome};
 use crate::out::printable;
-use crate::policy::lease::{LeaseBook, OwnerId};
+use crate::policy::lease::{LeaseBook, LeaseId, OwnerId};
 use crate::policy::scan::ScanRates;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::{VmId, VmPlan};
 use crate::policy::{PolicyKind, PolicyState};
 use crate::units::{Gfn, PAGE_SIZE, Pages};
-use crate::words::{Allocation, Exit, ExitReason, Measured, MemState, Report, Run, Sampling};
+use crate::words::{
+    Allocation, Exit, ExitReason, Measured, MemState, Report, Run, Sampling, Token,
+};
 
 /// Time between decisions.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -78,7 +80,7 @@ pub struct Settings {
 /// A VM broke the protocol.
 #[derive(Debug, thiserror::Error)]
 pub enum Violation {
-    /// It said hello twice, or to the wrong listener.
+    /// It joined twice.
     #[error("second Hello")]
     SecondHello,
     /// It spoke after its `Exited`.
@@ -117,6 +119,8 @@ struct Vm {
     allocation: Allocation,
     /// Whether its memory follows orders; if not, it is promised all of it.
     managed: bool,
+    /// How a host manager that has no link finds it, if it can.
+    way: Option<WayBack>,
     /// From whom its memory was to come when it was admitted.
     admission: String,
     /// Its last report, less what the ledger has of it.
@@ -176,6 +180,8 @@ pub struct Manager {
     ledger: Ledger,
     shares: ShareIndex,
     leases: LeaseBook,
+    /// By which leases are redeemed; some of them may be over.
+    lease_tokens: Vec<(LeaseId, Token)>,
     policy: PolicyState,
     scan: ScanRates,
     history: History,
@@ -211,6 +217,7 @@ impl Manager {
             ledger: Ledger::new(settings.budget),
             shares: ShareIndex::new(source),
             leases: LeaseBook::default(),
+            lease_tokens: Vec::new(),
             policy: PolicyState::with_settings(settings.policy, settings.policy_settings),
             scan: ScanRates::default(),
             history: History::default(),
@@ -310,7 +317,7 @@ impl Manager {
             return Err(Violation::AfterExit);
         }
         match message {
-            ToHost::Hello(_) => return Err(Violation::SecondHello),
+            ToHost::Hello | ToHost::Again { .. } => return Err(Violation::SecondHello),
             ToHost::CreditRequest { pages } => {
                 if vm.asked == Pages::ZERO {
                     vm.asked_since = self.next_request;

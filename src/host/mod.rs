@@ -10,9 +10,10 @@
 //! | [`pool`] | the memory of a group's frames |
 //! | [`split`] | the frames of a group divided among those who refer to them |
 //! | [`accounts`] | figures for people and programs |
+//! | [`registration`] | what a launcher says of a VM |
 //! | [`manager`] | all of these, and the policy: messages and time in, messages out |
 //! | [`server`] | descriptors and the clock: the event loop |
-//! | [`control`] | `ps`, `set`, `stop`, `version` |
+//! | [`control`] | `ps`, `set`, `stop`, `reserve`, `join`, `version` |
 //!
 //! Single-threaded throughout. No VM process is trusted: see [`manager::Violation`].
 
@@ -25,6 +26,7 @@ mod member;
 pub mod pool;
 pub mod process;
 pub mod record;
+pub mod registration;
 pub mod server;
 pub mod share;
 pub mod split;

@@ -320,10 +320,11 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::host::manager::WayBack;
     use crate::host::pool::PoolId;
     use crate::host::process::ProcessId;
     use crate::units::Pages;
-    use crate::words::Allocation;
+    use crate::words::{Allocation, Token};
 
     fn vm(name: &str, reservation: u64) -> VmRecord {
         let size = Pages::mib(64);
@@ -348,6 +349,10 @@ mod tests {
                 inode: 2,
                 frames: 512,
             },
+            way: Some(WayBack {
+                door: 3,
+                token: Token::of([1, reservation]),
+            }),
         }
     }
 

@@ -13,14 +13,16 @@
 //! |---|---|
 //! | `server/listener.rs` | the socket file |
 //! | `server/connection.rs` | what a connection can be |
-//! | `server/clients.rs` | those that are no VM's: accepting, first words, control requests, leases |
+//! | `server/clients.rs` | those that are no VM's: accepting, control requests, leases |
 //! | `server/crowd.rs` | what many connections may cost |
-//! | `server/vms.rs` | links and processes of VMs: joining, detaching, ending |
+//! | `server/joining.rs` | who becomes a VM: registrations, hellos, knocking at doors |
+//! | `server/vms.rs` | links and processes of VMs: talking, detaching, ending |
 //! | `server/takeover.rs` | what an earlier host manager left, and what this one leaves |
 
 mod clients;
 mod connection;
 mod crowd;
+mod joining;
 mod listener;
 mod takeover;
 mod vms;
@@ -40,6 +42,7 @@ use super::manager::{Manager, Outgoing, Settings};
 use super::pool::{self, FramePool};
 use super::process::Process;
 use super::record::Record;
+use super::registration::Registration;
 use crate::link::message::{MESSAGE_BYTES_MAX, ToVm};
 use crate::out::rate_limit::RateLimit;
 use crate::policy::types::VmId;
@@ -155,7 +158,7 @@ impl Server {
         })
     }
 
-    /// Listens at `path` for VMs and control requests. A socket file that nobody listens at is
+    /// Listens at `path` for control requests, by which launchers hand us their VMs too. A socket file that nobody listens at is
     /// replaced; the folder is made if it is missing.
     ///
     /// # Errors
@@ -167,22 +170,37 @@ impl Server {
         Ok(())
     }
 
-    /// Takes over one end of a link whose other end `process` has, which we started. Only the VM
-    /// `name` may join over it.
+    /// Takes over one end of a link whose other end `process` has, which we started: the VM of that
+    /// registration. It ends with us.
     ///
     /// # Errors
     /// When the kernel refuses to watch it.
-    pub fn adopt(&mut self, fd: OwnedFd, name: String, process: Process) -> Result<(), Error> {
-        self.add_stranger(fd, Some(Expected { name, process }))?;
+    pub fn adopt(
+        &mut self,
+        fd: OwnedFd,
+        registration: Registration,
+        process: Process,
+    ) -> Result<(), Error> {
+        let (door, since) = (None, None);
+        let expected = Expected {
+            registration,
+            process,
+            door,
+        };
+        self.connect(Connection::Launched {
+            fd,
+            expected,
+            since,
+        })?;
         Ok(())
     }
 
-    fn add_stranger(&mut self, fd: OwnedFd, expected: Option<Expected>) -> Result<u64, Error> {
+    /// Watches a connection from now on.
+    fn connect(&mut self, connection: Connection) -> Result<u64, Error> {
         let token = self.next_token;
         self.next_token += 1;
-        self.add(&fd, token)?;
-        let stranger = Connection::stranger(fd, expected);
-        self.connections.insert(token, stranger);
+        self.add(&connection, token)?;
+        self.connections.insert(token, connection);
         Ok(token)
     }
 
@@ -251,6 +269,7 @@ impl Server {
                 self.manager.set_host_overhead(overhead);
             }
             self.drop_idle();
+            self.find_lost();
         }
         if self.manager.is_due(now) {
             self.manager.is_late(now.saturating_sub(due));
@@ -284,6 +303,8 @@ impl Server {
         match self.connections.get(&token) {
             None => {}
             Some(Connection::Stranger { .. }) => self.first_message(token),
+            Some(Connection::Launched { .. }) => self.first_word(token),
+            Some(Connection::Knocking { .. }) => self.answered(token),
             Some(Connection::Vm { .. }) => self.serve_vm(token),
             Some(Connection::Reply { .. }) => self.send_reply(token),
             Some(Connection::LeaseOwner { .. }) => self.hear_lease_owner(token),

@@ -28,7 +28,7 @@ use super::pool::{self, FramePool, PoolId};
 use crate::link::message::LIST_MAX;
 use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
-use crate::words::Key;
+use crate::words::{Key, Token};
 
 /// Contents that a VM can be asked for at a time.
 pub const WANTS_MAX: usize = LIST_MAX;
@@ -49,7 +49,7 @@ pub struct NotHeld {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The system has no random numbers.
-    #[error("no random numbers for the share group: {source}")]
+    #[error("no random numbers: {source}")]
     Seed {
         /// Why.
         #[from]
@@ -193,6 +193,14 @@ impl ShareIndex {
                 self.add(Group::new(name, seed, pool))
             }
         })
+    }
+
+    /// A secret that nobody had before, from where the groups' seeds are.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn token(&self) -> Result<Token, JoinError> {
+        Ok(Token::of([self.source.secret()?, self.source.secret()?]))
     }
 
     fn enter(&mut self, vm: VmId, size: Pages, id: GroupId) -> u64 {

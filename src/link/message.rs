@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
-use crate::words::{Allocation, Exit, Key, MemState, Report, Run, Sampling};
+use crate::words::{Exit, Key, MemState, Report, Run, Sampling, Token};
 
-/// Version of the messages below; a peer of another version is refused at `Hello`.
-pub const VERSION: u8 = 7;
+/// Version of the messages below; a peer of another version is refused at its first word.
+pub const VERSION: u8 = 8;
 /// Largest datagram either side sends or accepts, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 /// Pages offered in one [`ToHost::Offer`], at most.
@@ -27,9 +27,15 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 /// What a VM process says to the host manager.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ToHost {
-    /// First message: who joins and what it is entitled to. A VM that joins again hands the
-    /// descriptor of its frame pool back with it.
-    Hello(Hello),
+    /// First message of a new VM. Who joins, and what it is entitled to, its launcher has said.
+    Hello,
+    /// The answer to a [`ToVm::Knock`], with the descriptor of the VM's frame pool.
+    Again {
+        /// The VM's token.
+        token: Token,
+        /// Memory that it holds.
+        held: Pages,
+    },
     /// Frames that this VM maps, one entry a page: all of them, in any number of messages, after a
     /// `Welcome` with [`Welcome::adopted`].
     Claim {
@@ -69,25 +75,6 @@ pub enum ToHost {
     Exited(Exit),
 }
 
-/// Who joins, and its allocation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Hello {
-    /// Name, unique on the host: 1 to 64 of `[A-Za-z0-9._-]`.
-    pub name: String,
-    /// What it is entitled to.
-    pub allocation: Allocation,
-    /// Whether its memory follows orders. Where it is not managed, the VM is promised all of it and
-    /// holds credit for all of it.
-    pub managed: bool,
-    /// VMs of one group may share pages; `None`: this VM shares only with itself.
-    pub share_group: Option<String>,
-    /// Memory held already: zero for a new VM, what it holds when it joins again after the host
-    /// manager was restarted.
-    pub held: Pages,
-    /// The lease that it redeems: see [`crate::policy::lease`].
-    pub lease: Option<u64>,
-}
-
 /// What the host manager says to a VM process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ToVm {
@@ -118,6 +105,12 @@ pub enum ToVm {
     },
     /// End the guest now.
     Stop,
+    /// First message over a connection to a VM's [door](super::door): a host manager, mostly a new one,
+    /// asks it to join again.
+    Knock {
+        /// The VM's token, by which it knows its host manager.
+        token: Token,
+    },
 }
 
 /// The terms on which a VM was admitted.
@@ -133,6 +126,8 @@ pub struct Welcome {
     pub credit_batch: Pages,
     /// How its working set is estimated.
     pub sampling: Sampling,
+    /// The secret by which the VM and the next host manager will know each other, where it has a door.
+    pub token: Option<Token>,
     /// The frame pool is the one that the VM handed back: the VM goes on mapping its frames, and
     /// has to say which they are ([`ToHost::Claim`]). No candidates come before it has.
     pub adopted: bool,
@@ -187,14 +182,6 @@ impl ToHost {
     /// The first one that is too long, or a page whose content is not 4096 bytes.
     pub fn check(&self) -> Result<(), BoundError> {
         match self {
-            ToHost::Hello(hello) => {
-                bound("name", hello.name.len(), 64)?;
-                bound(
-                    "share_group",
-                    hello.share_group.as_ref().map_or(0, String::len),
-                    64,
-                )
-            }
             ToHost::Offer { pages } => bound("offer", pages.len(), OFFER_PAGES_MAX),
             ToHost::Content { pages } => {
                 bound("content", pages.len(), CONTENT_PAGES_MAX)?;
@@ -214,7 +201,9 @@ impl ToHost {
                 exit.message.as_ref().map_or(0, String::len),
                 TEXT_BYTES_MAX,
             ),
-            ToHost::CreditRequest { .. }
+            ToHost::Hello
+            | ToHost::Again { .. }
+            | ToHost::CreditRequest { .. }
             | ToHost::CreditReturn { .. }
             | ToHost::Report(_)
             | ToHost::Claimed => Ok(()),
@@ -232,7 +221,11 @@ impl ToVm {
             ToVm::Refused { reason } => bound("reason", reason.len(), TEXT_BYTES_MAX),
             ToVm::Candidates { pages } => bound("candidates", pages.len(), LIST_MAX),
             ToVm::Want { gfns } => bound("want", gfns.len(), LIST_MAX),
-            ToVm::Welcome(_) | ToVm::Credit { .. } | ToVm::Orders(_) | ToVm::Stop => Ok(()),
+            ToVm::Welcome(_)
+            | ToVm::Credit { .. }
+            | ToVm::Orders(_)
+            | ToVm::Stop
+            | ToVm::Knock { .. } => Ok(()),
         }
     }
 }

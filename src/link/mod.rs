@@ -6,8 +6,11 @@
 //!
 //! Order of the handshake: the VM sends `Hello`; the host answers `Welcome`, which carries the
 //! frame pool's read-only descriptor, or `Refused` and closes. Either side closing ends the link.
+//! A new link between the two is made the other way round: the host connects to the VM's [`door`] and
+//! sends `Knock`; the VM answers `Again`, and the host `Welcome` or `Refused`.
 
 pub mod codec;
+pub mod door;
 pub mod message;
 mod outbox;
 pub mod socket;

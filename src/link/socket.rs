@@ -62,6 +62,14 @@ pub enum Error {
         /// Who.
         uid: u32,
     },
+    /// There can be no [door](super::door) there.
+    #[error("cannot listen at {}", path.display())]
+    Door {
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: Errno,
+    },
     /// The descriptor is no SOCK_SEQPACKET socket.
     #[error("descriptor is not a SOCK_SEQPACKET socket")]
     NotALink,
@@ -109,6 +117,14 @@ pub fn connect(path: &Path) -> Result<OwnedFd, Error> {
     connect_with(path, SocketFlags::CLOEXEC)
 }
 
+/// The same for a caller that must not wait: the descriptor never blocks.
+///
+/// # Errors
+/// When nobody listens there, or too many wait already to be let in.
+pub fn connect_now(path: &Path) -> Result<OwnedFd, Error> {
+    connect_with(path, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+}
+
 fn connect_with(path: &Path, flags: SocketFlags) -> Result<OwnedFd, Error> {
     let connect = || {
         let fd = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -132,6 +148,12 @@ fn connect_with(path: &Path, flags: SocketFlags) -> Result<OwnedFd, Error> {
 /// Whether a peer runs as this process's user or as root: nobody else is spoken to.
 pub fn is_ours(peer: &UCred) -> bool {
     peer.uid == rustix::process::geteuid() || peer.uid.is_root()
+}
+
+/// Whether a [`Link`] or a [`HostLink`] can be made of `fd`.
+pub fn is_link(fd: impl AsFd) -> bool {
+    let unix = net::sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX);
+    unix && net::sockopt::socket_type(&fd) == Ok(SocketType::SEQPACKET)
 }
 
 /// Who is at the other end: who connected, or who began to listen, as the kernel saw it then.
@@ -249,47 +271,23 @@ pub struct Link {
     fd: OwnedFd,
     buffer: Mutex<Vec<u8>>,
     out: Mutex<Outbox>,
-    home: Option<PathBuf>,
 }
 
 impl Link {
-    /// Takes over one end of a [`pair`] or a [`connect`]ed socket.
+    /// Takes over one end of a [`pair`], or a connection that came to a [door](super::door).
     ///
     /// # Errors
     /// When `fd` is something else.
     pub fn new(fd: OwnedFd) -> Result<Link, Error> {
-        match net::sockopt::socket_type(&fd) {
-            Ok(SocketType::SEQPACKET) => {}
-            _ => return Err(Error::NotALink),
+        if !is_link(&fd) {
+            return Err(Error::NotALink);
         }
         make_room(&fd).map_err(os("make room on"))?;
         Ok(Link {
             fd,
             buffer: Mutex::new(vec![0; MESSAGE_BYTES_MAX + 1]),
             out: Mutex::default(),
-            home: None,
         })
-    }
-
-    /// A link to the host manager that listens at `path`.
-    ///
-    /// # Errors
-    /// When nobody listens there.
-    pub fn connect(path: &Path) -> Result<Link, Error> {
-        let mut link = Link::new(connect(path)?)?;
-        link.home = Some(path.to_owned());
-        Ok(link)
-    }
-
-    /// The same for a caller that must not wait: the descriptor never blocks.
-    ///
-    /// # Errors
-    /// When nobody listens there, or too many wait already to be let in.
-    pub fn connect_now(path: &Path) -> Result<Link, Error> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let mut link = Link::new(connect_with(path, flags)?)?;
-        link.home = Some(path.to_owned());
-        Ok(link)
     }
 
     /// Sends the first message of a link, with a descriptor: there is room for it.
@@ -299,11 +297,6 @@ impl Link {
     pub fn send_first(&self, message: &ToHost, fd: BorrowedFd<'_>) -> Result<(), Error> {
         let bytes = codec::encode(message)?;
         send_datagram(&self.fd, &bytes, Some(fd)).map_err(os("send on"))
-    }
-
-    /// Where a new link can be had when this one has ended; `None` when it was inherited.
-    pub fn home(&self) -> Option<&Path> {
-        self.home.as_deref()
     }
 
     /// Sends one message without waiting. While the host manager is [behind](Link::is_behind), of
@@ -495,7 +488,7 @@ impl HostLink {
     }
 
     /// Takes one message that is there; `None` when there is none. `buffer` is scratch space of
-    /// [`MESSAGE_BYTES_MAX`] bytes. Descriptors that a VM sends after its Hello are closed by the
+    /// [`MESSAGE_BYTES_MAX`] bytes. Descriptors that a VM sends after its first word are closed by the
     /// kernel.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The share groups of a simulated host: model guests offer no pages, so nobody uses them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,12 +12,15 @@ use crate::host::share::GroupSource;
 use crate::units::{FrameId, PAGE_SIZE, Pages};
 
 /// Groups whose frames lie on the heap, and whose keys are no secret.
-#[derive(Debug)]
-pub(super) struct Unshared;
+#[derive(Debug, Default)]
+pub(super) struct Unshared {
+    secrets: Cell<u64>,
+}
 
 impl GroupSource for Unshared {
     fn secret(&self) -> io::Result<u64> {
-        Ok(0)
+        // Nobody guesses here; leases are told apart by them.
+        Ok(self.secrets.replace(self.secrets.get() + 1))
     }
 
     fn pool(&self, budget: Pages) -> Result<FramePool, pool::Error> {
@@ -71,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_pool_keeps_its_frames_on_the_heap() {
-        let mut pool = Unshared.pool(Pages::mib(4)).unwrap();
+        let mut pool = Unshared::default().pool(Pages::mib(4)).unwrap();
         let frame = pool.store(VmId(0), Gfn(3), &[7; PAGE_SIZE]).unwrap();
         let frame = frame.unwrap();
         let mut page = [0; PAGE_SIZE];

@@ -160,7 +160,8 @@ impl Guest {
             | ToVm::Refused { .. }
             | ToVm::Candidates { .. }
             | ToVm::Want { .. }
-            | ToVm::Stop => {}
+            | ToVm::Stop
+            | ToVm::Knock { .. } => {}
         }
     }
 

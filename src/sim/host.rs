@@ -12,12 +12,14 @@ use super::outcome::{Outcome, Trace, judge};
 use super::scenario::{End, GuestSpec, Scenario};
 use crate::host::manager::{LeaseEnd, Manager, Outgoing, Refused, Settings};
 use crate::host::process::ProcessId;
-use crate::link::message::{Hello, ToHost, Welcome};
+use crate::host::registration::Registration;
+use crate::link::message::{ToHost, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::lease::{LeaseId, OwnerId};
 use crate::policy::safeguard::Safeguard;
 use crate::policy::types::VmId;
 use crate::units::Pages;
+use crate::words::Token;
 
 /// A start waits so long for its memory to come free.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,7 +29,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) enum Fate {
     Waiting,
     /// Its reservation and overhead are leased and have not come free yet.
-    Leased(LeaseId, Pages),
+    Leased(LeaseId, Token, Pages),
     Running(Box<Guest>),
     Ended(End, String),
 }
@@ -68,7 +70,7 @@ impl<'a> Host<'a> {
             sampling: scenario.sampling.unwrap_or_default(),
             seed: 0,
         };
-        let mut manager = Manager::with_groups(settings, Box::new(Unshared));
+        let mut manager = Manager::with_groups(settings, Box::new(Unshared::default()));
         manager.set_host_overhead(scenario.overhead);
         Host {
             scenario,
@@ -163,7 +165,7 @@ impl<'a> Host<'a> {
                         self.lease(guest, reservation);
                     }
                 }
-                Fate::Leased(lease, needed) => self.redeem(guest, lease, needed),
+                Fate::Leased(lease, token, needed) => self.redeem(guest, lease, token, needed),
                 _ => {}
             }
         }
@@ -175,41 +177,40 @@ impl<'a> Host<'a> {
             .manager
             .reserve(reservation, None, owner(guest), expires_at);
         match leased {
-            Ok((id, lease)) => {
-                self.fates[guest] = Fate::Leased(id, lease.pages());
-                self.redeem(guest, id, lease.pages());
+            Ok((id, token, lease)) => {
+                self.fates[guest] = Fate::Leased(id, token, lease.pages());
+                self.redeem(guest, id, token, lease.pages());
             }
             Err(why) => self.fates[guest] = Fate::Ended(End::Refused, why.to_string()),
         }
     }
 
-    fn redeem(&mut self, guest: usize, lease: LeaseId, needed: Pages) {
+    fn redeem(&mut self, guest: usize, lease: LeaseId, token: Token, needed: Pages) {
         // Other leases wait for the same free memory: only the oldest may take it.
         let older = self.fates.iter().map(|fate| match *fate {
-            Fate::Leased(other, pages) if other < lease => pages,
+            Fate::Leased(other, _, pages) if other < lease => pages,
             _ => Pages::ZERO,
         });
         if self.manager.ledger().free() >= older.sum::<Pages>() + needed {
-            self.hello(guest, Some(lease));
+            self.hello(guest, Some(token));
         }
     }
 
-    fn hello(&mut self, guest: usize, lease: Option<LeaseId>) {
+    fn hello(&mut self, guest: usize, lease: Option<Token>) {
         let spec = self.spec(guest);
-        let hello = Hello {
+        let registration = Registration {
             name: spec.name.clone(),
             allocation: spec.allocation,
             share_group: None,
-            held: Pages::ZERO,
             managed: true,
-            lease: lease.map(|id| id.0),
+            lease,
         };
         // No two of them have it in common. Nobody looks for the process.
         let process = ProcessId {
             pid: i32::MAX,
             started: guest as u64,
         };
-        match self.manager.admit(hello, process) {
+        match self.manager.admit(registration, process, None) {
             Ok(_) => self.guest_of.push(guest),
             Err(why) => {
                 // Whoever took the lease ends with the VM that it was for.

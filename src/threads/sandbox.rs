@@ -3,8 +3,8 @@
 //! Everything that a VM needs is open before its guest runs. The filters close the way back: no file
 //! can be opened (so that the read-only descriptor of the frame pool cannot be opened again for
 //! writing through /proc), no program started, no other process's memory read or traced. What some
-//! threads need and others do not ([`Guarded`]) stands in their rows: the main thread may connect to
-//! a socket, since a VM joins its host manager again when that was restarted.
+//! threads need and others do not ([`Guarded`]) stands in their rows. None connects to a socket: a
+//! host manager that was restarted comes to the VM.
 //!
 //! What no thread needs is denied once, by [`begin`], and inherited: the kernel runs each new filter
 //! once for every system call there is, and full filters in all threads took 1.5 ms of a VM's start.

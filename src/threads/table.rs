@@ -1,16 +1,16 @@
 //! The table: a row a thread, in the order in which they start.
 
-use super::Guarded::{Connect, Open, Spawn};
+use super::Guarded::{Open, Spawn};
 use super::Stack::{Bytes, Process};
 use super::Thread;
 use super::Wait::{Clock, Disk, Events, Gate, Idle, Page, Terminal, Transport};
 
-/// Carries out the host manager's orders, and joins it again when it was restarted.
+/// Carries out the host manager's orders, and lets the next one in when it was restarted.
 pub static MAIN: Thread = Thread {
     name: "main",
     stack: Process,
     waits_for: &[Disk, Events, Clock],
-    needs: &[Connect],
+    needs: &[],
 };
 
 /// Serve userfaultfd events until the process ends, several at once. While one reads the swap file

@@ -5,8 +5,8 @@
 //! only keeps to it. Everything is level-triggered: a lost or late message delays, and never
 //! confuses. While the host manager does not read, the agent tells it nothing that can wait: it does
 //! not scan, asks for no credit, and keeps the references that it would give back. When the host
-//! manager goes away the guest goes on without limits and the agent tries to join again, a step at a
-//! time between its other work; under `tidemark run`, whose end nobody else would notice, the VM ends
+//! manager goes away the guest goes on without limits until another comes to its door, which the agent
+//! lets in a step at a time between its other work; under `tidemark run`, whose end nobody else would notice, the VM ends
 //! with it.
 
 use std::io;
@@ -20,7 +20,7 @@ use rustix::event::PollFlags;
 use super::building::Building;
 use super::contents::Contents;
 use super::failure::Failure;
-use super::join::{LAST_WORDS, hello};
+use super::join::LAST_WORDS;
 use super::launch;
 use super::references::References;
 use super::report::{Reports, report};
@@ -32,7 +32,6 @@ use super::uplink::{Heard, Uplink};
 use super::wait::wait;
 use crate::config::VmSpec;
 use crate::link::message::{OFFER_PAGES_MAX, Orders, ToHost, ToVm, Welcome};
-use crate::link::socket::Link;
 use crate::machine::Machine;
 use crate::machine::gate::Hold;
 use crate::mem::credit::CreditMove;
@@ -78,7 +77,7 @@ pub(super) struct Agent<'a> {
 impl<'a> Agent<'a> {
     pub fn new(
         spec: &'a VmSpec,
-        link: Link,
+        host: Uplink,
         welcome: &Welcome,
         pool: PoolView,
         pager: Arc<Pager>,
@@ -91,7 +90,7 @@ impl<'a> Agent<'a> {
         let now = Instant::now();
         Ok(Agent {
             spec,
-            host: Uplink::new(&spec.name, link),
+            host,
             tasks: Tasks::new(&pager, welcome, pool, seed),
             pager,
             failure,
@@ -170,7 +169,6 @@ impl<'a> Agent<'a> {
             // Whoever rests looks when it wakes up for something else.
             (!rests).then(|| self.reports.due()),
             claims.then_some(now),
-            self.host.due(),
             self.schedule
                 .next(&self.tasks.ranked(), self.orders.state, now),
         ];
@@ -259,8 +257,11 @@ impl<'a> Agent<'a> {
             ToVm::Candidates { pages } => self.tasks.merge.propose(pages),
             ToVm::Want { gfns } => self.contents.want(gfns),
             ToVm::Stop => self.stop(machine),
-            ToVm::Welcome(_) | ToVm::Refused { .. } => {
-                log::warn!("{}: the host manager answers a hello again", self.spec.name);
+            ToVm::Welcome(_) | ToVm::Refused { .. } | ToVm::Knock { .. } => {
+                log::warn!(
+                    "{}: the host manager answers where nobody asked",
+                    self.spec.name
+                );
             }
         }
         Ok(())
@@ -303,13 +304,10 @@ impl<'a> Agent<'a> {
     }
 
     fn rejoin(&mut self) {
-        let (pager, spec) = (&self.pager, self.spec);
-        let hello = || {
-            let used = pager.with_credit(|credit| credit.used());
-            hello(spec, used.min(spec.allocation.size), None)
-        };
+        let (pager, size) = (&self.pager, self.spec.allocation.size);
+        let held = || pager.with_credit(|credit| credit.used()).min(size);
         let pool = self.tasks.merge.pool();
-        let Some((welcome, pool)) = self.host.rejoin(Instant::now(), hello, pool) else {
+        let Some((welcome, pool)) = self.host.rejoin(held, pool) else {
             return;
         };
         // A host manager that knows the VM's frame pool is told which frames of it the VM maps.

@@ -31,7 +31,7 @@ mod contents;
 mod error;
 mod failure;
 pub mod files;
-mod join;
+pub mod join;
 mod launch;
 mod pager_sink;
 mod panic;

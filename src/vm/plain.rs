@@ -19,7 +19,7 @@ use super::console;
 use super::error::{Error, os};
 use super::failure::Failure;
 use super::files::Files;
-use super::join::{LAST_WORDS, hello};
+use super::join::LAST_WORDS;
 use super::launch;
 use super::terminal::Terminal;
 use super::uplink::{Heard, Uplink};
@@ -28,7 +28,6 @@ use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
 use crate::link::message::{ToHost, ToVm, Welcome};
-use crate::link::socket::Link;
 use crate::machine::Machine;
 use crate::out::Out;
 use crate::sys::pagemap::PageTables;
@@ -126,7 +125,7 @@ impl<'a> Plain<'a> {
     pub fn new(
         spec: &'a VmSpec,
         prepared: Prepared,
-        link: Link,
+        host: Uplink,
         welcome: &Welcome,
         pool: PoolView,
         failure: Arc<Failure>,
@@ -142,7 +141,7 @@ impl<'a> Plain<'a> {
         } = prepared;
         Plain {
             spec,
-            host: Uplink::new(&spec.name, link),
+            host,
             failure,
             signals,
             asks,
@@ -229,8 +228,11 @@ impl<'a> Plain<'a> {
                 Heard::Message(ToVm::Stop) => self.stop(machine),
                 // It maps no frames and has nothing to give.
                 Heard::Message(ToVm::Orders(_) | ToVm::Candidates { .. } | ToVm::Want { .. }) => {}
-                Heard::Message(ToVm::Welcome(_) | ToVm::Refused { .. }) => {
-                    log::warn!("{}: the host manager answers a hello again", self.spec.name);
+                Heard::Message(ToVm::Welcome(_) | ToVm::Refused { .. } | ToVm::Knock { .. }) => {
+                    log::warn!(
+                        "{}: the host manager answers where nobody asked",
+                        self.spec.name
+                    );
                 }
                 Heard::Lost(why) => self.lose_host(&why, machine),
             }
@@ -256,9 +258,8 @@ impl<'a> Plain<'a> {
 
     /// A host manager that comes back is told that the VM holds what it was granted.
     fn rejoin(&mut self) {
-        let (spec, held) = (self.spec, self.granted.min(self.spec.allocation.size));
-        let hello = || hello(spec, held, None);
-        if let Some((welcome, pool)) = self.host.rejoin(Instant::now(), hello, &self.pool) {
+        let held = self.granted.min(self.spec.allocation.size);
+        if let Some((welcome, pool)) = self.host.rejoin(|| held, &self.pool) {
             (self.granted, self.asked, self.pool) = (welcome.credit, false, pool);
             log::warn!("{}: joined a host manager again", self.spec.name);
         }
@@ -298,10 +299,6 @@ impl<'a> Plain<'a> {
 
     fn wait(&self, machine: Option<&Machine>, building: Option<&Building>) {
         let now = Instant::now();
-        let next = self
-            .host
-            .due()
-            .map_or(self.report, |due| due.min(self.report));
         let read = |fd| (fd, PollFlags::IN);
         let built = building.filter(|_| machine.is_none());
         let own = [
@@ -312,7 +309,7 @@ impl<'a> Plain<'a> {
         ];
         let fds: Vec<(BorrowedFd<'_>, PollFlags)> =
             own.into_iter().flatten().chain(self.host.fds()).collect();
-        wait(&fds, next.saturating_duration_since(now));
+        wait(&fds, self.report.saturating_duration_since(now));
     }
 
     /// The last words.

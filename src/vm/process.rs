@@ -14,7 +14,9 @@ use super::pager_sink::PagerSink;
 use super::panic::stop_on_panic;
 use super::plain::{self, Plain};
 use super::terminal::Terminal;
+use super::uplink::Uplink;
 use crate::config::VmSpec;
+use crate::link::door::Door;
 use crate::link::message::{ToHost, Welcome};
 use crate::link::socket::Link;
 use crate::mem::credit::CreditBook;
@@ -29,8 +31,9 @@ use crate::threads::{FAULTS, sandbox};
 use crate::words::{Exit, ExitReason, Management, TakePath};
 
 /// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other
-/// end of `link`. The time to the guest's first instruction is reported from `started` on. `lease`
-/// is the one it redeems. The process's own words go to `out`.
+/// end of `link`, over which hello was said ([`say_hello`](join::say_hello)). A later one comes to `door`, if
+/// there is one. The time to the guest's first instruction is reported from `started` on. The
+/// process's own words go to `out`.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
@@ -39,14 +42,17 @@ pub fn run(
     spec: &VmSpec,
     files: Files,
     link: Link,
-    lease: Option<u64>,
+    mut door: Option<Door>,
     started: Instant,
     out: &Out,
 ) -> Result<Exit, Error> {
     stop_on_panic(out.clone());
     sandbox::begin()?;
     ksm::switch_off().map_err(|errno| os("switch KSM off for this process")(errno.into()))?;
-    let (welcome, pool) = join::join(spec, &link, lease)?;
+    let (welcome, pool) = join::join(&link)?;
+    // From here on its file is the host manager's.
+    door.iter_mut().for_each(Door::keep);
+    let uplink = |link| Uplink::new(&spec.name, link, door, welcome.token);
     let failure = Arc::new(Failure::new().map_err(os("create an eventfd"))?);
     // Dropped when the guest has ended.
     let terminal = match spec.console {
@@ -57,7 +63,8 @@ pub fn run(
         return Ok(
             match plain::prepare(spec, advice, files, terminal.as_ref()) {
                 Ok(prepared) => {
-                    let vm = Plain::new(spec, prepared, link, &welcome, pool, failure, started);
+                    let host = uplink(link);
+                    let vm = Plain::new(spec, prepared, host, &welcome, pool, failure, started);
                     vm.run(terminal.as_ref())
                 }
                 Err(error) => unprepared(spec, &link, &failure, &error),
@@ -66,7 +73,8 @@ pub fn run(
     }
     match prepare(spec, files, terminal.as_ref(), &welcome, &failure) {
         Ok((pager, building, seed, console)) => {
-            let agent = Agent::new(spec, link, &welcome, pool, pager, failure, seed)
+            let host = uplink(link);
+            let agent = Agent::new(spec, host, &welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
             let terminal = terminal.as_ref().map(|terminal| (terminal, &console));
             let ended = agent.run(building, terminal, started);

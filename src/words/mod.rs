@@ -17,6 +17,7 @@ mod report;
 mod sampling;
 pub mod size;
 mod take_path;
+mod token;
 mod written;
 
 pub use self::allocation::{Allocation, AllocationKey, AllocationKeys};
@@ -29,4 +30,5 @@ pub use self::management::{Advice, Management};
 pub use self::report::{Measured, Report};
 pub use self::sampling::Sampling;
 pub use self::take_path::TakePath;
+pub use self::token::{Token, TokenError};
 pub use self::written::Written;

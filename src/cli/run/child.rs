@@ -10,6 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::screen::Screen;
+use crate::cli::vm::registration;
 use crate::cli::{Error, io};
 use crate::config::VmSpec;
 use crate::host::accounts::{VmFigures, VmState};
@@ -102,7 +103,7 @@ impl Child {
         let pidfd = exited.try_clone().map_err(io(what()))?;
         let vm_process =
             Process::child(pidfd, pid).map_err(|error| io(what())(std::io::Error::other(error)))?;
-        server.adopt(ours, vm.name.clone(), vm_process)?;
+        server.adopt(ours, registration(vm), vm_process)?;
         server.watch(&output, number)?;
         server.watch(&exited, number + 1)?;
         Ok(Child {

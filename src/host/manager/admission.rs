@@ -1,9 +1,10 @@
 //! Who may start, and what of the promises may change: the host manager's side of
 //! [`crate::policy::admission`].
 
-use super::{LeaseEnd, Manager, Note, Outgoing, Refused, Vm};
+use super::{LeaseEnd, Manager, Note, Outgoing, Refused, Vm, WayBack};
 use crate::host::process::ProcessId;
-use crate::link::message::{Hello, Welcome};
+use crate::host::registration::Registration;
+use crate::link::message::Welcome;
 use crate::policy::PolicyKind;
 use crate::policy::admission::{Admission, Promises, Request, admit};
 use crate::policy::types::VmId;
@@ -12,42 +13,58 @@ use crate::words::names::is_name;
 use crate::words::{Allocation, AllocationKeys};
 
 impl Manager {
-    /// Admits a VM that runs in `process`: its `Welcome` is in the outgoing messages.
+    /// Admits a VM of which its launcher said `registration`, and which runs in `process`: its
+    /// `Welcome` is in the outgoing messages. One with a `door` gets a token besides, by which it and
+    /// the next host manager will know each other.
     ///
     /// # Errors
     /// Why it is refused; nothing is changed.
-    pub fn admit(&mut self, hello: Hello, process: ProcessId) -> Result<VmId, Refused> {
-        self.checked(&hello)?;
-        let mut allocation = hello.allocation;
-        let (leases, owner) = self.redeemed(hello.lease, &mut allocation)?;
+    pub fn admit(
+        &mut self,
+        registration: Registration,
+        process: ProcessId,
+        door: Option<u32>,
+    ) -> Result<VmId, Refused> {
+        self.checked(&registration, process, door)?;
+        let mut allocation = registration.allocation;
+        let (leases, owner) = self.redeemed(registration.lease, &mut allocation)?;
+        let way = match door {
+            Some(door) => Some(WayBack {
+                door,
+                token: self.shares.token()?,
+            }),
+            None => None,
+        };
         let overhead = overhead_estimate(allocation.size);
         let request = Request {
-            name: hello.name.clone(),
+            name: registration.name.clone(),
             reservation: self.policy.kind().entitlement(&allocation),
             overhead,
         };
         let promises = leases.counted_in(&self.promises_to_vms(None));
         let admission = self.assess(&promises, &request)?;
         let id = VmId(self.next_vm);
-        let group = hello.share_group.as_deref();
+        let group = registration.share_group.as_deref();
         let budget = self.ledger.budget();
         let key_seed = self.shares.join(id, allocation.size, group, budget)?;
         let pool_frames = self.pool(id).expect("it has joined").frames();
         self.leases = leases;
         if let Some(owner) = owner {
-            let end = LeaseEnd::Redeemed(hello.name.clone());
+            let end = LeaseEnd::Redeemed(registration.name.clone());
             self.outgoing.push(Outgoing::LeaseEnded(owner, end));
         }
         self.next_vm += 1;
-        self.ledger.open(id, hello.held, overhead);
-        let mut vm = Vm::new(hello.name, process, allocation, admission.to_string());
-        vm.managed = hello.managed;
+        self.ledger.open(id, Pages::ZERO, overhead);
+        let said = admission.to_string();
+        let mut vm = Vm::new(registration.name, process, allocation, said);
+        (vm.managed, vm.way) = (registration.managed, way);
         self.vms.insert(id, vm);
         let welcome = Welcome {
             key_seed,
             pool_frames,
             sampling: self.settings.sampling,
-            credit: hello.held,
+            token: way.map(|way| way.token),
+            credit: Pages::ZERO,
             credit_batch: credit_batch(self.ledger.budget()),
             adopted: false,
         };
@@ -173,39 +190,59 @@ impl Manager {
         overhead_estimate(vm.allocation.size).max(self.ledger.vm_overhead(id))
     }
 
-    /// A `Hello` is as hostile as any other message.
-    fn checked(&self, hello: &Hello) -> Result<(), Refused> {
-        for text in std::iter::once(&hello.name).chain(&hello.share_group) {
+    /// A launcher may be mistaken.
+    fn checked(
+        &self,
+        registration: &Registration,
+        process: ProcessId,
+        door: Option<u32>,
+    ) -> Result<(), Refused> {
+        for text in std::iter::once(&registration.name).chain(&registration.share_group) {
             check_name(text)?;
         }
-        if self.find(&hello.name).is_some() {
-            let name = hello.name.clone();
-            return Err(Refused::NameTaken { name });
-        }
+        self.check_new(&registration.name, process, door)?;
         if self.vms.len() >= self.vms_max {
             let most = self.vms_max;
             return Err(Refused::TooManyVms { most });
         }
-        hello.allocation.check()?;
+        registration.allocation.check()?;
         let Allocation {
             size,
             reservation: reserved,
             limit,
             ..
-        } = hello.allocation;
-        if !hello.managed && (reserved < size || limit < size) {
+        } = registration.allocation;
+        if !registration.managed && (reserved < size || limit < size) {
             return Err(Refused::NotReserved { reserved, size });
         }
-        check_held(hello)
+        Ok(())
     }
-}
 
-/// Nobody holds more than its size.
-pub(super) fn check_held(hello: &Hello) -> Result<(), Refused> {
-    let (held, size) = (hello.held, hello.allocation.size);
-    match held <= size {
-        true => Ok(()),
-        false => Err(Refused::HeldTooMuch { held, size }),
+    /// Nobody has that name, that process or that door.
+    pub(super) fn check_new(
+        &self,
+        name: &str,
+        process: ProcessId,
+        door: Option<u32>,
+    ) -> Result<(), Refused> {
+        if self.find(name).is_some() {
+            let name = name.to_owned();
+            return Err(Refused::NameTaken { name });
+        }
+        let door_of = |vm: &Vm| vm.way.map(|way| way.door);
+        for vm in self.vms.values() {
+            if vm.process == process {
+                return Err(Refused::ProcessTaken {
+                    pid: process.pid,
+                    name: vm.name.clone(),
+                });
+            }
+            if door.is_some() && door_of(vm) == door {
+                let name = vm.name.clone();
+                return Err(Refused::DoorTaken { name });
+            }
+        }
+        Ok(())
     }
 }
 

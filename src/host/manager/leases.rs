@@ -1,7 +1,8 @@
 //! Leases in the host manager: memory promised before its VM exists.
 //!
 //! A lease belongs to the control connection that took it and ends with it, by its time-out, or when
-//! a VM's `Hello` names it. From the taking on it counts in admission, and the policy sees its memory
+//! a VM is registered with its token, which its owner alone was told. It ends with its host manager as well,
+//! since its owner's connection does. From the taking on it counts in admission, and the policy sees its memory
 //! as overhead that is not free, so that the others are squeezed for it. A VM that redeems one is
 //! promised at least what was leased (as far as its limit goes); what it needs beyond that must be
 //! admitted like any other. A refused VM leaves the lease as it was.
@@ -13,7 +14,7 @@ use super::{Manager, Outgoing, Refused};
 use crate::policy::admission::Request;
 use crate::policy::lease::{Lease, LeaseBook, LeaseId, OwnerId};
 use crate::units::{PAGES_MAX, Pages};
-use crate::words::Allocation;
+use crate::words::{Allocation, Token};
 
 /// Leases of connections, at most: each keeps a descriptor. Chosen.
 pub(super) const LEASES_MAX: usize = 256;
@@ -28,7 +29,8 @@ pub enum LeaseEnd {
 }
 
 impl Manager {
-    /// Promises `least` to a VM to come, or as much up to `most` as there is.
+    /// Promises `least` to a VM to come, or as much up to `most` as there is. Whoever knows the token
+    /// redeems it.
     ///
     /// # Errors
     /// Why not; with the arithmetic when there is not enough.
@@ -38,7 +40,7 @@ impl Manager {
         most: Option<Pages>,
         owner: OwnerId,
         expires_at: Duration,
-    ) -> Result<(LeaseId, Lease), Refused> {
+    ) -> Result<(LeaseId, Token, Lease), Refused> {
         let most = most.unwrap_or(least);
         if least == Pages::ZERO || least > most || most > Pages(PAGES_MAX) {
             return Err(Refused::LeaseSize { least, most });
@@ -51,14 +53,19 @@ impl Manager {
             reservation: least,
             overhead: overhead_estimate(most),
         };
+        let token = self.shares.token()?;
         let promises = self.promises_to_vms(None);
         self.assess(&self.leases.counted_in(&promises), &request)?;
         let id = self
             .leases
             .take_range(&promises, &request, most, owner, expires_at)?;
         let lease = self.leases.get(id, owner).expect("just taken").clone();
+        let leases = &self.leases;
+        let lives = |id: LeaseId| leases.iter().any(|(other, _)| other == id);
+        self.lease_tokens.retain(|(id, _)| lives(*id));
+        self.lease_tokens.push((id, token));
         self.urgent = true;
-        Ok((id, lease))
+        Ok((id, token, lease))
     }
 
     /// Whether that connection has a lease.
@@ -82,21 +89,24 @@ impl Manager {
         }
     }
 
-    /// The leases without the one that a VM names, which raises its reservation, and whose it was.
+    /// The leases without the one of that token, which raises the VM's reservation, and whose it was.
     pub(super) fn redeemed(
         &self,
-        lease: Option<u64>,
+        token: Option<Token>,
         allocation: &mut Allocation,
     ) -> Result<(LeaseBook, Option<OwnerId>), Refused> {
         let mut leases = self.leases.clone();
-        let Some(id) = lease.map(LeaseId) else {
+        let Some(token) = token else {
             return Ok((leases, None));
         };
+        let named = self.lease_tokens.iter().find(|(_, known)| *known == token);
+        let id = named.map(|(id, _)| *id).ok_or(Refused::NoLease)?;
         let owner = leases.iter().find(|(other, _)| *other == id);
-        let owner = owner.map_or(OwnerId(u64::MAX), |(_, lease)| lease.owner);
+        let owner = owner.map(|(_, lease)| lease.owner);
+        let owner = owner.ok_or(Refused::NoLease)?;
         let lease = leases
             .redeem(id, owner, self.decided)
-            .map_err(|_| Refused::NoLease(id))?;
+            .map_err(|_| Refused::NoLease)?;
         let promised = lease.reservation.min(allocation.limit);
         allocation.reservation = allocation.reservation.max(promised);
         Ok((leases, Some(owner)))

@@ -4,7 +4,7 @@
 use crate::host::share::JoinError;
 use crate::policy::PolicyKind;
 use crate::policy::admission::{Promises, Refusal};
-use crate::policy::lease::{LeaseError, LeaseId};
+use crate::policy::lease::LeaseError;
 use crate::units::{PAGES_MAX, Pages};
 use crate::words::allocation::AllocationError;
 use crate::words::names::NAME_FORMS;
@@ -33,6 +33,12 @@ pub enum Refused {
         /// The process.
         pid: i32,
         /// Its VM.
+        name: String,
+    },
+    /// The door at which the VM listens is another's.
+    #[error("the VM {name:?} listens there already")]
+    DoorTaken {
+        /// Whose it is.
         name: String,
     },
     /// There are as many VMs as there may be.
@@ -64,7 +70,7 @@ pub enum Refused {
         /// Configured memory.
         size: Pages,
     },
-    /// A VM process says that it holds more than its VM has.
+    /// A VM process says that it holds more than its VM has, or than it has resident.
     #[error("holds {held} of {size}")]
     HeldTooMuch {
         /// What it says.
@@ -72,9 +78,9 @@ pub enum Refused {
         /// Configured memory of the VM.
         size: Pages,
     },
-    /// A VM joins again and is not what it was.
-    #[error("joins again with another memory or share group")]
-    Changed,
+    /// Who joins again does not know the VM's token.
+    #[error("joins again with another token")]
+    Token,
     /// A record of a frame pool that cannot be one.
     #[error("a pool of {frames} frames")]
     PoolSize {
@@ -117,9 +123,9 @@ pub enum Refused {
     /// There are as many leases as there may be.
     #[error("there are {LEASES_MAX} leases already")]
     TooManyLeases,
-    /// The lease that a VM names is not there.
-    #[error("no lease {}: never taken, over, or used", .0.0)]
-    NoLease(LeaseId),
+    /// There is no lease of the token that a launcher names.
+    #[error("no lease of that token: never taken, over, or used")]
+    NoLease,
     /// The book of leases refuses.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -153,13 +159,14 @@ impl Refused {
             | Refused::NotReserved { .. }
             | Refused::PoolSize { .. }
             | Refused::LeaseSize { .. } => Kind::Invalid,
-            Refused::Ended | Refused::NoLease(_) | Refused::Lease(LeaseError::Unknown) => {
+            Refused::Ended | Refused::NoLease | Refused::Lease(LeaseError::Unknown) => {
                 Kind::NotFound
             }
             Refused::Exited
             | Refused::NameTaken { .. }
             | Refused::ProcessTaken { .. }
-            | Refused::Changed
+            | Refused::DoorTaken { .. }
+            | Refused::Token
             | Refused::Unmanaged { .. }
             | Refused::Lease(LeaseError::NameTaken { .. }) => Kind::Conflict,
             Refused::TooManyVms { .. }

@@ -8,11 +8,12 @@
 //! | its process ends | ended | returns |
 //!
 //! What a VM was promised (its allocation, a lease that it redeemed, whatever `set` changed) comes from
-//! the host manager's own accounts and record, never from a second `Hello`.
+//! the host manager's own accounts and record, never from the VM.
 //!
 //! A new host manager reads the record of the old one ([`crate::host::record`]): a journal,
 //! written before anybody is answered. VM processes in it that still live are *expected*: promised
-//! to, and their pools remembered. A VM that joins again hands its pool's descriptor back; the
+//! to, and their pools remembered. Each is asked to join again at its door. A VM that does hands its pool's
+//! descriptor back; the
 //! pool is known by device and inode from the record alone, and opened for writing by its owner.
 //! Then the VM *claims* the frames that it maps (in the pager's `claims`), a part at a time. A
 //! frame that is claimed has a reference and a key again; what nobody claims is punched when the
@@ -26,19 +27,19 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::admission::{check_held, check_name, credit_batch, overhead_estimate};
+use super::admission::{check_name, credit_batch, overhead_estimate};
 use super::watch::Watch;
 use super::{Manager, Refused, Vm};
 use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
 use crate::host::share::Reach;
-use crate::link::message::{Hello, ToVm, Welcome};
+use crate::link::message::{ToVm, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::types::VmId;
 use crate::units::Pages;
 use crate::words::budget::BUDGETS;
-use crate::words::{Allocation, Measured};
+use crate::words::{Allocation, Measured, Token};
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,18 @@ pub struct VmRecord {
     pub share_group: Option<String>,
     /// The pool that it maps.
     pub pool: PoolId,
+    /// How it is found; who has none joins no other host manager.
+    #[serde(default)]
+    pub way: Option<WayBack>,
+}
+
+/// How a host manager finds a VM to which it has no link, and how the two know each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayBack {
+    /// Number of the [door](crate::link::door) at which the VM's process listens.
+    pub door: u32,
+    /// A secret of the two.
+    pub token: Token,
 }
 
 /// Every VM of a host manager that knew nothing else.
@@ -107,15 +120,6 @@ pub enum Note {
     Gone(String),
 }
 
-/// Who says hello.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
-    /// Nobody of that name or process.
-    New,
-    /// The process of this VM.
-    Again(VmId),
-}
-
 impl Vm {
     pub(super) fn new(
         name: String,
@@ -129,6 +133,7 @@ impl Vm {
             reach: Reach::Open,
             allocation,
             managed: true,
+            way: None,
             admission,
             measured: None,
             plan: None,
@@ -144,26 +149,28 @@ impl Vm {
 }
 
 impl Manager {
-    /// Whether that process is a VM's, and of which.
-    ///
-    /// # Errors
-    /// When the name is another process's, or the process another VM's.
-    pub fn known(&self, name: &str, process: ProcessId) -> Result<Known, Refused> {
-        if let Some(id) = self.find(name) {
-            return match self.vms[&id].process == process {
-                true => Ok(Known::Again(id)),
-                false => Err(Refused::NameTaken {
-                    name: name.to_owned(),
-                }),
-            };
-        }
-        match self.vms.values().find(|vm| vm.process == process) {
-            Some(vm) => Err(Refused::ProcessTaken {
-                pid: process.pid,
-                name: vm.name.clone(),
-            }),
-            None => Ok(Known::New),
-        }
+    /// Whose process that is.
+    pub fn vm_of(&self, process: ProcessId) -> Option<VmId> {
+        let found = self.vms.iter().find(|(_, vm)| vm.process == process);
+        found.map(|(&id, _)| id)
+    }
+
+    /// How a VM is found without a link.
+    pub fn way_back(&self, id: VmId) -> Option<WayBack> {
+        self.vms.get(&id)?.way
+    }
+
+    /// Whether a VM that lives listens at that door.
+    pub fn has_door(&self, door: u32) -> bool {
+        let mut doors = self.vms.values().filter_map(|vm| vm.way);
+        doors.any(|way| way.door == door)
+    }
+
+    /// The VMs without a link that can be found.
+    pub fn to_be_found(&self) -> Vec<VmId> {
+        let lost = |vm: &Vm| vm.reach == Reach::Detached && vm.way.is_some() && vm.exit.is_none();
+        let lost = self.vms.iter().filter(|(_, vm)| lost(vm));
+        lost.map(|(&id, _)| id).collect()
     }
 
     /// A VM's link has closed; its process lives.
@@ -193,32 +200,35 @@ impl Manager {
         }
     }
 
-    /// A VM has a new link, over which it handed back `handed`. Its `Welcome` is in the outgoing
-    /// messages; an earlier link is of no use any more.
+    /// A VM has a new link, over which it said its `token`, that it holds `held`, and handed back
+    /// `handed`. Its process has `resident` anonymous memory: it cannot hold more. Its `Welcome` is in
+    /// the outgoing messages; an earlier link is of no use any more.
     ///
     /// # Errors
     /// Why it is refused; nothing is changed.
     pub fn rejoin(
         &mut self,
         id: VmId,
-        hello: &Hello,
+        token: Token,
+        [held, resident]: [Pages; 2],
         handed: Option<&OwnedFd>,
     ) -> Result<(), Refused> {
         let vm = self.vms.get(&id).ok_or(Refused::Ended)?;
         if vm.exit.is_some() {
             return Err(Refused::Exited);
         }
-        if hello.allocation.size != vm.allocation.size
-            || hello.managed != vm.managed
-            || hello.share_group.as_deref() != self.shares.group_name(id)
-        {
-            return Err(Refused::Changed);
+        if vm.way.is_none_or(|way| way.token != token) {
+            return Err(Refused::Token);
         }
-        check_held(hello)?;
+        let size = vm.allocation.size;
+        if held > size {
+            return Err(Refused::HeldTooMuch { held, size });
+        }
+        let held = held.min(resident);
         let budget = self.ledger.budget();
         let rejoined = self.shares.rejoin(id, handed, budget)?;
         self.ledger.adopt_frames(rejoined.frames);
-        self.ledger.restart(id, hello.held);
+        self.ledger.restart(id, held);
         let vm = self.vms.get_mut(&id).expect("found above");
         vm.reach = Reach::Open;
         (vm.orders, vm.asked) = (None, Pages::ZERO);
@@ -228,7 +238,8 @@ impl Manager {
             key_seed: rejoined.seed,
             pool_frames: pool.frames(),
             sampling: self.settings.sampling,
-            credit: hello.held,
+            token: Some(token),
+            credit: held,
             credit_batch: credit_batch(budget),
             adopted: rejoined.adopted,
         };
@@ -247,10 +258,8 @@ impl Manager {
     /// What is wrong with the record; nothing is changed.
     pub fn restore(&mut self, record: VmRecord, resident: Pages) -> Result<VmId, Refused> {
         record.check()?;
-        if self.known(&record.name, record.process)? != Known::New {
-            let name = record.name;
-            return Err(Refused::NameTaken { name });
-        }
+        let door = record.way.map(|way| way.door);
+        self.check_new(&record.name, record.process, door)?;
         if self.vms.len() >= self.vms_max {
             let most = self.vms_max;
             return Err(Refused::TooManyVms { most });
@@ -269,7 +278,7 @@ impl Manager {
             record.allocation,
             "admitted by an earlier host manager".to_owned(),
         );
-        vm.managed = record.managed;
+        (vm.managed, vm.way) = (record.managed, record.way);
         vm.reach = Reach::Detached;
         // An earlier host manager has heard of it: it does not start.
         vm.measured = Some(Measured::default());
@@ -318,6 +327,7 @@ impl Manager {
             managed: vm.managed,
             share_group: self.shares.group_name(id).map(str::to_owned),
             pool: self.shares.pool_id(id)?,
+            way: vm.way,
         }))
     }
 

@@ -6,7 +6,7 @@ mod watch;
 use serde_bytes::ByteBuf;
 
 use super::*;
-use crate::link::message::Hello;
+use crate::host::registration::Registration;
 use crate::page::key::key_of;
 use crate::units::FrameId;
 use crate::words::{AllocationKeys, Holding};
@@ -23,8 +23,8 @@ fn manager() -> Manager {
     })
 }
 
-fn hello(name: &str, mib: u64) -> Hello {
-    Hello {
+fn hello(name: &str, mib: u64) -> Registration {
+    Registration {
         name: name.to_owned(),
         allocation: Allocation {
             shares: 1000,
@@ -32,7 +32,6 @@ fn hello(name: &str, mib: u64) -> Hello {
             ..Allocation::of(Pages::mib(mib))
         },
         share_group: Some("g".to_owned()),
-        held: Pages::ZERO,
         managed: true,
         lease: None,
     }
@@ -40,9 +39,9 @@ fn hello(name: &str, mib: u64) -> Hello {
 
 impl Manager {
     /// Admits a VM in a process of its own.
-    fn join(&mut self, hello: Hello) -> Result<VmId, Refused> {
+    fn join(&mut self, registration: Registration) -> Result<VmId, Refused> {
         let pid = i32::try_from(self.next_vm + 1000).unwrap();
-        self.admit(hello, ProcessId { pid, started: 1 })
+        self.admit(registration, ProcessId { pid, started: 1 }, None)
     }
 }
 
@@ -235,7 +234,11 @@ fn violations_are_errors_and_leave_the_accounts_whole() {
     let mut manager = manager();
     let a = manager.join(hello("a", 16)).unwrap();
     let wrong = [
-        ToHost::Hello(hello("a", 16)),
+        ToHost::Hello,
+        ToHost::Again {
+            token: Token::of([0, 0]),
+            held: Pages::ZERO,
+        },
         ToHost::CreditReturn {
             pages: Pages(u64::MAX),
         },
@@ -329,7 +332,8 @@ fn a_lease_counts_until_its_vm_comes() {
     let mut manager = manager();
     let owner = OwnerId(7);
     let never = Duration::MAX;
-    let (id, lease) = manager.reserve(Pages::mib(40), None, owner, never).unwrap();
+    let leased = manager.reserve(Pages::mib(40), None, owner, never);
+    let (_, token, lease) = leased.unwrap();
     assert_eq!(lease.reservation, Pages::mib(40));
     let figures = manager.figures();
     assert_eq!(figures.host.leased_bytes, lease.pages().bytes());
@@ -351,7 +355,10 @@ fn a_lease_counts_until_its_vm_comes() {
     assert!(manager.set_host(Some(Pages::mib(40)), None).is_err());
     // The VM it was taken for may need more than was leased, if that can be promised too.
     let mut vm = hello("a", 64);
-    vm.lease = Some(id.0);
+    // Who does not know its token does not get it.
+    vm.lease = Some(Token::of([0, 0]));
+    assert!(matches!(manager.join(vm.clone()), Err(Refused::NoLease)));
+    vm.lease = Some(token);
     vm.allocation.reservation = Pages::mib(63);
     assert!(manager.join(vm.clone()).is_err());
     assert!(manager.has_lease(owner), "a refused VM leaves the lease");
@@ -376,7 +383,7 @@ fn a_lease_counts_until_its_vm_comes() {
 fn a_lease_ends_with_its_owner_and_its_time() {
     let mut manager = manager();
     let most = Some(Pages::mib(512));
-    let (_, lease) = manager
+    let (_, _, lease) = manager
         .reserve(Pages::mib(8), most, OwnerId(1), at(500))
         .unwrap();
     assert_eq!(lease.pages(), BUDGET, "all there is");
@@ -396,7 +403,7 @@ fn a_lease_ends_with_its_owner_and_its_time() {
 fn what_is_not_managed_is_promised_in_full_and_stays_so() {
     let mut manager = manager();
     let size = Pages::mib(32);
-    let plain = |reservation| Hello {
+    let plain = |reservation| Registration {
         managed: false,
         share_group: None,
         allocation: Allocation {
@@ -427,7 +434,7 @@ fn what_is_not_managed_is_promised_in_full_and_stays_so() {
     }
     manager.set(id, &keys("shares", "high")).unwrap();
     // Memory that is promised to others does not fit beside it.
-    let second = Hello {
+    let second = Registration {
         name: "second".to_owned(),
         ..plain(size)
     };
@@ -436,13 +443,6 @@ fn what_is_not_managed_is_promised_in_full_and_stays_so() {
     let vm = figures.vms.iter().find(|vm| vm.name == "plain").unwrap();
     assert_eq!(vm.memory_management, Some(false));
     assert_eq!(vm.memory.credit_bytes, size.bytes());
-    // And it joins again as what it was, or not at all.
-    let changed = Hello {
-        managed: true,
-        ..plain(size)
-    };
-    let again = manager.rejoin(id, &changed, None);
-    assert!(matches!(again, Err(Refused::Changed)));
     // The next host manager knows it by the record, before it joins again.
     let record = manager.all_notes().into_iter().find_map(|note| match note {
         Note::Vm(record) => Some(record),

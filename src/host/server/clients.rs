@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::connection::{Connection, Expected};
+use super::connection::Connection;
 use super::crowd::IDLE_MAX;
-use super::{Event, Server, vms};
-use crate::host::control;
+use super::{Server, joining};
+use crate::host::control::{self, Request};
 use crate::host::manager::LeaseEnd;
-use crate::link::codec;
-use crate::link::message::ToHost;
+use crate::host::process::Process;
 use crate::link::socket::{self, TakeFd};
 use crate::policy::lease::OwnerId;
 
@@ -50,71 +49,65 @@ impl Server {
 
     /// Somebody has connected.
     fn let_in(&mut self, fd: OwnedFd) {
-        if !socket::peer(&fd).is_ok_and(|peer| socket::is_ours(&peer)) {
+        let peer = socket::peer(&fd).ok();
+        let Some(peer) = peer.filter(socket::is_ours) else {
             self.complain(|| "refused a connection of another user".to_owned());
+            return;
+        };
+        // A VM has nothing to ask here, whatever its process has become.
+        let is = |process: &Process| process.id().pid == peer.pid.as_raw_pid();
+        if self.processes.values().any(is) {
+            self.complain(|| "refused a connection of a VM's process".to_owned());
             return;
         }
         let idle = self.connections.values().filter_map(Connection::idle_since);
         if idle.count() >= IDLE_MAX {
             self.make_way();
         }
-        match self.add_stranger(fd, None) {
+        match self.connect(Connection::stranger(fd)) {
             // What it asks is mostly there already.
             Ok(token) => self.first_message(token),
             Err(error) => self.complain(|| error.to_string()),
         }
     }
 
-    /// The first datagram says what a connection is.
+    /// The first datagram is a request.
     pub(super) fn first_message(&mut self, token: u64) {
         let Some(Connection::Stranger { fd, .. }) = self.connections.get(&token) else {
             return;
         };
-        // A VM that joins again hands its frame pool back.
+        // A launcher hands over one end of its VM's link.
         let (bytes, handed) = match socket::recv_datagram(fd, &mut self.buffer, TakeFd::One) {
             Err(Errno::AGAIN | Errno::INTR) => return,
             Ok(datagram) => (datagram.bytes, datagram.fd),
             Err(_) => (0, None),
         };
-        let Some(Connection::Stranger { fd, expected, .. }) = self.connections.remove(&token)
-        else {
+        let Some(Connection::Stranger { fd, .. }) = self.connections.remove(&token) else {
             return;
         };
-        let datagram = &self.buffer[..bytes];
-        match datagram.first() {
+        match self.buffer[..bytes].first() {
             // As `ps` does when it looks for the host manager that is meant.
-            None if expected.is_none() => log::debug!("a connection closed without a word"),
-            None => self.unlinked(expected, "it hung up before it said anything"),
-            Some(b'{') if expected.is_none() && bytes <= control::REQUEST_BYTES_MAX => {
-                self.answer(token, fd, bytes);
+            None => log::debug!("a connection closed without a word"),
+            Some(b'{') if bytes <= control::REQUEST_BYTES_MAX => {
+                self.answer(token, fd, bytes, handed);
             }
-            Some(_) => match codec::decode::<ToHost>(datagram) {
-                Ok(ToHost::Hello(hello)) => self.join(token, fd, expected, hello, handed),
-                Ok(_) => self.unlinked(expected, "its first message is no Hello"),
-                Err(error) => {
-                    // A VM process of another version deserves to be told so.
-                    if matches!(error, codec::Error::Version { .. }) {
-                        vms::refuse(fd, &error.to_string());
-                    }
-                    self.unlinked(expected, &error.to_string());
-                }
-            },
+            Some(_) => {
+                // A VM process of another version deserves to be told so.
+                joining::refuse(fd, "a VM does not join here: its launcher registers it");
+                self.complain(|| "closed a connection: its first word is no request".to_owned());
+            }
         }
     }
 
-    /// A connection ended before it became a VM's.
-    fn unlinked(&mut self, expected: Option<Expected>, why: &str) {
-        match expected {
-            Some(expected) => self.events.push(Event::Ended(expected.name)),
-            None => self.complain(|| format!("closed a connection: {why}")),
-        }
-    }
-
-    /// Answers the request in the first `bytes` of the buffer.
-    fn answer(&mut self, token: u64, fd: OwnedFd, bytes: usize) {
+    /// Answers the request in the first `bytes` of the buffer, which came with `handed`.
+    fn answer(&mut self, token: u64, fd: OwnedFd, bytes: usize, handed: Option<OwnedFd>) {
         let now = self.start.elapsed();
-        let request = &self.buffer[..bytes];
-        let reply = control::answer(&mut self.manager, request, OwnerId(token), now);
+        let reply = match control::read(&self.buffer[..bytes]) {
+            Ok(Request::Join { registration, door }) => {
+                self.register(&fd, registration, door, handed)
+            }
+            request => control::carry_out(&mut self.manager, request, OwnerId(token), now),
+        };
         self.keep_record();
         let reply = Connection::reply(fd, control::datagrams(&reply));
         self.connections.insert(token, reply);
@@ -168,7 +161,13 @@ impl Server {
                 self.connections.insert(token, Connection::reply(fd, parts));
             }
             // The tokens of owners are those of control clients.
-            Some(Connection::Stranger { .. } | Connection::Vm { .. }) | None => return,
+            Some(
+                Connection::Stranger { .. }
+                | Connection::Launched { .. }
+                | Connection::Knocking { .. }
+                | Connection::Vm { .. },
+            )
+            | None => return,
         }
         self.send_reply(token);
     }

@@ -1,8 +1,9 @@
 //! One connection, by what is known of it.
 //!
 //! ```text
-//! Stranger --Hello-----> Vm
-//!          --request---> Reply --all of it was sent--> closed, or LeaseOwner
+//! Launched --Hello-----> Vm
+//! Knocking --Again-----> Vm
+//! Stranger --request---> Reply --all of it was sent--> closed, or LeaseOwner
 //! LeaseOwner --its lease has ended--> Reply
 //! ```
 
@@ -11,17 +12,22 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use crate::host::process::Process;
+use crate::host::registration::Registration;
 use crate::link::socket::HostLink;
 use crate::policy::types::VmId;
 
 pub(super) enum Connection {
-    /// Has not said yet what it is.
-    Stranger {
+    /// Came to our socket, and has not said yet what it wants.
+    Stranger { fd: OwnedFd, since: Instant },
+    /// One end of a pair, over which the VM that was registered has not said hello yet.
+    Launched {
         fd: OwnedFd,
-        /// Who has the other end of a pair: nobody else may speak there.
-        expected: Option<Expected>,
-        since: Instant,
+        expected: Expected,
+        /// When it came to us, if from another process than ours.
+        since: Option<Instant>,
     },
+    /// We are at the door of that VM, and it has not answered yet.
+    Knocking { id: VmId, fd: OwnedFd },
     /// The link of a VM.
     Vm {
         id: VmId,
@@ -40,17 +46,18 @@ pub(super) enum Connection {
     LeaseOwner { fd: OwnedFd },
 }
 
-/// A VM process that we started, at the other end of a pair.
+/// Who has the other end of a pair: nobody else speaks there.
 pub(super) struct Expected {
-    pub name: String,
+    pub registration: Registration,
     pub process: Process,
+    /// At which it can be found again.
+    pub door: Option<u32>,
 }
 
 impl Connection {
-    pub fn stranger(fd: OwnedFd, expected: Option<Expected>) -> Connection {
+    pub fn stranger(fd: OwnedFd) -> Connection {
         Connection::Stranger {
             fd,
-            expected,
             since: Instant::now(),
         }
     }
@@ -64,17 +71,13 @@ impl Connection {
     }
 
     /// Since when it owes us a word or does not read its reply; such connections are closed after a
-    /// while, and their number is bounded. A VM process that we started may take its time, and leases
-    /// have a bound of their own.
+    /// while, and their number is bounded. A VM process that we started or that lives already may take its
+    /// time, and leases have a bound of their own.
     pub fn idle_since(&self) -> Option<Instant> {
         match self {
-            Connection::Stranger {
-                since,
-                expected: None,
-                ..
-            }
-            | Connection::Reply { since, .. } => Some(*since),
-            Connection::Stranger { .. } | Connection::Vm { .. } | Connection::LeaseOwner { .. } => {
+            Connection::Stranger { since, .. } | Connection::Reply { since, .. } => Some(*since),
+            Connection::Launched { since, .. } => *since,
+            Connection::Knocking { .. } | Connection::Vm { .. } | Connection::LeaseOwner { .. } => {
                 None
             }
         }
@@ -85,7 +88,10 @@ impl Connection {
         match self {
             Connection::Vm { link, .. } => link.is_waiting(),
             Connection::Reply { parts, .. } => !parts.is_empty(),
-            Connection::Stranger { .. } | Connection::LeaseOwner { .. } => false,
+            Connection::Stranger { .. }
+            | Connection::Launched { .. }
+            | Connection::Knocking { .. }
+            | Connection::LeaseOwner { .. } => false,
         }
     }
 }
@@ -94,6 +100,8 @@ impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Connection::Stranger { fd, .. }
+            | Connection::Launched { fd, .. }
+            | Connection::Knocking { fd, .. }
             | Connection::Reply { fd, .. }
             | Connection::LeaseOwner { fd } => fd.as_fd(),
             Connection::Vm { link, .. } => link.as_fd(),

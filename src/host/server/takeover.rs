@@ -13,7 +13,7 @@ use crate::host::record::{self, Found, Record};
 
 impl Server {
     /// Takes over from the host manager that listened here before: its VMs whose processes still
-    /// live keep what they were promised, and may join again. From here on a record is kept for the
+    /// live keep what they were promised, and are asked to join again. From here on a record is kept for the
     /// next one. Returns how many VMs are expected. Call it once, after [`Server::listen`].
     ///
     /// # Errors
@@ -33,14 +33,14 @@ impl Server {
             }
         };
         let mut whole = found.ignored == 0;
-        let mut living = Vec::new();
+        let (mut living, mut ended) = (Vec::new(), Vec::new());
         for vm in found.vms.into_values() {
             match Process::find(vm.process) {
                 Ok(process) => {
                     whole &= vm.check().is_ok();
                     living.push((vm, process));
                 }
-                Err(process::Error::Ended) => {}
+                Err(process::Error::Ended) => ended.extend(vm.way),
                 Err(error) => {
                     log::warn!("{:?}: {error}", vm.name);
                     whole = false;
@@ -65,6 +65,12 @@ impl Server {
         }
         self.manager.take_notes();
         self.record = Some(Record::create(&path, &self.manager.all_notes())?);
+        for way in ended {
+            if !self.manager.has_door(way.door) {
+                self.remove_door(way);
+            }
+        }
+        self.find_lost();
         Ok(expected)
     }
 

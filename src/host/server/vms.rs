@@ -6,12 +6,11 @@
 
 use std::os::fd::OwnedFd;
 
-use super::connection::{Connection, Expected};
+use super::connection::Connection;
 use super::{Event, MESSAGES_PER_TURN, PROCESS, Server};
-use crate::host::manager::{Known, Refused};
 use crate::host::process::Process;
-use crate::link::message::{Hello, TEXT_BYTES_MAX, ToVm};
-use crate::link::socket::{self, HostLink};
+use crate::link::message::ToVm;
+use crate::link::socket;
 use crate::policy::types::VmId;
 
 /// Messages that are read from a link whose process has ended, at most: what a socket holds is less.
@@ -28,77 +27,6 @@ impl Server {
             process.kill();
         }
         self.processes.insert(id, process);
-    }
-
-    /// A `Hello`: of a new VM, or of one that had a link before.
-    pub(super) fn join(
-        &mut self,
-        token: u64,
-        fd: OwnedFd,
-        expected: Option<Expected>,
-        hello: Hello,
-        handed: Option<OwnedFd>,
-    ) {
-        let name = hello.name.clone();
-        let announced = expected.as_ref().map(|expected| expected.name.clone());
-        let joined = match &announced {
-            Some(expected) if *expected != name => Err(format!("this link is for {expected:?}")),
-            _ => self.admit(&fd, expected, hello, handed.as_ref()),
-        };
-        match joined {
-            Ok(id) => {
-                log::info!("{name} joined");
-                let link = HostLink::new(fd);
-                let behind = false;
-                self.connections
-                    .insert(token, Connection::Vm { id, link, behind });
-                self.token_of.insert(id, token);
-                self.events.push(Event::Joined(name));
-            }
-            Err(reason) => {
-                refuse(fd, &reason);
-                self.complain(|| format!("refused {name:?}: {reason}"));
-                let name = announced.unwrap_or(name);
-                self.events.push(Event::Refused(name, reason));
-            }
-        }
-    }
-
-    fn admit(
-        &mut self,
-        fd: &OwnedFd,
-        expected: Option<Expected>,
-        hello: Hello,
-        handed: Option<&OwnedFd>,
-    ) -> Result<VmId, String> {
-        let process = match expected {
-            Some(expected) => expected.process,
-            None => Process::peer(fd).map_err(|error| error.to_string())?,
-        };
-        let said = |refused: Refused| refused.to_string();
-        let known = self.manager.known(&hello.name, process.id());
-        match known.map_err(said)? {
-            Known::New => {
-                let id = self.manager.admit(hello, process.id()).map_err(said)?;
-                if !self.keep_record() {
-                    self.manager.gone(id);
-                    return Err("cannot be recorded".to_owned());
-                }
-                self.mind_process(id, process);
-                Ok(id)
-            }
-            Known::Again(id) => {
-                let rejoined = self.manager.rejoin(id, &hello, handed);
-                rejoined.map_err(said)?;
-                // What it said there and was not read yet is void: it says everything anew.
-                self.close_link(id);
-                if !self.keep_record() {
-                    self.manager.detach(id);
-                    return Err("cannot be recorded".to_owned());
-                }
-                Ok(id)
-            }
-        }
     }
 
     pub(super) fn serve_vm(&mut self, token: u64) {
@@ -164,9 +92,10 @@ impl Server {
         }
         self.close_link(id);
         self.manager.detach(id);
+        self.find_again(id);
     }
 
-    fn close_link(&mut self, id: VmId) {
+    pub(super) fn close_link(&mut self, id: VmId) {
         if let Some(token) = self.token_of.remove(&id) {
             self.connections.remove(&token);
         }
@@ -188,6 +117,9 @@ impl Server {
         }
         let name = self.manager.name(id).unwrap_or_default().to_owned();
         log::info!("{name} has ended");
+        if let Some(way) = self.manager.way_back(id) {
+            self.remove_door(way);
+        }
         self.manager.gone(id);
         self.events.push(Event::Ended(name));
     }
@@ -243,14 +175,4 @@ impl Server {
             self.manager.set_behind(*id, *behind);
         }
     }
-}
-
-/// Tells a peer why it may not join.
-pub(super) fn refuse(fd: OwnedFd, reason: &str) {
-    let mut reason = reason.to_owned();
-    while reason.len() > TEXT_BYTES_MAX {
-        reason.pop();
-    }
-    // The peer may be gone already; there is nobody else to tell.
-    let _ = HostLink::new(fd).send(ToVm::Refused { reason }, None);
 }

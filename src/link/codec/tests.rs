@@ -8,28 +8,13 @@ use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use crate::words::*;
 
 fn hello() -> impl Strategy<Value = ToHost> {
-    (
-        "[A-Za-z0-9._-]{1,64}",
-        any::<[u64; 7]>(),
-        any::<Option<[u8; 8]>>(),
-    )
-        .prop_map(|(name, n, group)| {
-            ToHost::Hello(Hello {
-                name,
-                allocation: Allocation {
-                    size: Pages(n[0]),
-                    reservation: Pages(n[1]),
-                    limit: Pages(n[2]),
-                    shares: n[3],
-                    dynamic_min: Pages(n[4]),
-                    dynamic_max: Pages(n[5]),
-                },
-                share_group: group.map(|bytes| format!("{bytes:02x?}")),
-                held: Pages(n[6]),
-                managed: true,
-                lease: None,
-            })
-        })
+    any::<Option<[u64; 3]>>().prop_map(|n| match n {
+        None => ToHost::Hello,
+        Some([first, second, held]) => ToHost::Again {
+            token: Token::of([first, second]),
+            held: Pages(held),
+        },
+    })
 }
 
 fn report() -> impl Strategy<Value = ToHost> {
@@ -118,6 +103,7 @@ fn to_vm() -> impl Strategy<Value = ToVm> {
                 credit: Pages(credit),
                 credit_batch: Pages(batch),
                 sampling: Sampling::default(),
+                token: (frames % 3 == 0).then(|| Token::of([seed, credit])),
                 adopted: frames % 2 == 0,
             })
         }),
@@ -136,6 +122,9 @@ fn to_vm() -> impl Strategy<Value = ToVm> {
         vec(pair, 0..=LIST_MAX).prop_map(|pages| ToVm::Candidates { pages }),
         vec(any::<u32>().prop_map(Gfn), 0..=LIST_MAX).prop_map(|gfns| ToVm::Want { gfns }),
         Just(ToVm::Stop),
+        any::<[u64; 2]>().prop_map(|n| ToVm::Knock {
+            token: Token::of(n)
+        }),
     ]
 }
 

@@ -134,20 +134,42 @@ proptest! {
 }
 
 #[test]
-fn a_vm_that_says_to_hold_more_than_its_size_is_refused() {
+fn a_vm_that_joins_again_is_believed_up_to_what_its_process_has() {
     let mut manager = manager();
+    let process = ProcessId { pid: 9, started: 1 };
+    let vm = manager.admit(hello("liar", 16), process, Some(7)).unwrap();
+    let token = welcome(&mut manager, vm).token.unwrap();
+    let pool = manager.pool(vm).unwrap().reader().unwrap();
+    let mut again = |token, held, resident| {
+        let rejoined = manager.rejoin(vm, token, [Pages(held), Pages(resident)], Some(&pool));
+        let welcome = rejoined.map(|()| welcome(&mut manager, vm));
+        manager.audit();
+        welcome.map(|welcome| welcome.credit - welcome.credit_batch)
+    };
     for held in [SIZE.0 + 1, u64::MAX] {
-        let mut hello = hello("liar", 16);
-        hello.held = Pages(held);
-        assert!(
-            manager
-                .join(hello)
-                .unwrap_err()
-                .to_string()
-                .contains("holds"),
-            "{held}"
-        );
+        let refused = again(token, held, SIZE.0).unwrap_err().to_string();
+        assert!(refused.contains("holds"), "{refused}");
     }
+    let stranger = again(Token::of([1, 2]), 1, 1);
+    assert!(matches!(stranger, Err(Refused::Token)), "{stranger:?}");
+    assert_eq!(again(token, SIZE.0, 100).unwrap(), Pages(100));
+    assert_eq!(again(token, 50, 100).unwrap(), Pages(50));
+}
+
+#[test]
+fn a_name_a_process_and_a_door_are_one_vms() {
+    let mut manager = manager();
+    let process = |pid| ProcessId { pid, started: 1 };
+    manager.admit(hello("a", 16), process(1), Some(7)).unwrap();
+    let mut refused = |name, pid, door| {
+        let refused = manager.admit(hello(name, 16), process(pid), door);
+        refused.unwrap_err().to_string()
+    };
+    assert!(refused("a", 2, None).contains("runs already"));
+    assert!(refused("b", 1, None).contains("process 1 runs"));
+    assert!(refused("b", 2, Some(7)).contains("listens there"));
+    manager.admit(hello("b", 16), process(2), None).unwrap();
+    manager.admit(hello("c", 16), process(3), None).unwrap();
 }
 
 #[test]

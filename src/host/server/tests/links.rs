@@ -2,6 +2,14 @@
 
 use super::*;
 
+/// A host manager with a socket, beside which VMs have their doors.
+fn listening() -> (tempfile::TempDir, Server) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = server();
+    server.listen(&folder.path().join("host.sock")).unwrap();
+    (folder, server)
+}
+
 /// Two VMs that share eight pages: the VMs, the frames and the pool's file.
 fn sharing(server: &mut Server) -> (Fake, Fake, Welcome, Vec<FrameId>, fs::File) {
     let (a, welcome, pool) = Fake::join(server, "a");
@@ -61,7 +69,7 @@ fn frames_stay_while_the_process_lives_though_its_link_is_gone() {
     let mut server = server();
     let (a, mut b, _, frames, pool) = sharing(&mut server);
     let held = server.manager().ledger().in_use();
-    let Fake { link, mut body } = a;
+    let Fake { link, mut body, .. } = a;
     drop(link);
     b.body.kill();
     pump_until(&mut server, "the end of b", |server| {
@@ -85,26 +93,6 @@ fn frames_stay_while_the_process_lives_though_its_link_is_gone() {
     assert_eq!(allocated(&pool), 0);
 }
 
-/// Says hello over a new link of the same process, with the pool.
-pub(super) fn again(
-    server: &mut Server,
-    name: &str,
-    body: &Body,
-    held: u64,
-    pool: &fs::File,
-) -> Link {
-    let link = link(server, name, body);
-    let ToHost::Hello(mut hello) = hello(name) else {
-        unreachable!()
-    };
-    hello.held = Pages(held);
-    hello.allocation.reservation = Pages::ZERO;
-    link.send_first(&ToHost::Hello(hello), pool.as_fd())
-        .unwrap();
-    pump(server);
-    link
-}
-
 pub(super) fn welcomed(link: &Link) -> Welcome {
     match link.recv(Some(Duration::ZERO)).unwrap() {
         Received::Message(ToVm::Welcome(welcome), Some(_)) => welcome,
@@ -114,20 +102,12 @@ pub(super) fn welcomed(link: &Link) -> Welcome {
 
 #[test]
 fn a_new_link_of_the_same_process_replaces_the_old_one() {
-    let mut server = server();
+    let (_folder, mut server) = listening();
     let (a, b, welcome, frames, pool) = sharing(&mut server);
     let id = server.manager().find("a").unwrap();
     server.manager().audit();
-    // The old link is still there, with things unread on both sides.
-    let stale = ToHost::CreditReturn {
-        pages: Pages(1 << 30),
-    };
-    let new = again(&mut server, "a", &a.body, 50, &pool);
-    // A process that another test starts at this moment has a copy of the other end for a while.
-    pump_until(&mut server, "the end of the old link", |_| {
-        a.link.send(&stale).is_err()
-    });
-    let terms = welcomed(&new);
+    let new = again(&mut server, a, 50, &pool);
+    let terms = welcomed(&new.link);
     assert!(terms.adopted);
     assert_eq!(terms.key_seed, welcome.key_seed);
     assert_eq!(terms.credit, Pages(50) + terms.credit_batch);
@@ -136,7 +116,6 @@ fn a_new_link_of_the_same_process_replaces_the_old_one() {
     // Of eight it maps five, one of them twice; it has lost one meanwhile.
     let mut claims = frames[..5].to_vec();
     claims.push(frames[0]);
-    let new = Fake { link: new, ..a };
     new.say(&mut server, &ToHost::Claim { frames: claims });
     let lost = vec![frames[4]];
     new.say(&mut server, &ToHost::Release { frames: lost });
@@ -168,11 +147,10 @@ fn a_new_link_of_the_same_process_replaces_the_old_one() {
 
 #[test]
 fn a_vm_is_lent_nothing_before_it_has_claimed() {
-    let mut server = server();
+    let (_folder, mut server) = listening();
     let (a, _b, welcome, frames, pool) = sharing(&mut server);
-    let link = again(&mut server, "a", &a.body, 0, &pool);
-    welcomed(&link);
-    let new = Fake { link, ..a };
+    let new = again(&mut server, a, 0, &pool);
+    welcomed(&new.link);
     let offer = || ToHost::Offer {
         pages: vec![(Gfn(300), key_of(&page(1), welcome.key_seed))],
     };
@@ -190,11 +168,10 @@ fn false_claims_are_violations() {
         |frames| vec![frames[0]; LIST_MAX],
     ];
     for (case, claim) in claims.iter().enumerate() {
-        let mut server = server();
+        let (_folder, mut server) = listening();
         let (a, _b, _, frames, pool) = sharing(&mut server);
-        let link = again(&mut server, "a", &a.body, 0, &pool);
-        welcomed(&link);
-        let mut new = Fake { link, ..a };
+        let mut new = again(&mut server, a, 0, &pool);
+        welcomed(&new.link);
         // As many messages as a VM of 64 MiB can need, and one more.
         for _ in 0..(64 << 8) / LIST_MAX + 2 {
             let frames = claim(&frames);
@@ -213,28 +190,31 @@ fn false_claims_are_violations() {
 
 #[test]
 fn who_cannot_rejoin_is_refused_and_keeps_what_it_has() {
-    let mut server = server();
+    let (_folder, mut server) = listening();
     let (a, _b, _, frames, pool) = sharing(&mut server);
-    let refused = |link: &Link| match &hear(link).0[..] {
+    let refused = |fake: &Fake| match &fake.hear().0[..] {
         [ToVm::Refused { reason }] => reason.clone(),
         other => panic!("{other:?}"),
     };
-    // Another process by the same name.
-    let thief = Body::new();
-    let link = again(&mut server, "a", &thief, 0, &pool);
-    assert!(refused(&link).contains("runs already"));
-    // The same process by another name.
-    let link = again(&mut server, "other", &a.body, 0, &pool);
-    assert!(refused(&link).contains("\"a\" already"));
-    // Another pool, or more memory than it has.
+    // Another pool, more memory than it has, another token.
     let other = tempfile::tempfile().unwrap();
-    let link = again(&mut server, "a", &a.body, 0, &other);
-    assert!(refused(&link).contains("another frame pool"));
-    let link = again(&mut server, "a", &a.body, 1 << 30, &pool);
-    assert!(refused(&link).contains("holds"));
-    // Its first link is up all the time.
-    assert!(a.hear().1 && state(&mut server, "a") != "detached");
+    let a = again(&mut server, a, 0, &other);
+    assert!(refused(&a).contains("another frame pool"));
+    let a = again(&mut server, a, 1 << 30, &pool);
+    assert!(refused(&a).contains("holds"));
+    let (a, _) = a.knocked(&mut server);
+    let wrong = ToHost::Again {
+        token: Token::of([1, 2]),
+        held: Pages::ZERO,
+    };
+    a.link.send_first(&wrong, pool.as_fd()).unwrap();
+    pump(&mut server);
+    assert!(refused(&a).contains("another token"));
+    assert_eq!(state(&mut server, "a"), "detached");
     check_frames(&pool, &frames);
+    // It may try again as long as it lives.
+    let a = again(&mut server, a, 0, &pool);
+    assert!(welcomed(&a.link).adopted);
 }
 
 #[test]

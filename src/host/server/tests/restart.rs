@@ -1,6 +1,6 @@
 //! A host manager that takes over from one that was killed.
 
-use super::links::{again, allocated, candidates, check_frames, share, welcomed};
+use super::links::{allocated, candidates, check_frames, share, welcomed};
 use super::*;
 use crate::host::manager::VmRecord;
 
@@ -44,16 +44,17 @@ fn frames_are_adopted_counted_once_and_punched_at_their_last_release() {
     let (mut second, expected) = start(&path);
     assert_eq!(expected, 2);
     assert_eq!(vm_figures(&mut second, "a").state.name(), "detached");
-    let new_a = again(&mut second, "a", &a.body, 10, &pool);
-    let terms = welcomed(&new_a);
+    let new_a = again(&mut second, a, 10, &pool);
+    let terms = welcomed(&new_a.link);
     assert!(terms.adopted && terms.key_seed != welcome.key_seed);
     assert_eq!(terms.pool_frames, welcome.pool_frames);
     assert_eq!(second.manager().ledger().frames(), Pages(8));
     // a maps five of the eight; b may map any of the others.
-    claim(&mut second, &new_a, &frames[..5]);
+    claim(&mut second, &new_a.link, &frames[..5]);
     assert_eq!(second.manager().ledger().frames(), Pages(8));
     check_frames(&pool, &frames);
     new_a
+        .link
         .send(&ToHost::Release {
             frames: frames[..1].to_vec(),
         })
@@ -61,9 +62,9 @@ fn frames_are_adopted_counted_once_and_punched_at_their_last_release() {
     pump(&mut second);
     check_frames(&pool, &frames);
     // b maps three of them and one more.
-    let new_b = again(&mut second, "b", &b.body, 10, &pool);
-    assert!(welcomed(&new_b).adopted);
-    claim(&mut second, &new_b, &frames[3..6]);
+    let new_b = again(&mut second, b, 10, &pool);
+    assert!(welcomed(&new_b.link).adopted);
+    claim(&mut second, &new_b.link, &frames[3..6]);
     // 1 to 4 are a's, 3 to 5 are b's; nobody maps 0, 6 and 7.
     assert_eq!(second.manager().ledger().frames(), Pages(5));
     assert_eq!(allocated(&pool), 5 << 12);
@@ -86,7 +87,7 @@ fn frames_are_adopted_counted_once_and_punched_at_their_last_release() {
         frames[5..6]
     );
     drop(c);
-    for (link, part) in [(&new_a, 1..5), (&new_b, 3..6)] {
+    for (link, part) in [(&new_a.link, 1..5), (&new_b.link, 3..6)] {
         let frames = frames[part].to_vec();
         link.send(&ToHost::Release { frames }).unwrap();
     }
@@ -106,9 +107,9 @@ fn frames_that_only_a_dead_vm_could_have_claimed_are_punched() {
     let frames = share(&mut first, &a, &b, welcome.key_seed);
     killed(first);
     let (mut second, _) = start(&path);
-    let new_a = again(&mut second, "a", &a.body, 0, &pool);
-    welcomed(&new_a);
-    claim(&mut second, &new_a, &frames[..2]);
+    let new_a = again(&mut second, a, 0, &pool);
+    welcomed(&new_a.link);
+    claim(&mut second, &new_a.link, &frames[..2]);
     // b is stopped, or slow: everything stays for as long as it lives.
     assert_eq!(allocated(&pool), 8 << 12);
     b.body.kill();
@@ -129,20 +130,12 @@ fn promises_come_from_the_record_not_from_the_vm() {
     let lease = first
         .manager()
         .reserve(Pages::mib(40), None, owner, Duration::MAX);
-    let lease = lease.unwrap().0.0;
-    let body = Body::new();
-    let link = link(&mut first, "a", &body);
-    let ToHost::Hello(mut terms) = hello("a") else {
-        unreachable!()
+    let (_, token, _) = lease.unwrap();
+    let terms = Registration {
+        lease: Some(token),
+        ..registration("a")
     };
-    terms.lease = Some(lease);
-    link.send(&ToHost::Hello(terms)).unwrap();
-    pump(&mut first);
-    let Received::Message(ToVm::Welcome(_), Some(pool)) = link.recv(Some(Duration::ZERO)).unwrap()
-    else {
-        panic!("not admitted")
-    };
-    let pool = fs::File::from(pool);
+    let (a, _, pool) = Fake::launch(&mut first, terms).joined(&mut first);
     let set = br#"{"verb":"set","vm":"a","changes":{"shares":"777"}}"#;
     control::answer(first.manager(), set, owner, Duration::ZERO);
     let set = br#"{"verb":"set","vm":"host","changes":{"memory":"200M"}}"#;
@@ -154,22 +147,21 @@ fn promises_come_from_the_record_not_from_the_vm() {
     assert_eq!(expected, 1);
     assert_eq!(second.manager().ledger().budget(), Pages::mib(200));
     // It counts before the VM is back: no other may be promised its memory.
-    let rival = Fake::connect(&mut second, "rival");
-    let ToHost::Hello(mut greedy) = hello("rival") else {
-        unreachable!()
+    let greedy = Registration {
+        allocation: Allocation {
+            reservation: Pages::mib(165),
+            ..Allocation::of(Pages::mib(190))
+        },
+        ..registration("rival")
     };
-    greedy.allocation = Allocation {
-        reservation: Pages::mib(165),
-        ..Allocation::of(Pages::mib(190))
-    };
-    let heard = rival.say(&mut second, &ToHost::Hello(greedy));
+    let rival = Fake::launch(&mut second, greedy);
+    let heard = rival.say(&mut second, &ToHost::Hello);
     assert!(
         matches!(&heard[..], [ToVm::Refused { reason }] if reason.contains("40.0 MiB")),
         "{heard:?}"
     );
-    // Its Hello says a reservation of nothing.
-    let new = again(&mut second, "a", &body, 0, &pool);
-    assert!(welcomed(&new).adopted);
+    let new = again(&mut second, a, 0, &pool);
+    assert!(welcomed(&new.link).adopted);
     let id = second.manager().find("a").unwrap();
     let allocation = second.manager().allocation(id).unwrap();
     assert_eq!(allocation.reservation, Pages::mib(40));
@@ -177,7 +169,7 @@ fn promises_come_from_the_record_not_from_the_vm() {
 }
 
 #[test]
-fn who_is_not_in_the_record_starts_over() {
+fn who_is_not_in_the_record_is_not_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("host.sock");
     let (mut first, _) = start(&path);
@@ -195,13 +187,13 @@ fn who_is_not_in_the_record_starts_over() {
     fs::write(&record, lines.join("\n") + "\n").unwrap();
     let (mut second, expected) = start(&path);
     assert_eq!(expected, 1);
-    let new_a = again(&mut second, "a", &a.body, 30, &pool);
-    let terms = welcomed(&new_a);
+    let new_a = again(&mut second, a, 30, &pool);
+    let terms = welcomed(&new_a.link);
     assert!(!terms.adopted);
     assert_eq!(terms.credit, Pages(30) + terms.credit_batch);
-    let new_b = again(&mut second, "b", &b.body, 30, &pool);
-    assert!(!welcomed(&new_b).adopted);
-    assert_eq!(second.manager().live(), 2);
+    let (door, _) = b.body.door.as_ref().unwrap();
+    assert!(net::accept_with(door, SocketFlags::CLOEXEC).is_err());
+    assert_eq!(second.manager().live(), 1);
     assert_eq!(second.manager().ledger().frames(), Pages::ZERO);
 }
 
@@ -230,6 +222,8 @@ fn a_hostile_record_costs_nothing_but_itself() {
     let mut text = text.clone();
     text.push_str(&bad("../x", &|_| {}));
     text.push_str(&bad("twin", &|_| {}));
+    // A door of another VM's would be removed with it.
+    text.push_str(&bad("door", &|vm| vm.process = init()));
     text.push_str(&bad("dead", &|vm| vm.process.started += 1));
     text.push_str(&bad("init", &|vm| vm.process.pid = -1));
     text.push_str(&bad("huge", &|vm| {
@@ -237,7 +231,7 @@ fn a_hostile_record_costs_nothing_but_itself() {
         vm.allocation.size = Pages(u64::MAX);
     }));
     text.push_str(&bad("pool", &|vm| {
-        vm.process = own_id();
+        (vm.process, vm.way) = (own_id(), None);
         vm.pool.frames = u32::MAX;
     }));
     text.push_str(&bad("over", &|vm| {
@@ -252,6 +246,11 @@ fn a_hostile_record_costs_nothing_but_itself() {
     let names: Vec<_> = second.manager().names().map(str::to_owned).collect();
     assert_eq!(names, ["a", "pool"]);
     pump(&mut second);
+}
+
+fn init() -> crate::host::process::ProcessId {
+    let started = proc::started(1).unwrap();
+    crate::host::process::ProcessId { pid: 1, started }
 }
 
 fn own_id() -> crate::host::process::ProcessId {
@@ -274,10 +273,10 @@ fn pools_of_a_damaged_record_are_left_alone() {
     fs::write(&record, text.replace("\"name\":\"b\"", "\"name\":b")).unwrap();
     let (mut second, expected) = start(&path);
     assert_eq!(expected, 1);
-    let new_a = again(&mut second, "a", &a.body, 0, &pool);
-    assert!(!welcomed(&new_a).adopted);
-    let new_b = again(&mut second, "b", &b.body, 0, &pool);
-    assert!(!welcomed(&new_b).adopted);
+    let new_a = again(&mut second, a, 0, &pool);
+    assert!(!welcomed(&new_a.link).adopted);
+    drop(b);
+    pump(&mut second);
     check_frames(&pool, &frames);
 }
 
@@ -290,7 +289,7 @@ fn who_cannot_be_recorded_is_not_let_in() {
     server.record.as_mut().unwrap().fail();
     fs::create_dir(folder.path().join("host.sock.record.new")).unwrap();
     let vm = Fake::connect(&mut server, "a");
-    let heard = vm.say(&mut server, &hello("a"));
+    let heard = vm.say(&mut server, &ToHost::Hello);
     assert!(
         matches!(&heard[..], [ToVm::Refused { reason }] if reason.contains("recorded")),
         "{heard:?}"
