@@ -7,8 +7,9 @@
 //! The host manager alone writes it, with `pwrite` into frames that nobody maps yet.
 //! VM processes get a descriptor that was opened read-only. The file's mode is 0400, so a VM process
 //! of another uid cannot open it for writing through `/proc`; for one of the same uid, or root, the
-//! VM process's own sandbox closes that hole. (Sealing with F_SEAL_FUTURE_WRITE would be simpler,
-//! but also forbids the hole punching by which freed frames return to the host.)
+//! VM process's own sandbox closes that hole. The file is sealed, so that nobody at all changes its
+//! length. (Sealing it with F_SEAL_FUTURE_WRITE besides would be simpler, but also forbids the hole
+//! punching by which freed frames return to the host.)
 //!
 //! **Large pages.** Where the host's administrator lets memory files have large pages
 //! (`/sys/kernel/mm/transparent_hugepage/shmem_enabled` = always, within_size or force), one written

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use crate::units::{FrameId, PAGE_SIZE, Pages};
@@ -39,6 +39,9 @@ pub trait FrameMemory: fmt::Debug + Send {
     fn reader(&self) -> Result<OwnedFd, Errno>;
 }
 
+/// What nobody can do to a pool, whoever opens it: change its length. Holes can still be punched.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
 /// A memory file that the host manager alone writes.
 #[derive(Debug)]
 pub(super) struct FrameFile {
@@ -48,14 +51,17 @@ pub(super) struct FrameFile {
 impl FrameFile {
     /// An empty file of so many frames.
     pub(super) fn new(frames: u32) -> Result<FrameFile, super::Error> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
-        let file = match rustix::fs::memfd_create("tidemark-frames", flags) {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let create = |flags| rustix::fs::memfd_create("tidemark-frames", flags);
+        let file = match create(flags | MemfdFlags::NOEXEC_SEAL) {
             // Linux before 6.3 does not know NOEXEC_SEAL.
-            Err(Errno::INVAL) => rustix::fs::memfd_create("tidemark-frames", MemfdFlags::CLOEXEC),
+            Err(Errno::INVAL) => create(flags),
             other => other,
         }
         .map_err(super::error("create"))?;
         rustix::fs::ftruncate(&file, FrameId(frames).offset()).map_err(super::error("size"))?;
+        // Nobody takes frames away from under those who map them, and nobody undoes this.
+        rustix::fs::fcntl_add_seals(&file, SEALS).map_err(super::error("seal"))?;
         rustix::fs::fchmod(&file, Mode::RUSR).map_err(super::error("protect"))?;
         Ok(FrameFile { file })
     }
@@ -146,5 +152,41 @@ impl FrameMemory for FrameFile {
     fn reader(&self) -> Result<OwnedFd, Errno> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// What a process of the same user tries that opens the file anew, as /proc lets it.
+    #[test]
+    fn nobody_takes_frames_away_from_who_maps_them() {
+        let mut pool = FrameFile::new(4).unwrap();
+        let page = [7; PAGE_SIZE];
+        for frame in 0..4 {
+            pool.write(FrameId(frame), &page).unwrap();
+        }
+        let reader = File::from(pool.reader().unwrap());
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        reader
+            .set_permissions(Permissions::from_mode(0o600))
+            .unwrap();
+        let writer = OpenOptions::new().write(true).open(&path).unwrap();
+        for length in [0, PAGE_SIZE, 5 * PAGE_SIZE] {
+            let answer = writer.set_len(length as u64).unwrap_err();
+            assert_eq!(answer.raw_os_error(), Some(libc::EPERM), "{length}");
+            let by_path = OpenOptions::new().write(true).truncate(true).open(&path);
+            assert!(by_path.is_err(), "{length}");
+        }
+        let mut back = [0; PAGE_SIZE];
+        pool.read(FrameId(3), &mut back).unwrap();
+        assert_eq!(back, page);
+        // And freed frames still return to the host.
+        pool.punch(FrameId(0), 4);
+        assert_eq!(pool.taken(), Pages::ZERO);
     }
 }
