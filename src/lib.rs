@@ -10,8 +10,8 @@
 //! |---|---|
 //! | [`units`] | addresses and quantities; the only shifts and masks |
 //! | [`words`] | values that several layers speak of: how a VM ended, a page's key, the host's memory state |
-//! | [`threads`] | the threads of a VM process as data, how they start, their sandbox |
 //! | [`sys`] | everything that needs `unsafe`: guest RAM, userfaultfd, page tables, memslots |
+//! | [`threads`] | the threads of a VM process as data, how they start, their sandbox |
 //! | [`out`] | text to terminals, pipes and files, without waiting for them |
 //! | [`policy`] | pure: a snapshot of numbers in, a plan out |
 //! | [`config`] | fleet file and flags to checked specs |
@@ -37,9 +37,9 @@ pub mod units;
 
 pub mod words;
 
-pub mod threads;
-
 pub mod sys;
+
+pub mod threads;
 
 pub mod out;
 

@@ -128,7 +128,7 @@ impl Out {
     /// # Errors
     /// When there can be no thread.
     pub fn start(
-        thread: &Thread,
+        thread: &'static Thread,
         place: impl AsFd + Send + 'static,
         complain: fn(Errno),
     ) -> io::Result<Out> {

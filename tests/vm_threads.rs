@@ -37,7 +37,8 @@ fn field(task: &Path, key: &str) -> String {
         .to_owned()
 }
 
-/// Names without their numbers, and whether the thread is behind a filter for good.
+/// Names without their numbers, and whether the thread is behind a filter for good, without
+/// capabilities or a way to any.
 fn threads(pid: u32) -> Vec<(String, bool)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let tasks = tasks.map(|task| {
@@ -46,8 +47,13 @@ fn threads(pid: u32) -> Vec<(String, bool)> {
             true => MAIN.name.to_owned(),
             false => field(&task.path(), "Name:"),
         };
-        let confined =
-            field(&task.path(), "Seccomp:") == "2" && field(&task.path(), "NoNewPrivs:") == "1";
+        let none = |key| field(&task.path(), key).trim_start_matches('0').is_empty();
+        let confined = field(&task.path(), "Seccomp:") == "2"
+            && field(&task.path(), "NoNewPrivs:") == "1"
+            && ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"]
+                .into_iter()
+                .all(none)
+            && (none("CapBnd:") || !rustix::process::geteuid().is_root());
         let name = name.trim_end_matches(|c: char| c.is_ascii_digit());
         (name.to_owned(), confined)
     });
@@ -78,6 +84,17 @@ fn a_vm_process_has_the_threads_of_the_table_and_each_is_confined() {
         // The machine is built, and nobody sits at a terminal.
         let absent = [BUILDER.name, KEYS.name].contains(&row.name);
         assert_eq!(runs, !absent, "{}: {found:?}", row.name);
+    }
+    // Nothing of its memory gets into a core dump, or to another process of its user.
+    let of_process = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let limits = of_process("limits").unwrap();
+    let cores = limits.lines().find(|line| line.contains("core file size"));
+    let cores: Vec<&str> = cores.unwrap().split_whitespace().collect();
+    assert_eq!(cores[4..6], ["0", "0"], "{cores:?}");
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(of_process("coredump_filter").unwrap().trim(), "00000000");
+    } else {
+        assert!(of_process("smaps_rollup").is_err());
     }
     fleet.process.signal(Signal::INT);
     fleet.end(SOON).check();

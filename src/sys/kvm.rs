@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
@@ -40,6 +40,21 @@ pub enum Error {
         source: vmm_sys_util::errno::Error,
     },
 }
+
+/// The type of KVM's requests, `KVMIO` of `include/uapi/linux/kvm.h`.
+pub const REQUEST_TYPE: u32 = 0xae;
+
+const fn read_request(number: u64, bytes: usize) -> u64 {
+    (2 << 30) | ((bytes as u64) << 16) | ((REQUEST_TYPE as u64) << 8) | number
+}
+
+/// What is asked of a vCPU once its machine is built: KVM_RUN, and KVM_GET_REGS and KVM_GET_SREGS to
+/// say where a guest failed.
+pub const VCPU_REQUESTS: [u64; 3] = [
+    ((REQUEST_TYPE as u64) << 8) | 0x80,
+    read_request(0x81, size_of::<kvm_regs>()),
+    read_request(0x83, size_of::<kvm_sregs>()),
+];
 
 /// Frequency of the time-stamp counter that guests read, kHz; `None` where KVM does not say.
 pub fn tsc_khz() -> Option<u32> {

@@ -56,6 +56,7 @@ pub mod inherited;
 pub mod kernel_swap;
 pub mod ksm;
 pub mod kvm;
+pub mod landlock;
 pub mod large;
 pub mod pagemap;
 pub mod peer;

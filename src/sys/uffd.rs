@@ -129,6 +129,17 @@ const UFFDIO_MOVE: u64 = request(3, 0x05, size_of::<Transfer>());
 const UFFDIO_WRITEPROTECT: u64 = request(3, 0x06, size_of::<UffdioWriteprotect>());
 const USERFAULTFD_IOC_NEW: u64 = request(0, 0x00, 0);
 
+/// What is asked of a userfaultfd once it is open.
+pub const REQUESTS: [u64; 7] = [
+    UFFDIO_REGISTER,
+    UFFDIO_UNREGISTER,
+    UFFDIO_WAKE,
+    UFFDIO_COPY,
+    UFFDIO_ZEROPAGE,
+    UFFDIO_MOVE,
+    UFFDIO_WRITEPROTECT,
+];
+
 /// Why a userfaultfd cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

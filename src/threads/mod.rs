@@ -10,6 +10,8 @@
 //! A thread inherits the filter of the thread that starts it, and adds its own: it may do what both
 //! rows allow.
 
+mod bpf;
+mod calls;
 pub mod sandbox;
 pub mod table;
 
@@ -17,7 +19,7 @@ use std::error::Error;
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
-pub use self::table::{BUILDER, CONSOLE, FAULTS, KEYS, LOG, MAIN, STATISTICS, VCPU};
+pub use self::table::{BUILDER, CONSOLE, FAULTS, KEYS, LOG, MAIN, STATISTICS, TABLE, VCPU};
 
 /// A row of the table: one thread, or several alike.
 #[derive(Debug)]
@@ -28,8 +30,8 @@ pub struct Thread {
     pub stack: Stack,
     /// All that it may wait for, but for a lock that nobody holds while waiting.
     pub waits_for: &'static [Wait],
-    /// What it may ask of the kernel of all that the sandbox guards.
-    pub needs: &'static [Guarded],
+    /// What it may ask of the kernel, beside what every thread may.
+    pub needs: &'static [Need],
 }
 
 /// The memory of a thread's stack.
@@ -76,15 +78,32 @@ impl Wait {
     }
 }
 
-/// System calls that fail with EPERM in every thread whose row does not name them.
+/// What a thread does that takes system calls which not every thread may make. Any other call ends the
+/// process: see [`sandbox`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guarded {
-    /// Opening a file by its name.
+pub enum Need {
+    /// Opening files by their names, and reading them.
     Open,
-    /// Making a socket and connecting it.
-    Connect,
-    /// Starting a thread or a process.
+    /// Making a KVM machine.
+    Build,
+    /// Starting a thread of this process.
     Spawn,
+    /// Taking guest pages out and giving them back: userfaultfd, page tables, frames of the pool.
+    Memory,
+    /// The swap file.
+    Swap,
+    /// The guest's disk.
+    Disk,
+    /// Running a vCPU.
+    Vcpu,
+    /// Reading a person's keys.
+    Keys,
+    /// The link to the host manager, and signals.
+    Link,
+    /// Letting in a host manager that was started anew. No thread connects to anybody.
+    Door,
+    /// Alarms of the vCPUs' CPU time.
+    Alarms,
 }
 
 impl Thread {
@@ -93,7 +112,10 @@ impl Thread {
     /// # Errors
     /// When the kernel refuses the thread. A filter that it refuses is a panic of the thread, which
     /// stops a VM process.
-    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    pub fn spawn(
+        &'static self,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
         self.spawn_named(self.name.to_owned(), work)
     }
 
@@ -102,7 +124,7 @@ impl Thread {
     /// # Errors
     /// As [`Thread::spawn`].
     pub fn spawn_nth(
-        &self,
+        &'static self,
         number: usize,
         work: impl FnOnce() + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
@@ -117,18 +139,17 @@ impl Thread {
         )
     )]
     fn spawn_named(
-        &self,
+        &'static self,
         name: String,
         work: impl FnOnce() + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
-        let filter = sandbox::Filter::of(self).map_err(io::Error::other)?;
         let mut builder = Builder::new().name(name);
         if let Stack::Bytes(bytes) = self.stack {
             builder = builder.stack_size(bytes);
         }
         builder.spawn(move || {
             // Nobody waits for this: it takes as long as starting the thread.
-            if let Err(error) = filter.enter() {
+            if let Err(error) = sandbox::confine(self) {
                 panic!("{error}: {:?}", error.source());
             }
             work();

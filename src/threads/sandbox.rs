@@ -1,127 +1,118 @@
-//! What a thread of a VM process may not ask of the kernel.
+//! How a thread of a VM process gives up what it does not need, before the guest runs.
 //!
-//! Everything that a VM needs is open before its guest runs. The filters close the way back: no file
-//! can be opened (so that the read-only descriptor of the frame pool cannot be opened again for
-//! writing through /proc), no program started, no other process's memory read or traced. What some
-//! threads need and others do not ([`Guarded`]) stands in their rows. None connects to a socket: a
-//! host manager that was restarted comes to the VM.
+//! Everything that a VM needs is open by then. What closes the way back, in each thread:
 //!
-//! What no thread needs is denied once, by [`begin`], and inherited: the kernel runs each new filter
-//! once for every system call there is, and full filters in all threads took 1.5 ms of a VM's start.
+//! - **System calls**: a list of those that its row needs, with their arguments ([`super::calls`]).
+//!   Any other ends the process.
+//! - **Landlock** (`sys::landlock`): no path can be opened, no TCP port reached, and, where the
+//!   kernel has scopes, no abstract socket and no process outside.
+//! - **Capabilities**: none, and no new privileges.
+//!
+//! A row that opens files keeps the last two: it is the builder's, which has ended before the guest's
+//! first instruction. And for the process as a whole: no core dump, neither now nor by an
+//! administrator's program, and nobody without privileges reads its memory by way of /proc.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fs;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+use seccompiler::BpfProgram;
 
-use super::{Guarded, MAIN, Thread};
+use super::bpf;
+use super::calls;
+use super::{MAIN, Need, Thread};
+use crate::sys::landlock;
 
-/// The filter could not be made or installed.
+/// The kernel refused a part of the sandbox.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot install the system call filter")]
-pub struct Error(#[from] seccompiler::Error);
-
-/// Whether what no thread needs is denied to the main thread, and to those it starts.
-static BEGUN: AtomicBool = AtomicBool::new(false);
-
-/// System calls that no thread needs. They fail with EPERM.
-const DENIED: &[libc::c_long] = &[
-    // Files are opened by open and openat, threads started by clone.
-    libc::SYS_openat2,
-    libc::SYS_creat,
-    libc::SYS_fork,
-    libc::SYS_vfork,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_name_to_handle_at,
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_process_madvise,
-    libc::SYS_pidfd_getfd,
-    // A ring opens files without a system call of that name.
-    libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_mount,
-    libc::SYS_unlink,
-    libc::SYS_unlinkat,
-    libc::SYS_rename,
-    libc::SYS_renameat2,
-    libc::SYS_bpf,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_kexec_load,
-];
-
-impl Guarded {
-    /// Every value.
-    pub const ALL: [Guarded; 3] = [Guarded::Open, Guarded::Connect, Guarded::Spawn];
-
-    fn calls(self) -> &'static [libc::c_long] {
-        match self {
-            Guarded::Open => &[libc::SYS_open, libc::SYS_openat],
-            Guarded::Connect => &[libc::SYS_socket, libc::SYS_connect],
-            Guarded::Spawn => &[libc::SYS_clone, libc::SYS_clone3],
-        }
-    }
+pub enum Error {
+    /// The filter.
+    #[error("cannot install the system call filter")]
+    Filter(#[from] seccompiler::Error),
+    /// Anything else.
+    #[error("cannot {what}")]
+    Os {
+        /// What was to be done.
+        what: &'static str,
+        /// The kernel's answer.
+        source: Errno,
+    },
 }
 
-/// The filter of one thread.
-#[derive(Debug)]
-pub struct Filter(BpfProgram);
-
-impl Filter {
-    /// The filter that the row of `thread` asks for.
-    ///
-    /// # Errors
-    /// When it cannot be compiled.
-    pub fn of(thread: &Thread) -> Result<Filter, Error> {
-        let inherited = BEGUN.load(Ordering::Relaxed);
-        let guarded = Guarded::ALL
-            .into_iter()
-            .filter(|calls| !thread.needs.contains(calls))
-            .flat_map(Guarded::calls);
-        let denied = if inherited { &[] } else { DENIED };
-        Filter::against(denied.iter().chain(guarded))
-    }
-
-    fn against<'a>(calls: impl Iterator<Item = &'a libc::c_long>) -> Result<Filter, Error> {
-        let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-            calls.map(|number| (*number, Vec::new())).collect();
-        let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, TargetArch::x86_64)
-            .map_err(seccompiler::Error::Backend)?;
-        let program = filter.try_into().map_err(seccompiler::Error::Backend)?;
-        Ok(Filter(program))
-    }
-
-    /// Applies the filter to the calling thread, and to those that it starts from now on. They
-    /// cannot gain privileges any more.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn enter(&self) -> Result<(), Error> {
-        Ok(seccompiler::apply_filter(&self.0)?)
-    }
+fn os(what: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |source| Error::Os { what, source }
 }
 
-/// Denies the calling thread, which is the process's main one, and all that it starts from now on
-/// what no thread needs. Threads that were started before have that in their own filters.
+/// The filter that the row of `thread` asks for.
+fn filter(thread: &Thread) -> BpfProgram {
+    bpf::compile(&calls::rules(thread.needs))
+}
+
+/// Confines the calling thread, and those that it starts from now on, to the row of `thread`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn confine(thread: &Thread) -> Result<(), Error> {
+    set_no_new_privs(true).map_err(os("give up new privileges"))?;
+    if !thread.needs.contains(&Need::Open) {
+        landlock::enter().map_err(os("enter a Landlock domain without any path"))?;
+        give_up_capabilities().map_err(os("give up capabilities"))?;
+    }
+    Ok(seccompiler::apply_filter(&filter(thread))?)
+}
+
+/// What concerns the whole process, before it has anything of a guest's. Called by its main thread.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn begin() -> Result<(), Error> {
-    Filter::against(DENIED.iter())?.enter()?;
-    BEGUN.store(true, Ordering::Relaxed);
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(os("forbid core dumps"))?;
+    // A program that takes core dumps is not bound by the limit. No mapping is for it: guest RAM,
+    // what is staged, compressed or read from swap. There is no such file where there are no dumps.
+    if let Err(error) = fs::write("/proc/self/coredump_filter", "0") {
+        log::debug!("core dumps are not filtered: {error}");
+    }
+    bar_capabilities();
     Ok(())
 }
 
-/// Confines the main thread to its row: all others are confined since they were started.
+/// All of the calling thread's.
+fn give_up_capabilities() -> Result<(), Errno> {
+    // Of a thread that was started before `begin`, nobody else did that.
+    if capability_is_in_bounding_set(CapabilitySet::CHOWN)? {
+        bar_capabilities();
+    }
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none)
+}
+
+/// No program gives any back to the calling thread, or to those that it starts. Whoever may not do
+/// this has none.
+fn bar_capabilities() {
+    let bar =
+        |bit| remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1u64 << bit));
+    // Behind the last that the kernel knows comes an error.
+    let _ = (0..u64::BITS).try_for_each(bar);
+}
+
+/// Confines the process and its main thread: all others are confined since they were started.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn enter() -> Result<(), Error> {
-    Filter::of(&MAIN)?.enter()
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(os("keep others from reading the process's memory"))?;
+    confine(&MAIN)
 }

@@ -1,6 +1,8 @@
 //! The table: a row a thread, in the order in which they start.
 
-use super::Guarded::{Open, Spawn};
+use super::Need::{
+    Alarms, Build, Disk as GuestDisk, Door, Keys, Link, Memory, Open, Spawn, Swap, Vcpu,
+};
 use super::Stack::{Bytes, Process};
 use super::Thread;
 use super::Wait::{Clock, Disk, Events, Gate, Idle, Page, Terminal, Transport};
@@ -10,7 +12,7 @@ pub static MAIN: Thread = Thread {
     name: "main",
     stack: Process,
     waits_for: &[Disk, Events, Clock],
-    needs: &[],
+    needs: &[Memory, Swap, Link, Door, Alarms],
 };
 
 /// Serve userfaultfd events until the process ends, several at once. While one reads the swap file
@@ -19,7 +21,7 @@ pub static FAULTS: Thread = Thread {
     name: "faults",
     stack: Bytes(256 << 10),
     waits_for: &[Disk],
-    needs: &[],
+    needs: &[Memory, Swap],
 };
 
 /// Runs one vCPU and the devices that it touches. The deepest path of these threads, a balloon
@@ -28,7 +30,7 @@ pub static VCPU: Thread = Thread {
     name: "vcpu",
     stack: Bytes(128 << 10),
     waits_for: &[Page, Transport, Gate, Idle, Disk],
-    needs: &[],
+    needs: &[Vcpu, Memory, GuestDisk],
 };
 
 /// Builds the machine and loads the guest, before anything of the guest runs.
@@ -36,7 +38,7 @@ pub static BUILDER: Thread = Thread {
     name: "builder",
     stack: Bytes(256 << 10),
     waits_for: &[Page, Disk],
-    needs: &[Open, Spawn],
+    needs: &[Open, Build, Spawn],
 };
 
 /// Asks the guest's balloon driver for statistics.
@@ -52,7 +54,7 @@ pub static KEYS: Thread = Thread {
     name: "keys",
     stack: Bytes(64 << 10),
     waits_for: &[Terminal, Clock],
-    needs: &[],
+    needs: &[Keys],
 };
 
 /// Writes the guest's text.
