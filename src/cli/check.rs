@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{Error, table};
 use crate::sys::host_swap::HostFacts;
+use crate::sys::landlock;
 use crate::sys::priority;
 use crate::sys::proc;
 use crate::sys::uffd;
@@ -50,6 +51,7 @@ pub struct Findings {
     shmem_enabled: Option<String>,
     /// Niceness of a host manager; none where it may not run ahead of its VMs.
     host_niceness: Option<i32>,
+    sandbox: Sandbox,
     memory_cgroup: Option<String>,
     memory_cgroup_max_bytes: Option<u64>,
     memory_available_bytes: u64,
@@ -76,6 +78,15 @@ struct Uffd {
     features: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
+}
+
+/// What this host grants of what holds a VM process. Filters of system calls are everywhere.
+#[derive(Debug, Serialize)]
+struct Sandbox {
+    /// None where there is no Landlock.
+    landlock_abi: Option<u32>,
+    /// Whether a process without privileges may make user namespaces.
+    user_namespaces: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -123,11 +134,14 @@ fn look(swap_dir: &Path) -> Findings {
     let swaps = read("/proc/swaps").unwrap_or_default();
     let shmem = read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     let niceness = priority::run_ahead();
+    let sandbox = look_sandbox();
     let known = [
         niceness.as_ref().err().map(advice::on_priority),
         advice::on_mappings(max_map_count),
         advice::on_swap(&kernel, &swaps),
         advice::on_large_pages(&shmem),
+        advice::on_landlock(sandbox.landlock_abi),
+        advice::on_user(rustix::process::geteuid().is_root()),
     ];
     let mut advice: Vec<String> = known.into_iter().flatten().collect();
     if !swap_dir.unlinked_files {
@@ -147,6 +161,7 @@ fn look(swap_dir: &Path) -> Findings {
         host_swap: advice::is_on(&swaps),
         shmem_enabled: advice::chosen(&shmem).map(str::to_owned),
         host_niceness: niceness.ok(),
+        sandbox,
         memory_cgroup_max_bytes: cgroup
             .as_ref()
             .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
@@ -259,6 +274,18 @@ fn look_uffd() -> (Uffd, Option<u64>) {
     }
 }
 
+fn look_sandbox() -> Sandbox {
+    let limit = |name| read(&format!("/proc/sys/{name}"));
+    Sandbox {
+        landlock_abi: landlock::abi(),
+        user_namespaces: advice::allows_user_namespaces(
+            limit("user/max_user_namespaces").as_deref(),
+            limit("kernel/unprivileged_userns_clone").as_deref(),
+            limit("kernel/apparmor_restrict_unprivileged_userns").as_deref(),
+        ),
+    }
+}
+
 fn look_swap_dir(path: &Path) -> SwapDir {
     let mode = Mode::RUSR | Mode::WUSR;
     let open = |more| rustix::fs::open(path, OFlags::TMPFILE | OFlags::RDWR | more, mode).is_ok();
@@ -329,6 +356,18 @@ fn print(findings: &Findings) {
             || "may not run ahead of its VMs".to_owned(),
             |niceness| format!("niceness {niceness}")
         )
+    );
+    println!(
+        "sandbox        system call filters, {}; user namespaces {}",
+        findings.sandbox.landlock_abi.map_or_else(
+            || "no Landlock".to_owned(),
+            |abi| format!("Landlock ABI {abi}")
+        ),
+        if findings.sandbox.user_namespaces {
+            "allowed (not used yet)"
+        } else {
+            "not allowed (nor used)"
+        }
     );
     println!(
         "cgroup         {}, limit {}",

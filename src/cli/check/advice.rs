@@ -13,6 +13,9 @@ const MAP_COUNT_WANTED: u64 = 1_048_576;
 /// UFFDIO_MOVE to the last without the mend.
 const MOVE_LOSES_SWAPPED: std::ops::RangeInclusive<(u32, u32)> = (6, 8)..=(6, 13);
 
+/// The first Landlock ABI with scopes.
+const LANDLOCK_SCOPES: u32 = 6;
+
 /// Where the limit of mappings is too low.
 pub(super) fn on_mappings(max_map_count: u64) -> Option<String> {
     (max_map_count < MAP_COUNT_WANTED).then(|| {
@@ -59,6 +62,42 @@ pub(super) fn on_large_pages(mode: &str) -> Option<String> {
              /sys/kernel/mm/transparent_hugepage/shmem_enabled`"
         )
     })
+}
+
+/// Where Landlock holds a VM process less than it could; `abi` is what the kernel has.
+pub(super) fn on_landlock(abi: Option<u32>) -> Option<String> {
+    match abi {
+        Some(LANDLOCK_SCOPES..) => None,
+        Some(abi) => Some(format!(
+            "Landlock ABI {abi} keeps VM processes from paths, not from other processes' signals and \
+             abstract sockets (ABI {LANDLOCK_SCOPES}, Linux 6.12): their system call filters do alone"
+        )),
+        None => Some(
+            "no Landlock: VM processes are held by their system call filters alone; on Linux 5.13 \
+             and later boot with lsm=landlock, before what `cat /sys/kernel/security/lsm` shows"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Where VM processes would run as root.
+pub(super) fn on_user(is_root: bool) -> Option<String> {
+    is_root.then(|| {
+        "VM processes run as root here, without capabilities: what a guest that has broken out could \
+         still reach is root's; `sudo -u USER tidemark run ...` with a user that may use /dev/kvm \
+         and userfaultfd"
+            .to_owned()
+    })
+}
+
+/// Whether a process without privileges may make user namespaces, by three settings of the kernel, of
+/// which Debian's and Ubuntu's own are absent elsewhere.
+pub(super) fn allows_user_namespaces(
+    most: Option<&str>,
+    debian: Option<&str>,
+    apparmor_restricts: Option<&str>,
+) -> bool {
+    most.is_some_and(|most| most != "0") && debian != Some("0") && apparmor_restricts != Some("1")
 }
 
 /// The word in brackets.
@@ -112,6 +151,26 @@ mod tests {
             line.contains("prlimit --nice=30:30") && line.contains("LimitNICE=-10"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn what_holds_a_vm_process_less_than_it_could_is_named() {
+        assert!(on_landlock(None).unwrap().contains("lsm=landlock"));
+        assert!(on_landlock(Some(3)).unwrap().contains("ABI 3"));
+        assert_eq!((on_landlock(Some(6)), on_landlock(Some(9))), (None, None));
+        assert!(on_user(true).unwrap().contains("sudo -u"));
+        assert_eq!(on_user(false), None);
+        let most = Some("96365");
+        assert!(allows_user_namespaces(most, None, None));
+        assert!(allows_user_namespaces(most, Some("1"), Some("0")));
+        for settings in [
+            (None, None, None),
+            (Some("0"), None, None),
+            (most, Some("0"), None),
+            (most, None, Some("1")),
+        ] {
+            assert!(!allows_user_namespaces(settings.0, settings.1, settings.2));
+        }
     }
 
     #[test]
