@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::fleet::{Arm, Fleet, Guest};
 use super::ksm::{Ksm, Settings};
-use super::row::{Better, Peer, Row, Spread, those_that_ran};
+use super::row::{Better, Ran, Row, Spread};
 use super::{Bench, Error, Side, memory};
 use crate::words::Advice;
 
@@ -77,14 +77,15 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
             Err(why) => Ok(Err(why)),
         },
     })?;
-    let (ours, theirs) = (those_that_ran(ours), those_that_ran(theirs));
-    let median = |runs: &Result<Vec<Settled>, String>, figure: fn(&Settled) -> f64| {
-        let runs = runs.as_ref().ok()?;
-        Some(Spread::of(&runs.iter().map(figure).collect::<Vec<_>>())?.median)
+    let (ours, theirs) = (Ran::of(ours), Ran::of(theirs));
+    let median = |runs: &Ran<Settled>, figure: fn(&Settled) -> f64| {
+        let figures: Vec<f64> = runs.good.iter().map(figure).collect();
+        Some(Spread::of(&figures)?.median)
     };
     let figures = |runs: &[Settled]| runs.iter().map(Settled::guests_a_gib).collect::<Vec<_>>();
-    let own = ours.as_deref().map(figures).unwrap_or_default();
+    let own = figures(&ours.good);
     let mut row = Row::new("density", "guests/GiB", Better::Higher, own);
+    row.beside(&theirs, figures);
     row.peer_is = SETTINGS.text();
     row.note("guests", json!(GUESTS));
     row.note("plain", json!(plain.guests_a_gib()));
@@ -99,10 +100,6 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
             }
         }
     }
-    row.peer = match &theirs {
-        Ok(runs) => Peer::Measured(figures(runs)),
-        Err(why) => Peer::CouldNotRun(why.clone()),
-    };
     Ok(vec![row])
 }
 

@@ -18,7 +18,7 @@ use super::fleet::{Arm, Fleet, Guest};
 use super::meter::Said;
 use super::process::Flags;
 use super::program::Program;
-use super::row::{Better, Peer, Row, Spread, those_that_ran};
+use super::row::{Better, Ran, Row, Spread};
 use super::{Bench, Error, Side};
 use crate::sys::kernel_swap::SwapArea;
 use crate::sys::proc::vmstat;
@@ -81,25 +81,22 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
     };
     let (ours, theirs) = both("half", Room::Half)?;
     let (ours_present, theirs_present) = both("all memory present", Room::All)?;
-    let ours = those_that_ran(ours).unwrap_or_default();
+    let ours = Ran::of(ours).good;
     let figures = |runs: &[Worked]| runs.iter().map(|run| run.kilo_ops).collect::<Vec<f64>>();
     let mut row = Row::new("half", "k ops/s", Better::Higher, figures(&ours));
     row.peer_is = format!(
         "the guest's access loop as a process in a memory cgroup, the kernel's swap file, page-cluster {}",
         page_cluster()
     );
-    let theirs = those_that_ran(theirs);
+    let theirs = Ran::of(theirs);
     let resident = |runs: &[Worked]| json!(runs.first().map(|run| run.bytes >> 20));
     row.note("ours_resident_mib", resident(&ours));
-    row.peer = match &theirs {
-        Ok(runs) => {
-            row.note("peer_resident_mib", resident(runs));
-            Peer::Measured(figures(runs))
-        }
-        Err(why) => Peer::CouldNotRun(why.clone()),
-    };
+    if !theirs.good.is_empty() {
+        row.note("peer_resident_mib", resident(&theirs.good));
+    }
+    row.beside(&theirs, figures);
     let present = |runs| {
-        let runs = those_that_ran(runs).unwrap_or_default();
+        let runs = Ran::of(runs).good;
         Spread::of(&figures(&runs)).map(|spread| spread.median)
     };
     let present = (present(ours_present), present(theirs_present));

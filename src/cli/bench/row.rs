@@ -2,6 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+/// The note that says why a run of the peer is missing.
+const FAILED: &str = "peer_failed";
+
 /// Which way is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Better {
@@ -101,6 +104,20 @@ impl Row {
         }
     }
 
+    /// Sets the peer: the figures of its good runs, and why another was none.
+    pub fn beside<T>(&mut self, peer: &Ran<T>, figures: impl Fn(&[T]) -> Vec<f64>) {
+        let failed = peer.failed.clone();
+        if peer.good.is_empty() {
+            let why = failed.unwrap_or_else(|| "it was not tried".to_owned());
+            self.peer = Peer::CouldNotRun(why);
+            return;
+        }
+        self.peer = Peer::Measured(figures(&peer.good));
+        if let Some(why) = failed {
+            self.note(FAILED, json!(why));
+        }
+    }
+
     /// Adds what else was seen.
     pub fn note(&mut self, name: &str, value: Value) {
         self.notes.insert(name.to_owned(), value);
@@ -169,19 +186,31 @@ impl Row {
     }
 }
 
-/// The runs of an arm that were any good; why one was not, if none was.
-pub(super) fn those_that_ran<T>(runs: Vec<Result<T, String>>) -> Result<Vec<T>, String> {
-    let mut last = "it was not tried".to_owned();
-    let mut good = Vec::new();
-    for run in runs {
-        match run {
-            Ok(figures) => good.push(figures),
-            Err(why) => last = why,
+/// What became of the runs of an arm.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Ran<T> {
+    /// Those that were any good.
+    pub good: Vec<T>,
+    /// Why the first was not that was not.
+    pub failed: Option<String>,
+}
+
+impl<T> Ran<T> {
+    /// Sorts them.
+    pub fn of(runs: Vec<Result<T, String>>) -> Ran<T> {
+        let mut ran = Ran {
+            good: Vec::new(),
+            failed: None,
+        };
+        for run in runs {
+            match run {
+                Ok(figures) => ran.good.push(figures),
+                Err(why) => {
+                    ran.failed.get_or_insert(why);
+                }
+            }
         }
-    }
-    match good.is_empty() {
-        true => Err(last),
-        false => Ok(good),
+        ran
     }
 }
 
@@ -203,7 +232,12 @@ pub(super) fn table(rows: &[Row]) -> Vec<String> {
     let mut lines: Vec<String> = cells.iter().map(line).collect();
     for row in rows {
         match &row.peer {
-            Peer::Measured(_) => lines.push(format!("{}: peer: {}", row.key, row.peer_is)),
+            Peer::Measured(_) => {
+                lines.push(format!("{}: peer: {}", row.key, row.peer_is));
+                if let Some(why) = row.notes.get(FAILED).and_then(Value::as_str) {
+                    lines.push(format!("{}: a run of the peer failed: {why}", row.key));
+                }
+            }
             Peer::CouldNotRun(why) => {
                 lines.push(format!("{}: {} could not run: {why}", row.key, row.peer_is));
             }
@@ -260,14 +294,31 @@ mod tests {
     }
 
     #[test]
-    fn an_arm_counts_if_any_of_its_runs_was_good() {
-        let bad = || Err("no".to_owned());
+    fn a_peer_counts_if_any_of_its_runs_was_good_and_says_why_others_were_not() {
+        let bad = |why: &str| Err(why.to_owned());
+        let beside = |runs| {
+            let mut row = row(Better::Lower, &[10.0], Peer::Nobody);
+            row.beside(&Ran::of(runs), <[f64]>::to_vec);
+            row
+        };
+        let some = beside(vec![bad("first"), Ok(1.0), bad("second"), Ok(2.0)]);
+        assert_eq!(some.peer, Peer::Measured(vec![1.0, 2.0]));
+        let object = some.to_json();
         assert_eq!(
-            those_that_ran(vec![bad(), Ok(1), bad(), Ok(2)]),
-            Ok(vec![1, 2])
+            (&object["peer_failed"], &object["peer_runs"]),
+            (&json!("first"), &json!(2))
         );
-        assert_eq!(those_that_ran::<u8>(vec![bad()]), Err("no".to_owned()));
-        assert!(those_that_ran::<u8>(Vec::new()).is_err());
+        assert!(
+            table(&[some])
+                .iter()
+                .any(|line| line.ends_with("failed: first"))
+        );
+        let none = beside(vec![bad("first"), bad("second")]);
+        assert_eq!(none.peer, Peer::CouldNotRun("first".to_owned()));
+        assert!(none.to_json().get("peer_failed").is_none());
+        let all = beside(vec![Ok(1.0)]);
+        assert!(all.to_json().get("peer_failed").is_none());
+        assert!(matches!(beside(Vec::new()).peer, Peer::CouldNotRun(_)));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use serde_json::json;
 use super::cpu::Threads;
 use super::fleet::{Arm, Fleet, Guest};
 use super::ksm::{Ksm, Settings};
-use super::row::{Better, Peer, Row, Spread, those_that_ran};
+use super::row::{Better, Ran, Row, Spread};
 use super::{Bench, Error};
 use crate::words::Advice;
 
@@ -86,7 +86,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
 /// Both arms.
 struct Both {
     ours: Vec<Merged>,
-    peer: Result<Vec<Merged>, String>,
+    peer: Ran<Merged>,
     settings: Settings,
     baseline: Duration,
 }
@@ -117,10 +117,9 @@ impl Both {
                 Err(why) => peer.push(Err(why)),
             }
         }
-        let peer = those_that_ran(peer);
         Ok(Both {
             ours,
-            peer,
+            peer: Ran::of(peer),
             settings,
             baseline,
         })
@@ -129,10 +128,7 @@ impl Both {
     fn row(&self, key: &'static str, unit: &'static str, figure: fn(&Merged) -> f64) -> Row {
         let figures = |runs: &[Merged]| runs.iter().map(figure).collect::<Vec<f64>>();
         let mut row = Row::new(key, unit, Better::Lower, figures(&self.ours));
-        row.peer = match &self.peer {
-            Ok(runs) => Peer::Measured(figures(runs)),
-            Err(why) => Peer::CouldNotRun(why.clone()),
-        };
+        row.beside(&self.peer, figures);
         row.peer_is = self.settings.text();
         let share = |runs: &[Merged]| {
             let shares: Vec<f64> = runs.iter().map(Merged::share_of_a_cpu).collect();
@@ -140,8 +136,8 @@ impl Both {
         };
         row.note("ours_cpu_share", share(&self.ours));
         row.note("baseline_cpu_ms", json!(self.baseline.as_secs_f64() * 1e3));
-        if let Ok(runs) = &self.peer {
-            row.note("peer_cpu_share", share(runs));
+        if !self.peer.good.is_empty() {
+            row.note("peer_cpu_share", share(&self.peer.good));
         }
         row
     }
@@ -154,10 +150,7 @@ impl Both {
                 .collect::<Vec<f64>>()
         };
         let mut row = Row::new("scan_steady", "ms/s", Better::Lower, figures(&self.ours));
-        row.peer = match &self.peer {
-            Ok(runs) => Peer::Measured(figures(runs)),
-            Err(why) => Peer::CouldNotRun(why.clone()),
-        };
+        row.beside(&self.peer, figures);
         row.peer_is = same_period().text();
         row
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::fleet::{Arm, Fleet, Guest};
 use super::ksm::{Ksm, Settings};
 use super::meter::Pages;
-use super::row::{Better, Peer, Row, those_that_ran};
+use super::row::{Better, Ran, Row};
 use super::{Bench, Error, Side};
 use crate::words::Advice;
 
@@ -61,11 +61,12 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
         Side::Ours => managed(bench),
         Side::Peer => ksm(bench),
     })?;
-    let (ours, peer) = (those_that_ran(ours), those_that_ran(theirs));
-    let ours = ours.map_err(|why| Error::Fleet {
-        what: "our storm".to_owned(),
-        why,
-    })?;
+    let (ours, peer) = (Ran::of(ours), Ran::of(theirs));
+    if let (true, Some(why)) = (ours.good.is_empty(), ours.failed) {
+        let what = "our storm".to_owned();
+        return Err(Error::Fleet { what, why });
+    }
+    let ours = ours.good;
     let figures: [Figure; 3] = [
         ("storm_worst_ms", "ms", |storm| storm.worst_ms),
         ("storm_p50_us", "us", |storm| storm.p50_us),
@@ -74,10 +75,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::new();
     for (key, unit, figure) in figures {
         let mut row = Row::new(key, unit, Better::Lower, ours.iter().map(figure).collect());
-        row.peer = match &peer {
-            Ok(storms) => Peer::Measured(storms.iter().map(figure).collect()),
-            Err(why) => Peer::CouldNotRun(why.clone()),
-        };
+        row.beside(&peer, |storms| storms.iter().map(figure).collect());
         row.peer_is = KSM.text();
         row.note("pages", json!(ours.first().map(|storm| storm.pages)));
         rows.push(row);

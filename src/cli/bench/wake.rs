@@ -22,7 +22,7 @@ use serde_json::json;
 use super::cgroup::Group;
 use super::fleet::{Arm, Fleet, Guest};
 use super::meter::Pages;
-use super::row::{Better, Peer, Row, those_that_ran};
+use super::row::{Better, Ran, Row};
 use super::{Bench, Error, Side};
 use crate::sys::kernel_swap::{SwapArea, page_out};
 use crate::sys::proc::{anonymous, vmstat};
@@ -64,7 +64,7 @@ struct Woken {
 /// Both arms of one order.
 struct Both {
     ours: Vec<Woken>,
-    peer: Result<Vec<Woken>, String>,
+    peer: Ran<Woken>,
 }
 
 impl Both {
@@ -76,17 +76,14 @@ impl Both {
         let ours: Result<_, String> = ours.into_iter().collect();
         Ok(Both {
             ours: ours.unwrap_or_default(),
-            peer: those_that_ran(theirs),
+            peer: Ran::of(theirs),
         })
     }
 
     fn row(&self, key: &'static str, unit: &'static str, figure: fn(&Woken) -> f64) -> Row {
         let figures = |runs: &[Woken]| runs.iter().map(figure).collect::<Vec<f64>>();
         let mut row = Row::new(key, unit, Better::Lower, figures(&self.ours));
-        row.peer = match &self.peer {
-            Ok(runs) => Peer::Measured(figures(runs)),
-            Err(why) => Peer::CouldNotRun(why.clone()),
-        };
+        row.beside(&self.peer, figures);
         let cluster = fs::read_to_string("/proc/sys/vm/page-cluster").unwrap_or_default();
         row.peer_is = format!(
             "the kernel's swap file, by MADV_PAGEOUT, page-cluster {}",
