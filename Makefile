@@ -17,7 +17,7 @@ DEMO_FLAGS ?= --for 60s
 # Of the soak: as long as this, as in 30m or 1h.
 SOAK ?= 10m
 
-.PHONY: help demo linux-guest test soak check bench clean tools kvm fmt-check
+.PHONY: help demo linux-guest test soak check bench lab-balloon clean tools kvm fmt-check
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,10 @@ check: tools fmt-check ## formatting, lints, documentation, dependencies; CI run
 
 bench: tools ## benchmarks
 	cargo bench --locked
+
+lab-balloon: tools ## ballooning a Linux guest beside QEMU's balloon, on an emulated host; FLAGS="--runs 5"
+	tests/lab/setup.sh
+	tests/lab/lab.sh --bench 6.12 --json $(FLAGS)
 
 clean: ## remove everything that was built
 	cargo clean

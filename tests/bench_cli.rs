@@ -197,6 +197,21 @@ fn a_newcomer_grabs_what_others_hold() {
 }
 
 #[test]
+fn a_balloon_without_its_guests_files_is_an_error() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let folder = Folder::new();
+    let args = "bench balloon --kernel no/vmlinuz --initrd no/initrd.gz --size 4M --dir .";
+    let args: Vec<&str> = args.split(' ').collect();
+    let output = folder.output(&args);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("no/vmlinuz"), "{text}");
+    assert!(folder.files().is_empty(), "{:?}", folder.files());
+}
+
+#[test]
 fn rows_can_be_chosen_and_shown_as_a_table() {
     let Some(_host) = require(&[Kvm, Uffd]) else {
         return;
@@ -261,6 +276,7 @@ fn bad_flags_are_status_2() {
         &["bench", "guest", "--seconds", "1"],
         &["bench", "guest", "--for-ratio", "speed"],
         &["bench", "half", "--for-ratio", "grab"],
+        &["bench", "balloon", "--runs", "1"],
     ] {
         let output = folder.output(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -3,6 +3,7 @@
 //! Each row is measured on this machine, in this run, by fleets of the built-in guest `meter` that
 //! this same program runs as `tidemark run` in a temporary folder. Its peer is the *plain arm*, the
 //! same virtual machine with `memory_management = false`, alone or beside KSM or the kernel's swap.
+//! `balloon` has Linux guests, and QEMU as its peer.
 //! The arms take turns, and who begins alternates. A figure is the median of the runs, with the least and the
 //! most of them beside it. A peer that could not run says so, and is no number.
 //!
@@ -17,8 +18,10 @@
 //! | `cgroup` | a memory cgroup, removed whatever happens |
 //! | `program` | this program started beside a fleet, ended whatever happens |
 //! | `process` | the guest's work as an ordinary process |
-//! | `guest`, `share`, `storm`, `wake`, `half`, `grab`, `idle`, `density` | the rows |
+//! | `qemu` | QEMU as a peer |
+//! | `guest`, `share`, `storm`, `wake`, `half`, `grab`, `idle`, `density`, `balloon` | the rows |
 
+mod balloon;
 mod cgroup;
 mod cpu;
 mod density;
@@ -32,6 +35,7 @@ mod memory;
 mod meter;
 mod process;
 mod program;
+mod qemu;
 mod row;
 mod share;
 mod storm;
@@ -85,6 +89,13 @@ enum What {
     Idle(Flags),
     /// Guests that a GiB holds, beside KSM
     Density(Flags),
+    /// Ballooning a Linux guest, beside QEMU's balloon
+    Balloon {
+        #[command(flatten)]
+        files: balloon::Files,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// What `half` starts beside a guest
     #[command(hide = true)]
     Process(process::Flags),
@@ -99,7 +110,7 @@ struct Flags {
     /// Runs of each arm
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(RUNS_MAX)))]
     runs: u8,
-    /// Memory that a guest works on [default: guest 256M, share 128M, storm, wake and density 64M, half 121M, grab 120M, idle 4M]
+    /// Memory that a guest works on [default: guest 256M, share 128M, storm, wake and density 64M, half 121M, grab 120M, idle 4M, balloon 96M]
     #[arg(long, value_name = "SIZE", value_parser = set_bytes)]
     size: Option<u64>,
     /// Seconds of each timed piece of work
@@ -162,24 +173,29 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
 }
 
 /// What there is to be measured.
-struct Verb {
+struct Verb<'a> {
     name: &'static str,
     keys: &'static [&'static str],
     /// Memory that a guest works on unless said otherwise.
     size: u64,
-    measure: Measure,
+    measure: Measure<'a>,
 }
 
 /// Measures those of a verb's rows that are wanted.
-type Measure = fn(&Bench<'_>) -> Result<Vec<Row>, Error>;
+type Measure<'a> = Box<dyn Fn(&Bench<'_>) -> Result<Vec<Row>, Error> + 'a>;
 
-impl Verb {
-    fn new(name: &'static str, keys: &'static [&'static str], size: u64, measure: Measure) -> Verb {
+impl<'a> Verb<'a> {
+    fn new(
+        name: &'static str,
+        keys: &'static [&'static str],
+        size: u64,
+        measure: impl Fn(&Bench<'_>) -> Result<Vec<Row>, Error> + 'a,
+    ) -> Verb<'a> {
         Verb {
             name,
             keys,
             size,
-            measure,
+            measure: Box::new(measure),
         }
     }
 }
@@ -290,6 +306,12 @@ pub fn run(command: &BenchCommand, out: &Out) -> Result<ExitCode, CliError> {
         ),
         What::Density(flags) => (
             Verb::new("density", density::KEYS, density::SIZE, density::measure),
+            flags,
+        ),
+        What::Balloon { files, flags } => (
+            Verb::new("balloon", balloon::KEYS, balloon::SIZE, |bench| {
+                balloon::measure(bench, files)
+            }),
             flags,
         ),
     };

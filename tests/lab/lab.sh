@@ -4,6 +4,7 @@
 #
 #     lab.sh VERSION [TEST...]         VERSION of the host's and the guests' kernel: 6.1 or 6.12
 #     lab.sh --here VERSION [TEST...]  guests with this kernel on this very machine, by its own KVM
+#     lab.sh --bench VERSION [FLAG...] `tidemark bench balloon` instead of tests, beside a QEMU in that host
 #
 # Everything made lies under target/. The serial console of the host, which carries the results, goes
 # to standard output. Exit status 0: every test passed. See guest-images/linux/README.md for the
@@ -11,16 +12,17 @@
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 . "$top/guest-images/linux/pack.sh"
-here=
-if [ "${1:-}" = --here ]; then
-    here=yes
-    shift
-fi
-version=${1:?usage: lab.sh [--here] VERSION [TEST...]}
+here= bench=
+case ${1:-} in
+    --here) here=yes ;;
+    --bench) bench=yes ;;
+esac
+[ -z "$here$bench" ] || shift
+version=${1:?usage: lab.sh [--here|--bench] VERSION [TEST...]}
 shift
 cache=$top/target/linux
 guest=$cache/guest-$version
-lab=$top/target/lab/${LAB_NAME:-$version}
+lab=$top/target/lab/${LAB_NAME:-${bench:+bench-}$version}
 mkdir -p "$lab"
 
 for tool in qemu-system-x86_64 cpio xz lz4 zstd cargo apt-get; do
@@ -52,8 +54,17 @@ mkdir "$lab/tree/guest"
 for file in vmlinuz vmlinux initrd.gz root.img; do
     cp "$guest/$file" "$lab/tree/guest/"
 done
+if [ -n "$bench" ]; then
+    # Its libraries lie where the linker looks for them; microvm needs no firmware but these.
+    qemu=$(command -v qemu-system-x86_64)
+    for file in "$qemu" $(ldd "$qemu" | grep -o '/[^ ]*') \
+        /usr/share/qemu/bios-microvm.bin /usr/share/qemu/linuxboot_dma.bin /usr/share/qemu/kvmvapic.bin; do
+        mkdir -p "$lab/tree${file%/*}"
+        cp -L "$file" "$lab/tree$file"
+    done
+fi
 {
-    echo "LAB_TESTS='$*'"
+    [ -n "$bench" ] && echo "LAB_BENCH='$*'" || echo "LAB_TESTS='$*'"
     [ -z "${LAB_ECHO:-}" ] || echo "export LAB_ECHO=1"
     echo "export LAB_CMDLINE='${LAB_CMDLINE:-}'"
     echo "export RUST_LOG=${RUST_LOG:-warn}"

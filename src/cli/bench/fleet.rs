@@ -180,6 +180,11 @@ impl<'a> Fleet<'a> {
         Said::read(&String::from_utf8_lossy(&text))
     }
 
+    /// Where a file of this name in its folder would be.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// Where its host manager is.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("socket")
@@ -376,7 +381,7 @@ fn check(vm: &VmFigures) -> Result<(), Error> {
 }
 
 /// Touches as much memory and gives it back.
-fn warm(bytes: u64) {
+pub(super) fn warm(bytes: u64) {
     if let Ok(bytes) = usize::try_from(bytes) {
         std::hint::black_box(vec![1_u8; bytes]);
     }

@@ -1,9 +1,9 @@
-//! This program, started again beside a fleet, that prints what the guest `meter` prints: a VM that
-//! joins the fleet, or the work of `meter` as an ordinary process.
+//! A program beside a fleet. Most often it is this one, started again, that prints what the guest
+//! `meter` prints: a VM that joins the fleet, or the work of `meter` as an ordinary process.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,23 +26,43 @@ pub(super) struct Program<'a> {
 impl<'a> Program<'a> {
     /// Starts this program with these arguments.
     pub fn start(bench: &'a Bench<'a>, args: &[String]) -> Result<Program<'a>, Error> {
+        let program = std::env::current_exe().map_err(io("find this program's file"))?;
+        let mut command = Command::new(program);
+        command.args(args);
+        Program::of(bench, command, &format!("tidemark {}", args.join(" ")))
+    }
+
+    /// Starts a program, which is called `name` where it cannot be.
+    pub fn of(
+        bench: &'a Bench<'a>,
+        mut command: Command,
+        name: &str,
+    ) -> Result<Program<'a>, Error> {
         bench.check()?;
         let console = bench.scratch.file("console");
         let out = File::create(&console).map_err(io("create a console's file"))?;
-        let program = std::env::current_exe().map_err(io("find this program's file"))?;
-        let child = Command::new(program)
-            .args(args)
+        let child = command
             .stdin(Stdio::null())
             .stdout(out)
             // Ctrl-C on the terminal is for the bench, which ends it.
             .process_group(0)
             .spawn()
-            .map_err(io(format!("start `tidemark {}`", args.join(" "))))?;
+            .map_err(io(format!("start `{name}`")))?;
         Ok(Program {
             bench,
             child,
             console,
         })
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap_or(i32::MAX)
+    }
+
+    /// The file with what it has written to standard output.
+    pub fn console(&self) -> &Path {
+        &self.console
     }
 
     /// What it has said so far.
@@ -53,11 +73,19 @@ impl<'a> Program<'a> {
 
     /// Looks until `look` sees it in what was said; `None` if it ends before, or not in time.
     pub fn until<T>(&mut self, look: impl Fn(&Said) -> Option<T>) -> Result<Option<T>, Error> {
+        self.watch(|program| look(&program.said()))
+    }
+
+    /// Looks until `look` has seen it; `None` if the program ends before, or not in time.
+    pub fn watch<T>(
+        &mut self,
+        mut look: impl FnMut(&Program<'_>) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // The end is looked at first: what was said before it is then seen.
             let ended = self.child.try_wait().map_err(io("wait for a process"))?;
-            if let Some(seen) = look(&self.said()) {
+            if let Some(seen) = look(self) {
                 return Ok(Some(seen));
             }
             self.bench.check()?;
