@@ -441,7 +441,10 @@ impl Manager {
             message: None,
         });
         if self.ended.len() == ENDED_MAX {
-            self.ended.remove(0);
+            // Whoever joins and leaves all the time pushes out its like, not those that ran.
+            let idle = |vm: &VmFigures| vm.start_ms.is_none();
+            let first = self.ended.iter().position(idle).unwrap_or(0);
+            self.ended.remove(first);
         }
         let figures = self.ended_figures(id, &vm);
         self.ended.push(figures);

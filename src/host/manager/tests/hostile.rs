@@ -184,3 +184,30 @@ fn what_a_vm_says_last_steers_no_terminal() {
     let shown = "\\x1b]0;owned\\x07\\x0ab: all is well";
     assert_eq!(exit.message.as_deref(), Some(shown));
 }
+
+#[test]
+fn who_joins_and_leaves_does_not_push_out_who_ran() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 4)).unwrap();
+    let measured = Measured {
+        start_us: Some(1),
+        ..Measured::default()
+    };
+    let report = Report {
+        measured,
+        ..Report::default()
+    };
+    let report = ToHost::Report(Box::new(report));
+    manager.message(a, report, at(0)).unwrap();
+    manager.gone(a);
+    for n in 0..2 * ENDED_MAX {
+        let b = manager.join(hello(&format!("b{n}"), 4)).unwrap();
+        manager.gone(b);
+    }
+    let ended = manager.figures().vms;
+    assert_eq!((ended.len(), ended[0].name.as_str()), (ENDED_MAX, "a"));
+    assert_eq!(
+        ended.last().unwrap().name,
+        format!("b{}", 2 * ENDED_MAX - 1)
+    );
+}

@@ -37,3 +37,34 @@ fn a_vm_is_not_blocked_for_what_it_cannot_give() {
         manager.audit();
     }
 }
+
+#[test]
+fn nor_when_it_has_given_nothing_for_so_long_that_nobody_waits_for_it() {
+    let mut manager = manager();
+    let a = manager.join(hello("a", 64)).unwrap();
+    let held = welcome(&mut manager, a).credit + take_all(&mut manager, a);
+    manager.join(hello("b", 64)).unwrap();
+    manager.set_host(Some(Pages::mib(32)), None).unwrap();
+    let report = |swap_full| {
+        let measured = Measured {
+            swap_full,
+            ..Measured::default()
+        };
+        let report = Report {
+            holding: Holding::private(held),
+            measured,
+            ..Report::default()
+        };
+        ToHost::Report(Box::new(report))
+    };
+    let run = |manager: &Manager| manager.vms[&a].orders.as_ref().unwrap().run;
+    manager.message(a, report(false), at(0)).unwrap();
+    for ms in (100..4000).step_by(100) {
+        manager.tick(at(ms));
+    }
+    assert!(manager.vms[&a].watch.gives_nothing(at(4000)));
+    assert_eq!(run(&manager), Run::Block);
+    manager.message(a, report(true), at(4000)).unwrap();
+    manager.tick(at(4100));
+    assert_eq!(run(&manager), Run::Go);
+}
