@@ -52,6 +52,8 @@ pub struct Findings {
     /// Niceness of a host manager; none where it may not run ahead of its VMs.
     host_niceness: Option<i32>,
     sandbox: Sandbox,
+    /// Whether the host manager can see for itself what VM processes have, in /proc/PID/status.
+    vms_measured: bool,
     memory_cgroup: Option<String>,
     memory_cgroup_max_bytes: Option<u64>,
     memory_available_bytes: u64,
@@ -162,6 +164,7 @@ fn look(swap_dir: &Path) -> Findings {
         shmem_enabled: advice::chosen(&shmem).map(str::to_owned),
         host_niceness: niceness.ok(),
         sandbox,
+        vms_measured: proc::private_memory(std::process::id().cast_signed()).is_some(),
         memory_cgroup_max_bytes: cgroup
             .as_ref()
             .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
@@ -367,6 +370,14 @@ fn print(findings: &Findings) {
             "allowed (not used yet)"
         } else {
             "not allowed (nor used)"
+        }
+    );
+    println!(
+        "VM processes   {}",
+        if findings.vms_measured {
+            "measured by /proc/PID/status, not by memory cgroups"
+        } else {
+            "not measured: /proc shows no process's memory"
         }
     );
     println!(

@@ -2,7 +2,7 @@
 //!
 //! Everything that a VM needs is open by then. What closes the way back, in each thread:
 //!
-//! - **System calls**: a list of those that its row needs, with their arguments ([`super::calls`]).
+//! - **System calls**: a list of those that its row needs, with their arguments (`threads::calls`).
 //!   Any other ends the process.
 //! - **Landlock** (`sys::landlock`): no path can be opened, no TCP port reached, and, where the
 //!   kernel has scopes, no abstract socket and no process outside.

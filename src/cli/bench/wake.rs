@@ -39,8 +39,10 @@ pub(super) const KEYS: &[&str] = &[
 
 /// Memory of the guest, unless said otherwise.
 pub(super) const SIZE: u64 = 64 << 20;
-/// How long the guest rests: in this time it must be taken out.
+/// How long a guest of [`SIZE`] rests: in this time it must be taken out.
 const REST_MS: u64 = 12_000;
+/// A small one rests at least so long.
+const REST_MS_MIN: u64 = 6_000;
 /// Position of the reads among the phases.
 const READS: u64 = 2;
 /// From one look at what is left of it to the next.
@@ -122,12 +124,16 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>, Error> {
     Ok(rows)
 }
 
+fn rest_ms(size: u64) -> u64 {
+    REST_MS_MIN.max(size / (SIZE / REST_MS))
+}
+
 fn guest(bench: &Bench<'_>, arm: Arm, order: &str) -> Guest {
     Guest {
         name: "a".to_owned(),
         arm,
         set_bytes: bench.size,
-        options: format!("do=fill,sleep:{REST_MS},{order},verify"),
+        options: format!("do=fill,sleep:{},{order},verify", rest_ms(bench.size)),
         group: None,
         limit: None,
     }
@@ -150,7 +156,7 @@ fn wake(mut fleet: Fleet<'_>, out: Duration) -> Result<Woken, Error> {
     if fleet.said("a").begun > READS {
         return Err(Error::Fleet {
             what: "a guest that sleeps".to_owned(),
-            why: format!("{REST_MS} ms were not enough to take its memory"),
+            why: "it did not rest long enough for its memory to be taken".to_owned(),
         });
     }
     let reads = fleet.until("the reads", |fleet| fleet.said("a").phase(READS))?;

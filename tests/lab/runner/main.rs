@@ -2,7 +2,8 @@
 //!
 //!     lab_runner GUEST_FOLDER [TEST...]
 //!
-//! Without names it runs all tests, otherwise these in this order; one that is named twice runs twice.
+//! Without names it runs all tests but those of `list::BY_NAME`, otherwise these in this order; one that
+//! is named twice runs twice.
 //! Prints `PASS name seconds` or `FAIL name seconds` followed by the reason, for each test.
 
 #[path = "../../pager/faults.rs"]
@@ -29,7 +30,10 @@ fn main() -> ExitCode {
     let mut tests = list::TESTS.to_vec();
     let wanted: Vec<String> = arguments.collect();
     if !wanted.is_empty() {
-        let find = |name: &String| list::TESTS.into_iter().find(|test| test.0 == name);
+        let find = |name: &String| {
+            let mut all = list::TESTS.into_iter().chain(list::BY_NAME);
+            all.find(|test| test.0 == name)
+        };
         tests = wanted
             .iter()
             .map(|name| find(name).unwrap_or_else(|| panic!("there is no test {name}")))
