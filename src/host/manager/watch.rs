@@ -6,7 +6,7 @@
 //!
 //! | what is seen | what follows |
 //! |---|---|
-//! | it has more than it says | it is charged the difference, as overhead |
+//! | it has more than it says and was expected to need | it is charged the difference, as overhead |
 //! | it has, or says that it has, more than its credit and a slack, for [`OVER_MAX`] | it is killed |
 //! | credit that it does not use, beyond what a VM may keep | counts as what it holds |
 //! | in hard or low, ordered below what it holds, it gives nothing for [`PATIENCE`] | what it holds counts as overhead: the others share the rest, and give no more than that takes |
