@@ -273,8 +273,9 @@ impl Server {
         }
         if self.manager.is_due(now) {
             self.manager.is_late(now.saturating_sub(due));
-            self.measure_vms();
             self.manager.tick(now);
+            // By then it is known who has given.
+            self.measure_vms();
         }
         self.deliver();
         Ok(std::mem::take(&mut self.events))

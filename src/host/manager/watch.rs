@@ -13,7 +13,8 @@
 //! | the same for [`IGNORES_MAX`] in which it ran, without a failure of its swap file | it is killed |
 //! | the same for [`ABSENT_MAX`], whether it ran or not | it is killed |
 //!
-//! A VM process that is stopped, or waits for its disk, does not run; one whose swap file fails says so
+//! Time counts by looks, each for [`LOOK_AGAIN`] at most: a host manager that did not run has heard nothing
+//! of what the VMs did meanwhile. A VM process that is stopped, or waits for its disk, does not run; one whose swap file fails says so
 //! in its reports. Neither is killed for it, but nobody waits for them either.
 
 use std::time::Duration;
@@ -62,8 +63,9 @@ const MAPPINGS_MAX: Pages = Pages::mib(20);
 pub(super) struct Watch {
     due: Duration,
     footprint: Option<Footprint>,
-    /// Since when it has had more than it may.
-    over_since: Option<Duration>,
+    /// When it was looked at last, and how long it has had more than it may.
+    seen: Duration,
+    over: Option<Duration>,
     owes: Option<Owing>,
 }
 
@@ -74,11 +76,10 @@ struct Owing {
     least: Pages,
     /// When it held that first, or was told.
     since: Duration,
-    /// Since when it has no excuse, and how long it has run since then.
-    blamed: Duration,
+    /// For how long it has had no excuse, and has run.
+    waited: Duration,
     ran: Duration,
-    /// Until when that was looked at, with which CPU time and how many failures of its swap file.
-    seen: Duration,
+    /// Its CPU time, and failures of its swap file, when that was looked at.
     cpu: Duration,
     errors: u64,
 }
@@ -96,7 +97,7 @@ impl Watch {
     }
 
     fn suspects(&self) -> bool {
-        self.over_since.is_some() || self.owes.is_some()
+        self.over.is_some() || self.owes.is_some()
     }
 }
 
@@ -125,8 +126,10 @@ impl Manager {
         if let Some(footprint) = footprint {
             self.ledger.measured(id, footprint.memory);
         }
-        let guilty = self.has_too_much(id, now);
-        let guilty = guilty.or_else(|| self.has_given_nothing(id, now));
+        let passed = now.saturating_sub(vm.watch.seen);
+        vm.watch.seen = now;
+        let guilty = self.has_too_much(id, passed);
+        let guilty = guilty.or_else(|| self.has_given_nothing(id, passed));
         let vm = self.vms.get_mut(&id).expect("found above");
         let pause = if vm.watch.suspects() {
             LOOK_AGAIN
@@ -145,7 +148,7 @@ impl Manager {
     }
 
     /// Why a VM process that has more than it may is killed, if it has had that for too long.
-    fn has_too_much(&mut self, id: VmId, now: Duration) -> Option<String> {
+    fn has_too_much(&mut self, id: VmId, passed: Duration) -> Option<String> {
         let vm = &self.vms[&id];
         let size = vm.allocation.size;
         let own = overhead_estimate(size) + SLACK + Pages(size.0 / SLACK_DIVISOR);
@@ -158,27 +161,26 @@ impl Manager {
         // Without a link it has nobody to ask.
         let over = vm.reach != Reach::Detached && has > credit + own;
         let watch = &mut self.vms.get_mut(&id).expect("found above").watch;
-        watch.over_since = over.then(|| watch.over_since.unwrap_or(now));
-        let since = watch.over_since?;
-        (now.saturating_sub(since) >= OVER_MAX)
+        let before = watch.over.map(|before| before + passed.min(LOOK_AGAIN));
+        watch.over = over.then(|| before.unwrap_or_default());
+        (watch.over? >= OVER_MAX)
             .then(|| format!("its process has {has}, and may have {credit} and {own} for itself"))
     }
 
     /// Why a VM that gives nothing of what it was told to give is killed, if it is.
-    fn has_given_nothing(&mut self, id: VmId, now: Duration) -> Option<String> {
+    fn has_given_nothing(&mut self, id: VmId, passed: Duration) -> Option<String> {
         let vm = self.vms.get_mut(&id).expect("callers know the VM");
         let errors = vm.swap_errors();
         let (footprint, owing) = (vm.watch.footprint?, vm.watch.owes.as_mut()?);
-        let passed = now.saturating_sub(owing.seen);
-        if footprint.cpu.saturating_sub(owing.cpu) >= passed / RUNS_DIVISOR {
-            owing.ran += passed;
-        }
+        let runs = footprint.cpu.saturating_sub(owing.cpu) >= passed / RUNS_DIVISOR;
+        let counted = passed.min(LOOK_AGAIN);
+        owing.waited += counted;
+        owing.ran += if runs { counted } else { Duration::ZERO };
         if errors != owing.errors {
-            (owing.blamed, owing.ran) = (now, Duration::ZERO);
+            (owing.waited, owing.ran) = (Duration::ZERO, Duration::ZERO);
         }
-        (owing.seen, owing.cpu, owing.errors) = (now, footprint.cpu, errors);
-        let absent = now.saturating_sub(owing.blamed) >= ABSENT_MAX;
-        (owing.ran >= IGNORES_MAX || absent).then(|| {
+        (owing.cpu, owing.errors) = (footprint.cpu, errors);
+        (owing.ran >= IGNORES_MAX || owing.waited >= ABSENT_MAX).then(|| {
             let held = owing.least;
             format!("told to give memory back, it has kept all of {held}")
         })
@@ -203,9 +205,8 @@ impl Manager {
             let begin = Owing {
                 least: held,
                 since: now,
-                blamed: now,
+                waited: Duration::ZERO,
                 ran: Duration::ZERO,
-                seen: now,
                 cpu: footprint.cpu,
                 errors: vm.swap_errors(),
             };
