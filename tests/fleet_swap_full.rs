@@ -11,6 +11,9 @@ use common::fleet::{Fleet, Folder, SOON, alone, find_vm, number};
 use common::{require, skip};
 use rustix::process::Signal;
 
+/// For whatever a small swap folder makes wait.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// Two guests that together need 109 MiB, nothing of which compresses or is shared, in 64 MiB.
 const FLEET: &str = r#"
     [host]
@@ -62,6 +65,13 @@ fn all_are(figures: &serde_json::Value, states: &[&str]) -> bool {
     })
 }
 
+fn until_one_is_stalled(fleet: &mut Fleet) {
+    fleet.until_within(LIMIT, "a stalled VM", |figures| {
+        let mut vms = figures["vms"].as_array().into_iter().flatten();
+        vms.any(|vm| vm["state"] == "stalled")
+    });
+}
+
 fn verified(figures: &serde_json::Value, name: &str) -> u64 {
     find_vm(figures, name).map_or(0, |vm| number(vm, "guest.pages_verified"))
 }
@@ -76,14 +86,10 @@ fn a_fleet_that_a_full_swap_folder_holds_goes_on_when_there_is_room() {
         Ok(fleet) => fleet,
         Err(why) => return skip(why),
     };
-    let limit = Duration::from_secs(60);
-    fleet.until_within(limit, "a full swap folder", |figures| {
+    fleet.until_within(LIMIT, "a full swap folder", |figures| {
         all_are(figures, &["swap full", "stalled"])
     });
-    fleet.until_within(limit, "a stalled VM", |figures| {
-        let vms = figures["vms"].as_array().unwrap();
-        vms.iter().any(|vm| vm["state"] == "stalled")
-    });
+    until_one_is_stalled(&mut fleet);
     let pid = fleet.process.pid().to_string();
     let swap = fleet.folder.path().join("swap");
     let grown = Command::new("nsenter")
@@ -91,10 +97,10 @@ fn a_fleet_that_a_full_swap_folder_holds_goes_on_when_there_is_room() {
         .arg(&swap)
         .status();
     assert!(grown.unwrap().success());
-    let running = fleet.until_within(limit, "room", |figures| {
+    let running = fleet.until_within(LIMIT, "room", |figures| {
         all_are(figures, &["running", "blocked"]) && verified(figures, "v-0") > 0
     });
-    fleet.until_within(limit, "progress of both", |figures| {
+    fleet.until_within(LIMIT, "progress of both", |figures| {
         let on = |name| verified(figures, name) > verified(&running, name) + 1000;
         on("v-0") && on("v-1")
     });
@@ -114,10 +120,7 @@ fn a_fleet_that_stalls_ends_with_a_status() {
         Ok(fleet) => fleet,
         Err(why) => return skip(why),
     };
-    fleet.until_within(Duration::from_secs(60), "a stalled VM", |figures| {
-        let vms = figures["vms"].as_array().unwrap();
-        vms.iter().any(|vm| vm["state"] == "stalled")
-    });
+    until_one_is_stalled(&mut fleet);
     fleet.process.signal(Signal::INT);
     let end = fleet.end(SOON);
     assert_eq!(end.status.code(), Some(1), "{}", end.log);

@@ -79,8 +79,8 @@ impl Rogue {
     }
 }
 
+/// The program that was run again.
 #[test]
-#[ignore = "the other tests start it, as a process of its own"]
 fn the_rogue() {
     let Some(case) = std::env::var_os(CASE) else {
         return;
@@ -110,7 +110,7 @@ fn the_rogue() {
 fn start_rogue(folder: &Folder, case: &str) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--ignored", "--exact", "the_rogue", "--nocapture"])
+        .args(["--exact", "the_rogue", "--nocapture"])
         .env(CASE, case)
         .env(SOCKET, folder.socket())
         .stdin(Stdio::null());

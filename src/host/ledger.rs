@@ -9,9 +9,9 @@
 //!
 //! A VM's charge is its credit, the private pages it may hold; should it report that it holds more
 //! (it breaks the protocol, or joined again after the host manager was restarted), it is charged
-//! what it holds. What its process has beyond both, by the kernel's word, is overhead too. Credit and frames are only handed out of free memory, so that they never exceed
-//! the budget; measured overheads are facts and can push `free` to zero and the ledger into deficit,
-//! which the policy then works off.
+//! what it holds. What its process has beyond both, by the kernel's word, is overhead too. Credit and
+//! frames are only handed out of free memory, so that they never exceed the budget; measured overheads
+//! are facts and can push `free` to zero and the ledger into deficit, which the policy then works off.
 
 use std::collections::BTreeMap;
 

@@ -158,8 +158,8 @@ impl Server {
         })
     }
 
-    /// Listens at `path` for control requests, by which launchers hand us their VMs too. A socket file that nobody listens at is
-    /// replaced; the folder is made if it is missing.
+    /// Listens at `path` for control requests, by which launchers hand us their VMs too. A socket file
+    /// that nobody listens at is replaced; the folder is made if it is missing.
     ///
     /// # Errors
     /// When another host manager listens there, or the socket cannot be made.

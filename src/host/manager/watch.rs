@@ -2,7 +2,8 @@
 //!
 //! A VM process is charged what it reports. One that lies about that, keeps credit that it does not
 //! use, or gives back nothing when it is told to, would live on what the others give. So each process
-//! is measured from outside ([`Footprint`], once a second; twice while it is suspected), and:
+//! is measured from outside ([`Footprint`], once a second, where there are more than 300 seldomer, and
+//! twice a second while it is suspected), and:
 //!
 //! | what is seen | what follows |
 //! |---|---|
@@ -10,12 +11,13 @@
 //! | it has, or says that it has, more than its credit and a slack, for [`OVER_MAX`] | it is killed |
 //! | credit that it does not use, beyond what a VM may keep | counts as what it holds |
 //! | in hard or low, ordered below what it holds, it gives nothing for [`PATIENCE`] | what it holds counts as overhead: the others share the rest, and give no more than that takes |
-//! | the same for [`IGNORES_MAX`] in which it ran, without a failure of its swap file | it is killed |
-//! | the same for [`ABSENT_MAX`], whether it ran or not | it is killed |
+//! | the same for [`IGNORES_MAX`] in which it ran, its swap file neither full nor failing | it is killed |
+//! | the same for [`ABSENT_MAX`], whether it ran or not | the same |
 //!
-//! Time counts by looks, each for [`LOOK_AGAIN`] at most: a host manager that did not run has heard nothing
-//! of what the VMs did meanwhile. A VM process that is stopped, or waits for its disk, does not run; one whose swap file fails says so
-//! in its reports. Neither is killed for it, but nobody waits for them either.
+//! Time counts by looks, each for [`LOOK_AGAIN`] at most: a host manager that did not run has heard
+//! nothing of what the VMs did meanwhile. A VM process that is stopped, or waits for its disk, does
+//! not run; one that finds no room to swap says so in its reports. Neither is killed for it, but nobody
+//! waits for them either.
 
 use std::time::Duration;
 
@@ -170,13 +172,13 @@ impl Manager {
     /// Why a VM that gives nothing of what it was told to give is killed, if it is.
     fn has_given_nothing(&mut self, id: VmId, passed: Duration) -> Option<String> {
         let vm = self.vms.get_mut(&id).expect("callers know the VM");
-        let errors = vm.swap_errors();
+        let (full, errors) = (vm.swap_full(), vm.swap_errors());
         let (footprint, owing) = (vm.watch.footprint?, vm.watch.owes.as_mut()?);
         let runs = footprint.cpu.saturating_sub(owing.cpu) >= passed / RUNS_DIVISOR;
         let counted = passed.min(LOOK_AGAIN);
         owing.waited += counted;
         owing.ran += if runs { counted } else { Duration::ZERO };
-        if errors != owing.errors {
+        if full || errors != owing.errors {
             (owing.waited, owing.ran) = (Duration::ZERO, Duration::ZERO);
         }
         (owing.cpu, owing.errors) = (footprint.cpu, errors);

@@ -2,6 +2,19 @@
 
 use super::*;
 
+fn says(held: Pages, swap_full: bool, stalled: bool) -> ToHost {
+    let measured = Measured {
+        swap_full,
+        stalled,
+        ..Measured::default()
+    };
+    ToHost::Report(Box::new(Report {
+        holding: Holding::private(held),
+        measured,
+        ..Report::default()
+    }))
+}
+
 #[test]
 fn a_vm_is_not_blocked_for_what_it_cannot_give() {
     let mut manager = manager();
@@ -18,18 +31,8 @@ fn a_vm_is_not_blocked_for_what_it_cannot_give() {
         (false, false, Run::Block, VmState::Blocked),
     ];
     for (ms, (swap_full, stalled, run, state)) in (1..).map(|n| 100 * n).zip(table) {
-        let measured = Measured {
-            swap_full,
-            stalled,
-            ..Measured::default()
-        };
-        let report = Report {
-            holding: Holding::private(held),
-            measured,
-            ..Report::default()
-        };
-        let report = ToHost::Report(Box::new(report));
-        manager.message(a, report, at(ms)).unwrap();
+        let says = says(held, swap_full, stalled);
+        manager.message(a, says, at(ms)).unwrap();
         manager.tick(at(ms));
         assert_eq!(manager.policy.mem_state(), MemState::Low);
         assert_eq!(manager.vms[&a].orders.as_ref().unwrap().run, run);
@@ -45,26 +48,16 @@ fn nor_when_it_has_given_nothing_for_so_long_that_nobody_waits_for_it() {
     let held = welcome(&mut manager, a).credit + take_all(&mut manager, a);
     manager.join(hello("b", 64)).unwrap();
     manager.set_host(Some(Pages::mib(32)), None).unwrap();
-    let report = |swap_full| {
-        let measured = Measured {
-            swap_full,
-            ..Measured::default()
-        };
-        let report = Report {
-            holding: Holding::private(held),
-            measured,
-            ..Report::default()
-        };
-        ToHost::Report(Box::new(report))
-    };
     let run = |manager: &Manager| manager.vms[&a].orders.as_ref().unwrap().run;
-    manager.message(a, report(false), at(0)).unwrap();
+    manager.message(a, says(held, false, false), at(0)).unwrap();
     for ms in (100..4000).step_by(100) {
         manager.tick(at(ms));
     }
     assert!(manager.vms[&a].watch.gives_nothing(at(4000)));
     assert_eq!(run(&manager), Run::Block);
-    manager.message(a, report(true), at(4000)).unwrap();
+    manager
+        .message(a, says(held, true, false), at(4000))
+        .unwrap();
     manager.tick(at(4100));
     assert_eq!(run(&manager), Run::Go);
 }

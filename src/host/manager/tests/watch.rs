@@ -212,28 +212,34 @@ fn who_gives_a_little_or_says_why_not_lives() {
     assert_eq!(until_killed(&mut manager, bad, 500, gives), None);
     let (mut manager, _, bad) = told_to_give();
     let private = manager.ledger.holding(bad).total();
+    let says = |manager: &mut Manager, ms: u64, swap_full: bool, swap_errors: u64| {
+        let report = Report {
+            holding: Holding::private(private),
+            measured: Measured {
+                counters: Counters {
+                    swap_errors,
+                    ..Counters::default()
+                },
+                swap_full,
+                ..Measured::default()
+            },
+            ..Report::default()
+        };
+        let report = ToHost::Report(Box::new(report));
+        manager.message(bad, report, at(ms)).unwrap();
+    };
     let fails = |manager: &mut Manager, ms: u64| {
         if ms.is_multiple_of(1000) {
-            let counters = Counters {
-                swap_errors: ms,
-                ..Counters::default()
-            };
-            let report = Report {
-                holding: Holding::private(private),
-                measured: Measured {
-                    counters,
-                    ..Measured::default()
-                },
-                ..Report::default()
-            };
-            let report = ToHost::Report(Box::new(report));
-            manager.message(bad, report, at(ms)).unwrap();
+            says(manager, ms, false, ms);
         }
     };
     assert_eq!(until_killed(&mut manager, bad, 500, fails), None);
     // But nobody waits for it.
     let snapshot = manager.snapshot(at(99_900));
     assert!(snapshot.vms.iter().all(|vm| vm.id != bad));
+    let (mut manager, _, bad) = told_to_give();
+    let full = |manager: &mut Manager, ms: u64| says(manager, ms, true, 0);
+    assert_eq!(until_killed(&mut manager, bad, 500, full), None);
 }
 
 #[test]
