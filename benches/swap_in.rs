@@ -2,7 +2,7 @@
 //!
 //! | case | unit |
 //! |---|---|
-//! | `swap_in/{memory,disk}/{order,random}` | 16 MiB that are all swapped are touched page by page, in order or at random, given per page; from a store that is no disk, or from a swap file beside the executable |
+//! | `swap_in/{memory,disk,encrypted}/{order,random}` | 16 MiB that are all swapped are touched page by page, in order or at random, given per page; from a store that is no disk, or from a swap file beside the executable, encrypted or not |
 //! | `swap_in/compressed/{order,random}` | the same with pages of the compressed store, of which there are fewer |
 //! | `swap_in/guest` | a guest under KVM, all of whose 64 MiB were swapped, has gone through them in order; given per page |
 //!
@@ -27,6 +27,7 @@ use tidemark::machine::gate::Hold;
 use tidemark::machine::{Machine, MachineSpec};
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
+use tidemark::mem::encrypted::Encrypted;
 use tidemark::mem::pager::Settings;
 use tidemark::mem::reclaim::{BATCH_PAGES, Reclaimer};
 use tidemark::mem::swapfile::{SwapFile, SwapStore};
@@ -63,10 +64,18 @@ fn pager(pages: u32, swap: Box<dyn SwapStore>) -> Arc<Pager> {
 }
 
 /// A file on the disk that the build is on.
-fn disk() -> Box<dyn SwapStore> {
+fn swap_file() -> SwapFile {
     let folder = std::env::current_exe().expect("it runs");
     let folder = folder.parent().unwrap_or(Path::new("."));
-    Box::new(SwapFile::create(folder).expect("a swap file"))
+    SwapFile::create(folder).expect("a swap file")
+}
+
+fn disk() -> Box<dyn SwapStore> {
+    Box::new(swap_file())
+}
+
+fn encrypted() -> Box<dyn SwapStore> {
+    Box::new(Encrypted::new(swap_file()).expect("a key in memory"))
 }
 
 /// Swaps or compresses every page that takes memory.
@@ -89,9 +98,10 @@ fn touches(c: &mut Criterion) {
     group.sample_size(10);
     type Store = fn() -> Box<dyn SwapStore>;
     let memory: Store = || Box::new(MemoryStore::default());
-    let stores: [(&str, Store, u32); 3] = [
+    let stores: [(&str, Store, u32); 4] = [
         ("memory", memory, SWAPPED_PAGES),
         ("disk", disk, SWAPPED_PAGES),
+        ("encrypted", encrypted, SWAPPED_PAGES),
         ("compressed", memory, COMPRESSED_PAGES),
     ];
     for (name, store, count) in stores {

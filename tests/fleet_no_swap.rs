@@ -9,8 +9,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::Capability::{Kvm, Uffd};
-use common::fleet::{Fleet, MIB, SOON, alone, find_vm, number};
+use common::Capability::{Kvm, Root, Uffd};
+use common::fleet::{Fleet, MIB, SOON, alone, find_vm, number, swap_file};
 use common::require;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
@@ -94,26 +94,11 @@ fn a_swap_file_that_cannot_grow_loses_nothing() {
     assert!(lines.count() < 60, "{}", end.log);
 }
 
-/// The open swap file of a VM process, by its path under /proc; it has no other name.
-fn swap_file(pid: u32) -> std::path::PathBuf {
-    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let unnamed = |path: &std::path::PathBuf| {
-        std::fs::read_link(path).is_ok_and(|target| {
-            let target = target.to_string_lossy().into_owned();
-            target.contains("/#") && target.ends_with(" (deleted)")
-        })
-    };
-    open.flatten()
-        .map(|entry| entry.path())
-        .find(unnamed)
-        .expect("a swap file without a name")
-}
-
 /// A page that is gone for good ends the VM within a second, in whatever the agent is busy with: it
 /// swaps all the time here. Nobody else notices.
 #[test]
 fn a_lost_swap_file_ends_its_vm_and_no_other() {
-    let Some(_host) = require(&[Kvm, Uffd]) else {
+    let Some(_host) = require(&[Kvm, Uffd, Root]) else {
         return;
     };
     let _alone = alone();

@@ -141,6 +141,7 @@ fn every_byte_survives_compaction() {
             path,
             seed,
             operations: 600,
+            encrypted: false,
         };
         drop(ballast);
         interleave::run(plan, move |_, end| compact_until(end, &file));

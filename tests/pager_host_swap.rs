@@ -55,6 +55,7 @@ fn every_byte_survives_the_hosts_own_swapping() {
             path,
             seed,
             operations: 400,
+            encrypted: false,
         };
         let most = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
         let seen = most.clone();

@@ -109,6 +109,7 @@ fn every_byte_survives_merging_by_the_kernel() {
             path,
             seed,
             operations: 500,
+            encrypted: false,
         };
         interleave::run(plan, move |_, end| {
             ksm.start().unwrap();

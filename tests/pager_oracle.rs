@@ -35,13 +35,14 @@ fn every_byte_survives_any_interleaving() {
     let Some(_host) = common::require(&[Capability::Uffd]) else {
         return;
     };
-    for seed in [seed(), SLOT_LEAK_SEED] {
+    for (seed, encrypted) in [(seed(), true), (SLOT_LEAK_SEED, false)] {
         let mut merged = Vec::new();
         both_paths(|path| {
             let plan = Plan {
                 path,
                 seed,
                 operations: OPERATIONS,
+                encrypted,
             };
             let outcome = interleave::run(plan, |_, _| {});
             outcome.assert_complete(plan);

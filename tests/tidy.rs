@@ -111,6 +111,7 @@ const UNSAFE: &[&str] = &[
 /// Every crate that the root package names.
 const DEPENDENCIES: &[&str] = &[
     "acpi_tables",
+    "aes-gcm",
     "clap",
     "criterion",
     "env_logger",

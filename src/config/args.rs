@@ -55,6 +55,9 @@ pub struct VmArgs {
     /// Whether memory that is filled in order may come in large pages of 2 MiB [default: on]
     #[arg(long, value_name = "on|off")]
     pub large_pages: Option<Switch>,
+    /// Whether what is written to its swap file is encrypted, with a key that only its process has [default: off]
+    #[arg(long, value_name = "on|off")]
+    pub encrypt_swap: Option<Switch>,
     /// VMs of one group share equal pages
     #[arg(long, value_name = "NAME")]
     pub share_group: Option<String>,

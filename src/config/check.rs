@@ -86,6 +86,7 @@ impl VmArgs {
         }
         let management = self.management(&place)?;
         let large_pages = self.large_pages(&place, management)?;
+        let encrypt_swap = self.encrypt_swap(&place, management)?;
         let allocation = match management {
             Management::Managed => self.allocation.resolve(),
             Management::Plain(_) => self.allocation.resolve_whole(),
@@ -108,6 +109,7 @@ impl VmArgs {
             allocation,
             management,
             large_pages,
+            encrypt_swap,
             cpus,
             boot,
             cmdline,
@@ -151,15 +153,16 @@ impl VmArgs {
     }
 
     fn large_pages(&self, place: &Place, management: Management) -> Result<bool, ConfigError> {
-        let key = "large_pages";
-        match &self.large_pages {
-            Some(Switch::Neither(text)) => Err(place.wrong(key, format!("{text:?}"), ON_OR_OFF)),
-            Some(switch) if !management.is_managed() => {
-                let problem = "is for memory that is managed: `advise` says it of other memory";
-                Err(place.wrong(key, *switch == Switch::On, problem))
-            }
-            switch => Ok(*switch != Some(Switch::Off)),
-        }
+        let problem = "is for memory that is managed: `advise` says it of other memory";
+        let switch = managed_switch(place, "large_pages", &self.large_pages, management, problem)?;
+        Ok(switch.unwrap_or(true))
+    }
+
+    fn encrypt_swap(&self, place: &Place, management: Management) -> Result<bool, ConfigError> {
+        let problem = "is for memory that is managed: other memory has no swap file";
+        let switch = &self.encrypt_swap;
+        let switch = managed_switch(place, "encrypt_swap", switch, management, problem)?;
+        Ok(switch.unwrap_or(false))
     }
 
     fn cpus(&self, place: &Place) -> Result<u8, ConfigError> {
@@ -231,6 +234,27 @@ impl VmArgs {
             ));
         }
         Ok(cmdline)
+    }
+}
+
+/// A switch for memory that is managed; `problem` is what is wrong with it for other memory.
+fn managed_switch(
+    place: &Place,
+    key: &str,
+    switch: &Option<Switch>,
+    management: Management,
+    problem: &str,
+) -> Result<Option<bool>, ConfigError> {
+    let on = match switch {
+        None => return Ok(None),
+        Some(Switch::Neither(text)) => {
+            return Err(place.wrong(key, format!("{text:?}"), ON_OR_OFF));
+        }
+        Some(switch) => *switch == Switch::On,
+    };
+    match management.is_managed() {
+        true => Ok(Some(on)),
+        false => Err(place.wrong(key, on, problem)),
     }
 }
 

@@ -59,6 +59,8 @@ pub struct VmSpec {
     pub management: Management,
     /// Whether it may have large pages where its memory is managed.
     pub large_pages: bool,
+    /// Whether what is written to its swap file is encrypted.
+    pub encrypt_swap: bool,
     /// Number of virtual CPUs, 1 to 64.
     pub cpus: u8,
     /// What it boots.
@@ -116,6 +118,9 @@ impl VmSpec {
         }
         if !self.large_pages {
             flag("large-pages", "off".into());
+        }
+        if self.encrypt_swap {
+            flag("encrypt-swap", "on".into());
         }
         if let Some(disk) = &self.disk {
             flag("disk", disk.into());

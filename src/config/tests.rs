@@ -340,7 +340,7 @@ fn mistakes_in_the_syntax_name_line_and_key() {
             "[[vm]]\nname = \"a\"\nlimt = \"1G\"\n",
             "fleet.toml:3: limt: unknown field `limt`, expected one of `name`, `cpus`, `guest`, \
              `kernel`, `initrd`, `cmdline`, `disk`, `disk_read_only`, `memory_management`, \
-             `advise`, `large_pages`, `share_group`, `console`, `count`, `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
+             `advise`, `large_pages`, `encrypt_swap`, `share_group`, `console`, `count`, `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
         ),
         (
             "[[vm]]\nname = \"a\"\nlimit = true\n",
@@ -419,6 +419,7 @@ prop_compose! {
         shares in 0_u64..=1_000_000_000, parts in proptest::array::uniform4(0_u64..=100),
         disk in proptest::option::of(any::<bool>()), share_group in proptest::option::of("[a-z-]{1,9}"), console in any::<bool>(),
         plain in proptest::option::of(0_usize..4), large_pages in any::<bool>(),
+        encrypt_swap in any::<bool>(),
     ) -> VmSpec {
         let management = match plain {
             None => Management::Managed,
@@ -433,6 +434,7 @@ prop_compose! {
         VmSpec {
             name, cpus, cmdline, management,
             large_pages: large_pages || plain.is_some(),
+            encrypt_swap: encrypt_swap && plain.is_none(),
             share_group: share_group.filter(|_| plain.is_none()),
             allocation: Allocation {
                 size: Pages(memory),
@@ -519,6 +521,11 @@ fn memory_that_is_not_managed_is_promised_in_full() {
         (
             &format!("{off}large_pages = true"),
             ["large_pages = true", "advise"],
+        ),
+        ("encrypt_swap = \"1\"", ["encrypt_swap", "true or false"]),
+        (
+            &format!("{off}encrypt_swap = true"),
+            ["encrypt_swap = true", "no swap file"],
         ),
         (
             &format!("{off}share_group = \"g\""),

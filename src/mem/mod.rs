@@ -18,8 +18,8 @@
 //! for a fault thread. A page under such an operation is *staged* or *busy* meanwhile, and is looked
 //! at again afterwards.
 //!
-//! [`credit`] is the account of what the VM may hold, [`swapfile`] and [`store`] are where content
-//! goes, [`reclaim`] takes it there from where `victims` finds it, [`share`] merges pages with the
+//! [`credit`] is the account of what the VM may hold, [`swapfile`] ([`encrypted`] on request) and [`store`] are
+//! where content goes, [`reclaim`] takes it there from where `victims` finds it, [`share`] merges pages with the
 //! host manager's frames, [`claims`] tells a host manager which frames are mapped, [`census`] counts
 //! what really backs the guest, [`sample`] finds out how much of it is in use, and an [`observe`]r
 //! hears of every step.
@@ -31,6 +31,7 @@ pub mod census;
 pub mod claims;
 pub mod credit;
 mod discard;
+pub mod encrypted;
 pub mod faults;
 mod first_touch;
 mod frame_refs;

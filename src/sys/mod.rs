@@ -60,6 +60,7 @@ pub mod landlock;
 pub mod large;
 pub mod pagemap;
 pub mod peer;
+pub mod pinned;
 pub mod pool_view;
 pub mod priority;
 pub mod proc;

@@ -38,6 +38,9 @@ pub enum Error {
     /// The swap file.
     #[error(transparent)]
     SwapFile(#[from] swapfile::CreateError),
+    /// A key for the swap file.
+    #[error("cannot keep a key for the swap file in memory")]
+    SwapKey(#[source] io::Error),
     /// The machine.
     #[error(transparent)]
     Machine(#[from] machine::Error),

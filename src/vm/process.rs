@@ -20,8 +20,9 @@ use crate::link::door::Door;
 use crate::link::message::{ToHost, Welcome};
 use crate::link::socket::Link;
 use crate::mem::credit::CreditBook;
+use crate::mem::encrypted::Encrypted;
 use crate::mem::pager::{self, Settings};
-use crate::mem::swapfile::SwapFile;
+use crate::mem::swapfile::{SwapFile, SwapStore};
 use crate::mem::{Pager, faults};
 use crate::out::{self, Out};
 use crate::sys::ksm;
@@ -112,7 +113,7 @@ fn prepare(
     let forced = std::env::var(TakePath::VARIABLE).ok();
     let path = TakePath::choose(uffd::probe()?, forced.as_deref()).map_err(Error::TakePath)?;
     log::info!("{}: takes pages by {}, seed {seed}", spec.name, path.name());
-    let swap = Box::new(SwapFile::create(&spec.swap_dir)?);
+    let swap = swap_store(spec)?;
     let ram = GuestRam::new(Layout::new(spec.allocation.size))?;
     let credit = CreditBook::new(welcome.credit, welcome.credit_batch);
     let pager = Arc::new(Pager::new(
@@ -137,6 +138,14 @@ fn prepare(
     let (console, out) = console::open(spec, terminal)?;
     let building = Building::start(spec, files, Arc::new(console), ram, sink)?;
     Ok((pager, building, seed, out))
+}
+
+fn swap_store(spec: &VmSpec) -> Result<Box<dyn SwapStore>, Error> {
+    let file = SwapFile::create(&spec.swap_dir)?;
+    Ok(match spec.encrypt_swap {
+        true => Box::new(Encrypted::new(file).map_err(Error::SwapKey)?),
+        false => Box::new(file),
+    })
 }
 
 /// Seed of this VM's random choices: `TIDEMARK_SEED`, or one from the clock, printed either way.

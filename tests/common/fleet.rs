@@ -274,6 +274,21 @@ impl Process {
     }
 }
 
+/// The open swap file of a VM process, by its path under /proc; it has no other name.
+pub fn swap_file(pid: u32) -> PathBuf {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let unnamed = |path: &PathBuf| {
+        fs::read_link(path).is_ok_and(|target| {
+            let target = target.to_string_lossy().into_owned();
+            target.contains("/#") && target.ends_with(" (deleted)")
+        })
+    };
+    open.flatten()
+        .map(|entry| entry.path())
+        .find(unnamed)
+        .expect("a swap file without a name")
+}
+
 /// The name of the VM that a process runs; `None` if it runs none.
 fn vm_name(pid: u32) -> Option<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;

@@ -33,6 +33,8 @@ pub enum Capability {
     Kvm,
     /// userfaultfd can be had.
     Uffd,
+    /// The test is root: it looks into other processes.
+    Root,
 }
 
 impl Capability {
@@ -44,6 +46,10 @@ impl Capability {
             Capability::Uffd => tidemark::sys::uffd::probe()
                 .err()
                 .map(|error| error.to_string()),
+            Capability::Root => {
+                let root = rustix::process::geteuid().is_root();
+                (!root).then(|| "only root can look into a VM process".into())
+            }
         }
     }
 }

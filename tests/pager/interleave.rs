@@ -46,6 +46,8 @@ pub struct Plan {
     pub seed: u64,
     /// Operations of the worker.
     pub operations: u64,
+    /// Whether the swap store is encrypted.
+    pub encrypted: bool,
 }
 
 /// What it came to.
@@ -99,7 +101,7 @@ struct Shared {
 /// When a page is corrupt, the books disagree with the page tables or the pool, batches cannot be
 /// taken any more, or something hangs.
 pub fn run(plan: Plan, beside: impl FnOnce(&Rig, &AtomicBool) + Send + 'static) -> Outcome {
-    let (rig, replay) = Rig::replayed(plan.path, GUEST_PAGES);
+    let (rig, replay) = Rig::replayed(plan.path, GUEST_PAGES, plan.encrypted);
     let shared = Arc::new(Shared {
         plan,
         rig,

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use tidemark::mem::Pager;
 use tidemark::mem::credit::CreditBook;
+use tidemark::mem::encrypted::Encrypted;
 use tidemark::mem::observe::Observer;
 use tidemark::mem::pager::Settings;
 use tidemark::mem::share::{self, Merged};
+use tidemark::mem::swapfile::SwapStore;
 use tidemark::sys::pool_view::PoolView;
 use tidemark::sys::ram::{GuestRam, Layout};
 use tidemark::units::{FrameId, Gfn, PAGE_SIZE, Pages};
@@ -47,20 +49,22 @@ pub struct Rig {
 impl Rig {
     /// Arms `ram`.
     pub fn over(ram: Arc<GuestRam>, path: TakePath, credit: CreditBook) -> Rig {
-        Rig::observed(ram, path, credit, None)
+        let store = MemoryStore::default();
+        Rig::swapping_to(store.clone(), Box::new(store), ram, path, credit, None)
     }
 
-    /// The same with somebody who hears of every step of every page.
-    pub fn observed(
+    /// Arms `ram`; what is swapped goes to `swap`, which has `store` behind it.
+    fn swapping_to(
+        store: MemoryStore,
+        swap: Box<dyn SwapStore>,
         ram: Arc<GuestRam>,
         path: TakePath,
         credit: CreditBook,
         observer: Option<Arc<dyn Observer>>,
     ) -> Rig {
-        let store = MemoryStore::default();
         let settings = Settings {
             path,
-            swap: Box::new(store.clone()),
+            swap,
             readers: READERS,
             credit,
             large_pages: true,
@@ -89,11 +93,18 @@ impl Rig {
         Rig::over(ram(pages), path, credit)
     }
 
-    /// A guest of `pages` without a limit, and what an observer makes of it.
-    pub fn replayed(path: TakePath, pages: u32) -> (Rig, Arc<Replay>) {
+    /// A guest of `pages` without a limit, whose swap store may be encrypted, and what an observer makes
+    /// of it.
+    pub fn replayed(path: TakePath, pages: u32, encrypted: bool) -> (Rig, Arc<Replay>) {
         let replay = Arc::new(Replay::new(pages));
         let observer: Arc<dyn Observer> = replay.clone();
-        let rig = Rig::observed(ram(pages), path, CreditBook::unlimited(), Some(observer));
+        let store = MemoryStore::default();
+        let swap: Box<dyn SwapStore> = match encrypted {
+            true => Box::new(Encrypted::new(store.clone()).unwrap()),
+            false => Box::new(store.clone()),
+        };
+        let credit = CreditBook::unlimited();
+        let rig = Rig::swapping_to(store, swap, ram(pages), path, credit, Some(observer));
         (rig, replay)
     }
 
