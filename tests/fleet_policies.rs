@@ -410,37 +410,44 @@ fn a_stuck_balloon_is_named_and_pays_alone() {
         return;
     };
     let _alone = alone();
+    // A fleet each, at the same time: most of it is waiting.
+    std::thread::scope(|scope| {
+        for policy in ["esx", "proportional"] {
+            scope.spawn(move || stuck_beside_good(policy));
+        }
+    });
+}
+
+fn stuck_beside_good(policy: &str) {
     let vms = "[[vm]]\nname = \"stuck\"\nmemory = \"64M\"\nguest = \"stuck\"\n\
                cmdline = \"fill=85\"\ndynamic_min = \"16M\"\n\
                [[vm]]\nname = \"good\"\nmemory = \"64M\"\nguest = \"verify\"\n\
                cmdline = \"fill=85\"\ndynamic_min = \"16M\"\n";
-    for policy in ["esx", "proportional"] {
-        let host = format!("memory = \"80M\"\npolicy = \"{policy}\"");
-        let mut fleet = fleet(&host, vms);
-        let conduct = |figures: &Value, vm: &str| {
-            let vm = find_vm(figures, vm);
-            vm.map_or(Value::Null, |vm| vm["balloon"].clone())
-        };
-        fleet.until_within(LONG, "the stuck balloon named", |figures| {
-            conduct(figures, "stuck") == "stuck"
-        });
-        // Only time in which it is asked counts, and swapping ends each shortage soon.
-        let figures = fleet.until_within(2 * LONG, "it called uncooperative", |figures| {
-            conduct(figures, "stuck") == "uncooperative"
-        });
-        assert_eq!(conduct(&figures, "good"), "cooperative", "{figures}");
-        gets_on(&mut fleet, &["stuck", "good"], 1000);
-        let end = end(fleet);
-        let (stuck, good) = (end.vm("stuck"), end.vm("good"));
-        assert_eq!(number(stuck, "peak.ballooned_bytes"), 0, "{stuck}");
-        assert!(number(stuck, "peak.swapped_bytes") > 8 * MIB, "{stuck}");
-        // Equal shares and ranges: refusing has gained it nothing.
-        assert!(
-            number(stuck, "consumed_bytes") < number(good, "consumed_bytes") + 6 * MIB,
-            "{}",
-            end.figures
-        );
-    }
+    let host = format!("memory = \"80M\"\npolicy = \"{policy}\"");
+    let mut fleet = fleet(&host, vms);
+    let conduct = |figures: &Value, vm: &str| {
+        let vm = find_vm(figures, vm);
+        vm.map_or(Value::Null, |vm| vm["balloon"].clone())
+    };
+    fleet.until_within(LONG, "the stuck balloon named", |figures| {
+        conduct(figures, "stuck") == "stuck"
+    });
+    // Only time in which it is asked counts, and swapping ends each shortage soon.
+    let figures = fleet.until_within(2 * LONG, "it called uncooperative", |figures| {
+        conduct(figures, "stuck") == "uncooperative"
+    });
+    assert_eq!(conduct(&figures, "good"), "cooperative", "{figures}");
+    gets_on(&mut fleet, &["stuck", "good"], 1000);
+    let end = end(fleet);
+    let (stuck, good) = (end.vm("stuck"), end.vm("good"));
+    assert_eq!(number(stuck, "peak.ballooned_bytes"), 0, "{stuck}");
+    assert!(number(stuck, "peak.swapped_bytes") > 8 * MIB, "{stuck}");
+    // Equal shares and ranges: refusing has gained it nothing.
+    assert!(
+        number(stuck, "consumed_bytes") < number(good, "consumed_bytes") + 6 * MIB,
+        "{}",
+        end.figures
+    );
 }
 
 /// The XCP questions in small: three guests with the same range on a host for a third of it; when one

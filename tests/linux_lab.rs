@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// Tests that each host must report; one that is missing has not run.
-const TESTS: [&str; 13] = [
+const TESTS: [&str; 12] = [
     "boot_disk_and_reboot",
     "smp_boot_and_power_off",
     "smp_reboot",
@@ -23,7 +23,6 @@ const TESTS: [&str; 13] = [
     "host_swapping",
     "large_pages",
     "overcommit",
-    "two_sisters",
     "numa_migration",
     "swap_of_the_host",
 ];
