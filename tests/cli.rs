@@ -290,3 +290,51 @@ fn plain_memory_and_what_contradicts_it_are_status_2() {
         fails(folder.path(), &args, 2, words);
     }
 }
+
+/// A pipe that nobody reads any more, and a disk that is full, as standard output.
+#[test]
+fn a_reader_who_has_gone_is_no_error_and_a_full_disk_is_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let _host = Host::start(folder, "host.sock");
+    let scenario = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/scenarios/cache-is-enough.toml"
+    );
+    let with_stdout = |args: &[&str], stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidemark"));
+        command.args(args).env("XDG_RUNTIME_DIR", folder);
+        let command = command.env_remove("TIDEMARK_SOCKET").stdout(stdout);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    for args in [
+        &["ps"][..],
+        &["ps", "--json"],
+        &["reserve", "1M", "--for", "10ms"],
+        &["simulate", scenario],
+    ] {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let (status, said) = with_stdout(args, writer.into());
+        assert_eq!(status, Some(0), "{args:?}: {said}");
+        // How the lease ended.
+        let lines = usize::from(args[0] == "reserve");
+        assert_eq!(said.lines().count(), lines, "{args:?}: {said}");
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+        let (status, said) = with_stdout(args, full.unwrap().into());
+        assert_eq!(status, Some(1), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+        assert!(
+            said.contains("write to standard output"),
+            "{args:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn no_vm_is_called_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = ["run", "--guest", "hello", "--name", "host"];
+    fails(folder.path(), &run, 2, &["name", "host", "must be"]);
+}

@@ -41,7 +41,6 @@ mod share;
 mod storm;
 mod wake;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -54,7 +53,7 @@ use signal_hook::flag;
 
 use self::fleet::Scratch;
 use self::row::Row;
-use super::{Error as CliError, check};
+use super::{Error as CliError, check, stdout};
 use crate::out::Out;
 use crate::sys::kvm;
 use crate::words::size::parse_size;
@@ -359,8 +358,7 @@ pub fn run(command: &BenchCommand, out: &Out) -> Result<ExitCode, CliError> {
     };
     // Gone before anybody acts on the result.
     drop(bench);
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").map_err(super::io("write to standard output"))?;
+    stdout::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

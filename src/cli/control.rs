@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::stdout::print;
 use super::{Error, folder, table};
 use crate::host::accounts::Figures;
 use crate::host::control::{CallError, Request, call, take_lease};
+use crate::out::Out;
 
 /// Which host manager.
 #[derive(Debug, Args)]
@@ -78,7 +80,7 @@ pub struct StopArgs {
 pub fn ps(args: &PsArgs) -> Result<ExitCode, Error> {
     let value = args.target.call(&Request::Ps)?;
     if args.json {
-        println!("{value}");
+        print(&value.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
     let figures: Figures = serde_json::from_value(value).map_err(|error| {
@@ -86,9 +88,7 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, Error> {
             "the host manager is of another version: {error}"
         )))
     })?;
-    for line in table::lines(&figures) {
-        println!("{line}");
-    }
+    print(&table::lines(&figures).join("\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -111,7 +111,7 @@ pub fn set(args: &SetArgs) -> Result<ExitCode, Error> {
 }
 
 /// Takes a lease and keeps it until it ends.
-pub fn reserve(args: &ReserveArgs) -> Result<ExitCode, Error> {
+pub fn reserve(args: &ReserveArgs, out: &Out) -> Result<ExitCode, Error> {
     let path = folder::find(args.target.socket.as_deref())?;
     let request = Request::Reserve {
         size: args.size.clone(),
@@ -122,21 +122,21 @@ pub fn reserve(args: &ReserveArgs) -> Result<ExitCode, Error> {
     let lease = &taken.lease;
     let id = lease["lease"].clone();
     if args.json {
-        println!("{lease}");
+        print(&lease.to_string())?;
     } else {
         let mib = |key: &str| table::mib_of(lease[key].as_u64().unwrap_or(0));
-        println!(
+        print(&format!(
             "lease {id}: {} reserved, {} overhead; redeem it with `tidemark vm --lease {}`",
             mib("reservation_bytes"),
             mib("overhead_bytes"),
             lease["token"].as_str().unwrap_or_default()
-        );
+        ))?;
     }
     let end = taken.wait()?;
-    match end["vm"].as_str() {
-        Some(vm) => eprintln!("tidemark: lease {id}: redeemed by {vm}"),
-        None => eprintln!("tidemark: lease {id}: expired"),
-    }
+    out.line(&match end["vm"].as_str() {
+        Some(vm) => format!("tidemark: lease {id}: redeemed by {vm}"),
+        None => format!("tidemark: lease {id}: expired"),
+    });
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,6 +8,7 @@ mod host;
 mod resources;
 mod run;
 pub mod simulate;
+mod stdout;
 mod table;
 mod vm;
 
@@ -142,9 +143,9 @@ fn carry_out(command: Command, started: Instant, out: &Out) -> ExitCode {
         Command::Vm(args) => vm::run(*args, started, out),
         Command::Ps(args) => control::ps(&args),
         Command::Set(args) => control::set(&args),
-        Command::Reserve(args) => control::reserve(&args),
+        Command::Reserve(args) => control::reserve(&args, out),
         Command::Stop(args) => control::stop(&args),
-        Command::Simulate(args) => return simulate::simulate(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Bench(args) => bench::run(&args, out),
         Command::Check(args) => check::run(&args),
     };

@@ -9,7 +9,6 @@
 mod child;
 mod screen;
 
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,7 +22,7 @@ use signal_hook::flag;
 use self::child::{Child, Stdout};
 use self::screen::Screen;
 use super::host::{note_priority, prepare, signal_pipe};
-use super::{Error, check, folder, resources, table};
+use super::{Error, check, folder, resources, stdout, table};
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK, VMS_MAX};
@@ -203,7 +202,6 @@ fn is_good(exit: Option<&Exit>) -> bool {
 }
 
 fn print(figures: &Figures, json: bool) -> Result<(), Error> {
-    let mut out = std::io::stdout().lock();
     let mut text = match json {
         true => serde_json::to_string(figures).expect("figures have string keys only"),
         false => table::closing(figures).join("\n"),
@@ -213,7 +211,7 @@ fn print(figures: &Figures, json: bool) -> Result<(), Error> {
             text.push_str(&format!("\n{}: {message}", vm.name));
         }
     }
-    writeln!(out, "{text}").map_err(super::io("write to standard output"))
+    stdout::print(&text)
 }
 
 /// A running fleet.

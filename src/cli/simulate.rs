@@ -1,18 +1,14 @@
 //! `tidemark simulate`: plays scenario files and compares policies.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use super::{Error, stdout};
 use crate::config::read_text;
 use crate::policy::PolicyKind;
 use crate::sim::{self, Outcome, Scenario};
-
-/// Exit code of a scenario that did not end as expected.
-const FAILED: u8 = 1;
-/// Exit code of a mistake in a scenario file or on the command line.
-const MISTAKE: u8 = 2;
 
 /// Replays scenarios with model guests on the live policy code.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,21 +27,27 @@ pub struct SimulateArgs {
     pub plot: Option<PathBuf>,
 }
 
-/// Runs the command: prints results to standard output and mistakes to standard error.
+/// Runs the command: prints results to standard output.
 ///
 /// The exit code is 0 when every scenario ended as expected under every policy, 1 when one did
 /// not, and 2 for a mistake (then nothing is played).
-pub fn simulate(args: &SimulateArgs) -> ExitCode {
-    let mut out = std::io::stdout().lock();
-    match play(args, &mut out) {
-        Ok(Verdict::AllOk) => ExitCode::SUCCESS,
-        Ok(Verdict::SomeFailed) => ExitCode::from(FAILED),
-        Err(mistake) => {
-            // A closed standard error leaves nobody to tell.
-            let _ = writeln!(std::io::stderr(), "tidemark: {mistake}");
-            ExitCode::from(MISTAKE)
-        }
+pub fn run(args: &SimulateArgs) -> Result<ExitCode, Error> {
+    match play(args, &mut io::stdout().lock()) {
+        Ok(Verdict::AllOk) => Ok(ExitCode::SUCCESS),
+        Ok(Verdict::SomeFailed) => Ok(ExitCode::FAILURE),
+        Err(Failed::Mistake(mistake)) => Err(Error::Usage(mistake)),
+        Err(Failed::Write(error)) => stdout::written(Err(error)).map(|()| ExitCode::SUCCESS),
+        Err(Failed::Plot(path, error)) => Err(super::io(format!("write {path}"))(error)),
     }
+}
+
+/// Why scenarios were not played to the end.
+#[derive(Debug)]
+enum Failed {
+    /// In a scenario, or on the command line.
+    Mistake(String),
+    Write(io::Error),
+    Plot(String, io::Error),
 }
 
 /// What all scenarios together came to.
@@ -55,19 +57,19 @@ enum Verdict {
     SomeFailed,
 }
 
-fn play(args: &SimulateArgs, out: &mut impl Write) -> Result<Verdict, String> {
-    let asked = policies(&args.policy)?;
+fn play(args: &SimulateArgs, out: &mut impl Write) -> Result<Verdict, Failed> {
+    let asked = policies(&args.policy).map_err(Failed::Mistake)?;
     let scenarios: Vec<Scenario> = args
         .scenarios
         .iter()
         .map(|path| load(path))
-        .collect::<Result<_, _>>()?;
-    let write = |error: std::io::Error| format!("cannot write the results: {error}");
+        .collect::<Result<_, _>>()
+        .map_err(Failed::Mistake)?;
     let mut verdict = Verdict::AllOk;
     let mut outcomes = Vec::new();
     for scenario in &scenarios {
         if !args.json {
-            writeln!(out, "{}: {}", scenario.name, scenario.why).map_err(write)?;
+            writeln!(out, "{}: {}", scenario.name, scenario.why).map_err(Failed::Write)?;
         }
         let kinds = if asked.is_empty() {
             &scenario.policies
@@ -82,17 +84,17 @@ fn play(args: &SimulateArgs, out: &mut impl Write) -> Result<Verdict, String> {
                 verdict = Verdict::SomeFailed;
             }
             if args.json {
-                let line = serde_json::to_string(&outcome).map_err(|error| error.to_string())?;
-                writeln!(out, "{line}").map_err(write)?;
+                let line = serde_json::to_string(&outcome).expect("it has string keys only");
+                writeln!(out, "{line}").map_err(Failed::Write)?;
             } else {
-                write!(out, "{}", table(&outcome, seconds)).map_err(write)?;
+                write!(out, "{}", table(&outcome, seconds)).map_err(Failed::Write)?;
             }
             outcomes.push(outcome);
         }
     }
     if let Some(path) = &args.plot {
         std::fs::write(path, sim::svg(&outcomes))
-            .map_err(|error| format!("{}: cannot write the picture: {error}", path.display()))?;
+            .map_err(|error| Failed::Plot(path.display().to_string(), error))?;
     }
     Ok(verdict)
 }
@@ -180,7 +182,7 @@ mod tests {
         args.policy.push("self".into());
         args.plot = Some(folder.path().join("out.svg"));
         let mut out = Vec::new();
-        assert_eq!(play(&args, &mut out), Ok(Verdict::AllOk));
+        assert!(matches!(play(&args, &mut out), Ok(Verdict::AllOk)));
         let text = String::from_utf8(out).expect("text");
         assert_eq!(text.lines().count(), 2);
         for line in text.lines() {
@@ -196,22 +198,28 @@ mod tests {
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
     }
 
+    fn mistake_of(scenario: PathBuf, policy: &str) -> String {
+        match play(&args(scenario, policy), &mut Vec::new()) {
+            Err(Failed::Mistake(mistake)) => mistake,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn mistakes_name_file_key_and_reason() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = file(&folder, &SCENARIO.replace("'128M'", "'many'"));
-        let mistake = play(&args(path, "esx"), &mut Vec::new()).expect_err("no size");
+        let mistake = mistake_of(path, "esx");
         assert!(
             mistake.contains("scenario.toml: vm \"a\": `memory = \"many\"`"),
             "{mistake}"
         );
-        let mistake = play(&args(file(&folder, SCENARIO), "best"), &mut Vec::new());
-        let mistake = mistake.expect_err("no policy");
+        let mistake = mistake_of(file(&folder, SCENARIO), "best");
         assert!(
             mistake.contains("must be one of esx, proportional"),
             "{mistake}"
         );
         let missing = folder.path().join("nosuch.toml");
-        assert!(play(&args(missing, "esx"), &mut Vec::new()).is_err());
+        assert!(mistake_of(missing, "esx").contains("nosuch.toml"));
     }
 }

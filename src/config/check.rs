@@ -11,7 +11,7 @@ use super::spec::{Boot, VmSpec};
 use super::switch::Switch;
 use crate::units::Pages;
 use crate::words::allocation::AllocationError;
-use crate::words::names::{NAME_FORMS, is_name};
+use crate::words::names::{NAME_FORMS, VM_NAME_FORMS, is_name, is_vm_name};
 use crate::words::size::parse_size;
 use crate::words::{Advice, Management, Written};
 
@@ -80,9 +80,15 @@ impl VmArgs {
         let place = Place {
             text: format!("{origin}: vm {name:?}"),
         };
-        check_name(&place, "name", name)?;
-        if let Some(group) = &self.share_group {
-            check_name(&place, "share_group", group)?;
+        if !is_vm_name(name) {
+            let problem = format!("must be {VM_NAME_FORMS}");
+            return Err(place.wrong("name", format!("{name:?}"), problem));
+        }
+        if let Some(group) = &self.share_group
+            && !is_name(group)
+        {
+            let problem = format!("must be {NAME_FORMS}");
+            return Err(place.wrong("share_group", format!("{group:?}"), problem));
         }
         let management = self.management(&place)?;
         let large_pages = self.large_pages(&place, management)?;
@@ -255,13 +261,6 @@ fn managed_switch(
     match management.is_managed() {
         true => Ok(Some(on)),
         false => Err(place.wrong(key, on, problem)),
-    }
-}
-
-fn check_name(place: &Place, key: &str, name: &str) -> Result<(), ConfigError> {
-    match is_name(name) {
-        true => Ok(()),
-        false => Err(place.wrong(key, format!("{name:?}"), format!("must be {NAME_FORMS}"))),
     }
 }
 

@@ -110,12 +110,17 @@ impl FleetSpec {
                 swap_dir: file.host.swap_dir.clone(),
                 ..vm.table
             };
-            if vm.name.is_none() {
+            // As on the command line.
+            let Some(name) = vm.name.clone().or_else(|| vm.guest.clone()) else {
                 return Err(ConfigError::Missing {
                     place: origin,
                     problem: format!("[[vm]] number {} has no `name`", number + 1),
                 });
-            }
+            };
+            let vm = VmArgs {
+                name: Some(name),
+                ..vm
+            };
             fleet.add(&vm, &origin, folder, resources)?;
         }
         if fleet.vms.is_empty() {

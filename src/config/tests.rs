@@ -152,6 +152,10 @@ fn mistakes_in_a_vm() {
             "`limit = \"1G\"`: must be at most `memory` (256.0 MiB by default)",
         ),
         (
+            "guest = \"verify\"\nlimit = 0",
+            "`limit = 0`: must be a page at least; a VM without the key has no limit but its memory",
+        ),
+        (
             "guest = \"verify\"\ndynamic_min = \"128M\"\ndynamic_max = \"64M\"",
             "`dynamic_min = \"128M\"`: must be at most `dynamic_max = \"64M\"`",
         ),
@@ -333,8 +337,12 @@ fn mistakes_in_the_syntax_name_line_and_key() {
             "fleet.toml:2: memory: invalid basic string, expected `\"`",
         ),
         (
-            "[host]\n[[vm]]\nguest = \"hello\"\n",
+            "[host]\n[[vm]]\nmemory = \"64M\"\n",
             "fleet.toml: [[vm]] number 1 has no `name`",
+        ),
+        (
+            "[host]\n[vm]\nguest = \"hello\"\n",
+            "fleet.toml:2: there may be several of these tables: write [[vm]]",
         ),
         (
             "[[vm]]\nname = \"a\"\nlimt = \"1G\"\n",
@@ -429,7 +437,7 @@ prop_compose! {
             None => parts,
             Some(_) => [100; 4],
         };
-        let limit = memory * parts[0] / 100;
+        let limit = (memory * parts[0] / 100).max(1);
         let dynamic_max = memory * parts[1] / 100;
         VmSpec {
             name, cpus, cmdline, management,

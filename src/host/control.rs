@@ -24,6 +24,7 @@ use crate::policy::lease::OwnerId;
 use crate::policy::types::VmId;
 use crate::units::Pages;
 use crate::words::budget::{BUDGET_FORMS, BUDGETS};
+use crate::words::names::HOST;
 use crate::words::size::{SizeError, parse_duration, parse_size};
 use crate::words::{AllocationKey, AllocationKeys, Written};
 
@@ -37,8 +38,6 @@ const PART_BYTES: usize = 32 * 1024;
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// How long a client waits for the host manager.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The name that stands for the host in `set`.
-pub const HOST: &str = "host";
 /// Names of live VMs in a message, at most.
 const NAMES_SAID: usize = 20;
 

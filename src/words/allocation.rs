@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `memory` | 1M to 512G; fixed while the VM runs | 256M |
 //! | `reservation` | up to `limit` | 0 |
-//! | `limit` | up to `memory` | `memory` |
+//! | `limit` | a page to `memory` | `memory` |
 //! | `shares` | 0 to 10^9, or `high`, `normal`, `low`: 20, 10, 5 for each MiB of `memory` | `normal` |
 //! | `dynamic_max` | up to `memory` | `limit` |
 //! | `dynamic_min` | up to `dynamic_max` | a quarter of `memory`, at least `reservation`, at most `dynamic_max` |
@@ -40,7 +40,7 @@ const NORMAL: u64 = 10;
 /// Least part of the memory that a dynamic range begins with: memory / this (XenServer).
 const DYNAMIC_MIN_DIVISOR: u64 = 4;
 
-/// What a VM is entitled to: `reservation <= limit <= size`, `dynamic_min <= dynamic_max <= size`. One that
+/// What a VM is entitled to: `reservation <= limit <= size`, `limit > 0`, `dynamic_min <= dynamic_max <= size`. One that
 /// comes from a peer or a record is checked with [`Allocation::check`] first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allocation {
@@ -125,6 +125,9 @@ impl Sizes {
     /// The rules; nobody else has them.
     fn allocation(&self, shares: u64) -> Result<Allocation, AllocationError> {
         self.memory.in_range()?;
+        if self.limit.pages == Pages::ZERO {
+            return Err(AllocationError::Nothing(self.limit.clone()));
+        }
         self.limit.at_most(&self.memory)?;
         self.reservation.at_most(&self.limit)?;
         self.dynamic_max.at_most(&self.memory)?;

@@ -9,7 +9,7 @@ use crate::policy::PolicyKind;
 use crate::policy::admission::{Admission, Promises, Request, admit};
 use crate::policy::types::VmId;
 use crate::units::Pages;
-use crate::words::names::is_name;
+use crate::words::names::{NAME_FORMS, VM_NAME_FORMS, is_name, is_vm_name};
 use crate::words::{Allocation, AllocationKeys};
 
 impl Manager {
@@ -197,9 +197,7 @@ impl Manager {
         process: ProcessId,
         door: Option<u32>,
     ) -> Result<(), Refused> {
-        for text in std::iter::once(&registration.name).chain(&registration.share_group) {
-            check_name(text)?;
-        }
+        check_names(&registration.name, registration.share_group.as_deref())?;
         self.check_new(&registration.name, process, door)?;
         if self.vms.len() >= self.vms_max {
             let most = self.vms_max;
@@ -258,11 +256,14 @@ pub(super) fn overhead_estimate(size: Pages) -> Pages {
     Pages(384) + Pages(size.0 / 128)
 }
 
-pub(super) fn check_name(text: &str) -> Result<(), Refused> {
-    match is_name(text) {
-        true => Ok(()),
-        false => Err(Refused::Name {
-            name: text.to_owned(),
-        }),
+pub(super) fn check_names(vm: &str, group: Option<&str>) -> Result<(), Refused> {
+    let wrong = |name: &str, forms| {
+        let name = name.to_owned();
+        Err(Refused::Name { name, forms })
+    };
+    match group {
+        _ if !is_vm_name(vm) => wrong(vm, VM_NAME_FORMS),
+        Some(group) if !is_name(group) => wrong(group, NAME_FORMS),
+        _ => Ok(()),
     }
 }

@@ -7,7 +7,6 @@ use crate::policy::admission::{Promises, Refusal};
 use crate::policy::lease::LeaseError;
 use crate::units::{PAGES_MAX, Pages};
 use crate::words::allocation::AllocationError;
-use crate::words::names::NAME_FORMS;
 
 use super::VMS_MAX;
 use super::leases::LEASES_MAX;
@@ -48,10 +47,12 @@ pub enum Refused {
         most: usize,
     },
     /// A name that cannot stand in paths and messages.
-    #[error("name {name:?}: must be {NAME_FORMS}")]
+    #[error("name {name:?}: must be {forms}")]
     Name {
         /// The name.
         name: String,
+        /// What it may be.
+        forms: &'static str,
     },
     /// The allocation breaks a rule, or was not written as one.
     #[error(transparent)]

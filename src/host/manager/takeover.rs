@@ -27,7 +27,7 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::admission::{check_name, credit_batch, overhead_estimate};
+use super::admission::{check_names, credit_batch, overhead_estimate};
 use super::watch::Watch;
 use super::{Manager, Refused, Vm};
 use crate::host::accounts::Peaks;
@@ -82,9 +82,7 @@ impl VmRecord {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), Refused> {
-        for text in std::iter::once(&self.name).chain(&self.share_group) {
-            check_name(text)?;
-        }
+        check_names(&self.name, self.share_group.as_deref())?;
         self.allocation.check()?;
         match self.pool.is_sound() {
             true => Ok(()),

@@ -76,6 +76,8 @@ pub enum AllocationError {
         /// All of it.
         memory: Operand,
     },
+    /// A limit under which a VM can hold nothing.
+    Nothing(Operand),
     /// The memory of a VM that runs.
     Fixed(Written),
 }
@@ -103,6 +105,10 @@ impl fmt::Display for AllocationError {
             AllocationError::Whole { operand, memory } => write!(
                 f,
                 "{operand}: must be all of {memory}, which is not managed"
+            ),
+            AllocationError::Nothing(limit) => write!(
+                f,
+                "{limit}: must be a page at least; a VM without the key has no limit but its memory"
             ),
             AllocationError::Fixed(written) => {
                 write!(f, "`memory = {written}`: is fixed while the VM runs")
