@@ -261,11 +261,11 @@ fn mistakes_in_names_and_files_together() {
     let table = [
         (
             vm("name = \"a/b\""),
-            "vm \"a/b\": `name = \"a/b\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -",
+            "vm \"a/b\": `name = \"a/b\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -, and not `host`",
         ),
         (
             vm("name = \"\""),
-            "vm \"\": `name = \"\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -",
+            "vm \"\": `name = \"\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -, and not `host`",
         ),
         (
             vm("name = \"w\"\ncount = 2") + &vm("name = \"w-1\""),
