@@ -8,5 +8,6 @@ use tidemark::cli::{self, Cli};
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    cli::main(Cli::parse(), started)
+    // Before anything is read but its first word: a start waits for it.
+    cli::inspect().unwrap_or_else(|| cli::main(Cli::parse(), started))
 }

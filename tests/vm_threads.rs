@@ -15,7 +15,7 @@ use common::fleet::{Fleet, SOON, alone, find_vm};
 use common::require;
 use rustix::process::Signal;
 use tidemark::threads::table::TABLE;
-use tidemark::threads::{BUILDER, KEYS, MAIN};
+use tidemark::threads::{BUILDER, INSPECTOR, KEYS, MAIN};
 
 const FLEET: &str = r#"
     [host]
@@ -81,8 +81,8 @@ fn a_vm_process_has_the_threads_of_the_table_and_each_is_confined() {
     }
     for row in TABLE {
         let runs = found.iter().any(|(name, _)| name == row.name);
-        // The machine is built, and nobody sits at a terminal.
-        let absent = [BUILDER.name, KEYS.name].contains(&row.name);
+        // The machine is built, nobody sits at a terminal, and inspectors are processes of their own.
+        let absent = [BUILDER.name, KEYS.name, INSPECTOR.name].contains(&row.name);
         assert_eq!(runs, !absent, "{}: {found:?}", row.name);
     }
     // Nothing of its memory gets into a core dump, or to another process of its user.

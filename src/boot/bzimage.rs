@@ -141,7 +141,7 @@ fn read_header(image: &Image) -> Result<SetupHeader, Error> {
     };
     let offset = (sectors + 1) * SECTOR_BYTES;
     let described = u64::from(u32_at(0x1f4)) * PARAGRAPH_BYTES;
-    let file_bytes = image.length()?;
+    let file_bytes = image.length();
     // The length is rounded up to paragraphs, the file need not be.
     let present = file_bytes.saturating_sub(offset);
     if described == 0 || present + PARAGRAPH_BYTES <= described {

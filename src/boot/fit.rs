@@ -31,10 +31,10 @@ pub fn kernel(image: &Image, layout: &Layout) -> Result<Room, Error> {
     })
 }
 
-/// Checks an initial RAM disk against the room that its kernel leaves.
+/// Checks an initial RAM disk of `length` bytes against the room that its kernel leaves.
 ///
 /// # Errors
 /// Those of loading it.
-pub fn initrd(image: &Image, room: Room, layout: &Layout) -> Result<(), Error> {
-    initrd::find_place(layout, room.kernel_end, room.initrd_last, image).map(|_| ())
+pub fn initrd(length: u64, room: Room, layout: &Layout) -> Result<(), Error> {
+    initrd::find_place(layout, room.kernel_end, room.initrd_last, length).map(|_| ())
 }

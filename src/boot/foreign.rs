@@ -42,14 +42,10 @@ const HEAD_BYTES: u64 = 0x3c;
 
 /// Why an image without the magic numbers of a bzImage or an ELF file is refused.
 pub(super) fn error(image: &Image) -> Error {
-    let head = image.length().and_then(|length| {
-        let mut head = vec![0; usize::try_from(length.min(HEAD_BYTES)).unwrap_or(0)];
-        image.read("the first bytes", 0, &mut head).map(|()| head)
-    });
-    let head = match head {
-        Ok(head) => head,
-        Err(error) => return error,
-    };
+    let mut head = vec![0; usize::try_from(image.length().min(HEAD_BYTES)).unwrap_or(0)];
+    if let Err(error) = image.read("the first bytes", 0, &mut head) {
+        return error;
+    }
     let is = |at: usize, magic: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(magic));
     let found = MAGICS.iter().find(|(at, magic, _)| is(*at, magic));
     found.map_or(Error::NotElf, |(_, _, what)| Error::Foreign(what))

@@ -2,6 +2,7 @@
 //! 40 MiB costs the VM process one buffer.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::{Error, put};
@@ -17,26 +18,31 @@ pub enum Image {
     Builtin(&'static [u8]),
     /// In memory.
     Owned(Vec<u8>),
-    /// A regular file.
-    File(File),
+    /// An open file, of which no more than its content is asked for.
+    File {
+        /// The file.
+        file: File,
+        /// Its length in bytes, when it was opened.
+        length: u64,
+    },
 }
 
 impl Image {
-    /// Length in bytes.
+    /// The image in a regular file.
     ///
     /// # Errors
-    /// When the file does not tell.
-    pub fn length(&self) -> Result<u64, Error> {
+    /// When the file does not tell its length.
+    pub fn file(file: File) -> io::Result<Image> {
+        let length = file.metadata()?.len();
+        Ok(Image::File { file, length })
+    }
+
+    /// Length in bytes.
+    pub fn length(&self) -> u64 {
         match self {
-            Image::Builtin(bytes) => Ok(bytes.len() as u64),
-            Image::Owned(bytes) => Ok(bytes.len() as u64),
-            Image::File(file) => Ok(file
-                .metadata()
-                .map_err(|source| Error::Read {
-                    what: "the length of the file",
-                    source,
-                })?
-                .len()),
+            Image::Builtin(bytes) => bytes.len() as u64,
+            Image::Owned(bytes) => bytes.len() as u64,
+            Image::File { length, .. } => *length,
         }
     }
 
@@ -45,7 +51,7 @@ impl Image {
     /// # Errors
     /// When the image ends before.
     pub fn check(&self, what: &'static str, offset: u64, length: u64) -> Result<u64, Error> {
-        let file_bytes = self.length()?;
+        let file_bytes = self.length();
         let end = offset.checked_add(length);
         end.filter(|end| *end <= file_bytes)
             .ok_or(Error::Truncated {
@@ -71,7 +77,7 @@ impl Image {
         match self {
             Image::Builtin(memory) => copy(memory, bytes).ok_or(wraps),
             Image::Owned(memory) => copy(memory, bytes).ok_or(wraps),
-            Image::File(file) => file
+            Image::File { file, .. } => file
                 .read_exact_at(bytes, offset)
                 .map_err(|source| Error::Read { what, source }),
         }

@@ -17,22 +17,22 @@ pub(super) fn place(
     last: u64,
     initrd: &Image,
 ) -> Result<(u64, u64), Error> {
-    let (gpa, length) = find_place(ram.layout(), kernel_end, last, initrd)?;
+    let length = initrd.length();
+    let gpa = find_place(ram.layout(), kernel_end, last, length)?;
     initrd.copy_to("the initrd", (0, length), ram, gpa)?;
     Ok((gpa, length))
 }
 
-/// Where [`place`] would put it, and its length.
+/// Where [`place`] would put one of `length` bytes.
 ///
 /// # Errors
-/// When it does not fit above the kernel, or does not tell its length.
+/// When it does not fit above the kernel.
 pub(super) fn find_place(
     layout: &Layout,
     kernel_end: u64,
     last: u64,
-    initrd: &Image,
-) -> Result<(u64, u64), Error> {
-    let length = initrd.length()?;
+    length: u64,
+) -> Result<u64, Error> {
     let ram_end = low_ram_end(layout).min(last.saturating_add(1));
     let pages = Pages::holding_bytes(length);
     let first_free = kernel_end.max(EXTENDED_START);
@@ -45,5 +45,5 @@ pub(super) fn find_place(
             ram_end,
         });
     }
-    Ok((gpa, length))
+    Ok(gpa)
 }

@@ -21,6 +21,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use crate::config::ConfigError;
 use crate::out::{self, Out};
 use crate::threads::LOG;
+use crate::vm::inspect;
 use crate::{host as manager, link};
 
 /// Runs more virtual machines than the host has memory for, and shows where every page went.
@@ -113,6 +114,15 @@ impl Error {
 fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     let what = what.into();
     move |source| Error::Io { what, source }
+}
+
+/// What a process does that `run` or `vm` has started to look at files, and its status; `None`: this is
+/// another one. It has no command line but a word that no user writes, and nobody to write to.
+pub fn inspect() -> Option<ExitCode> {
+    let is_inspector = std::env::args_os()
+        .nth(1)
+        .is_some_and(|verb| verb == inspect::VERB);
+    is_inspector.then(|| inspect::serve().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
 }
 
 /// Carries out a command line; the exit status of the process. `started` is when the program was.

@@ -30,6 +30,7 @@ use crate::host::server::{Event, Server};
 use crate::out::Out;
 use crate::sys::{priority, signals};
 use crate::vm::files::Files;
+use crate::vm::inspect::Inspector;
 use crate::vm::terminal::Terminal;
 use crate::words::size::parse_duration;
 use crate::words::{Exit, ExitReason};
@@ -101,14 +102,22 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let spec = args.spec()?;
     prepare(&[SIGXFSZ])?;
-    check_files(&spec, &args.origin())?;
+    let origin = args.origin();
+    let inspector = Inspector::start(spec.vms.iter().map(|vm| &vm.boot));
+    let mut inspector = inspector.map_err(super::io("start a process"))?;
+    let files = open_files(&spec, &origin)?;
+    // A mistake comes before what the host lacks.
+    let host = check::require();
+    if let Some(inspector) = &mut inspector {
+        inspector.look(spec.vms.iter().zip(&files), &origin)?;
+    }
     if let Some(shortage) = spec.swap_shortage() {
         match args.strict {
             true => return Err(Error::Usage(shortage)),
             false => log::warn!("{shortage}"),
         }
     }
-    check::require()?;
+    host?;
     let settings = Settings {
         budget: spec.host.memory,
         policy: spec.host.policy,
@@ -128,6 +137,8 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     // The VMs' processes, which this thread starts, do not run ahead.
     note_priority(priority::run_ahead());
     let mut server = Server::new(settings)?;
+    // Its process has ended meanwhile. And the VMs' own open and lock the files.
+    drop((inspector, files));
     let (vms, most) = (spec.vms.len(), server.manager().vms_max());
     if vms > most {
         return Err(Error::Missing(format!(
@@ -172,10 +183,9 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
 
 /// Opens what every VM boots from, before any of them is started. All are open at once, so that one
 /// disk under two names meets its own lock.
-fn check_files(spec: &FleetSpec, origin: &str) -> Result<(), ConfigError> {
-    let open = |vm| Files::open(vm, origin).map(|files| files.disk);
-    let disks: Result<Vec<_>, _> = spec.vms.iter().map(open).collect();
-    disks.map(drop)
+fn open_files(spec: &FleetSpec, origin: &str) -> Result<Vec<Files>, ConfigError> {
+    let open = |vm| Files::open(vm, origin);
+    spec.vms.iter().map(open).collect()
 }
 
 /// The control socket is a convenience: without a folder for it the fleet runs all the same.

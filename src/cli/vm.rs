@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{Error, folder, resources};
+use super::{Error, folder, io, resources};
 use crate::config::{COMMAND_LINE, VmArgs, VmSpec};
 use crate::host::control;
 use crate::host::registration::Registration;
@@ -16,6 +16,7 @@ use crate::link::socket::{self, Link};
 use crate::out::Out;
 use crate::sys::inherited;
 use crate::vm::files::Files;
+use crate::vm::inspect::Inspector;
 use crate::vm::join;
 use crate::words::{ExitReason, Token};
 
@@ -47,6 +48,11 @@ pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Err
         None => None,
     };
     let spec = resources::with(|resources| args.vm.to_spec(resources))?;
+    // A fleet's files were looked at before.
+    let mut inspector = match inherited {
+        None => Inspector::start([&spec.boot]).map_err(io("start a process"))?,
+        Some(_) => None,
+    };
     let files = Files::open(&spec, COMMAND_LINE)?;
     let (link, door) = match inherited {
         Some(fd) => {
@@ -54,8 +60,15 @@ pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Err
             join::say_hello(&link)?;
             (link, None)
         }
-        None => launch(&spec, args.lease, &folder::find(args.host.as_deref())?)?,
+        None => {
+            let path = folder::find(args.host.as_deref());
+            if let Some(inspector) = &mut inspector {
+                inspector.look([(&spec, &files)], COMMAND_LINE)?;
+            }
+            launch(&spec, args.lease, &path?)?
+        }
     };
+    drop(inspector);
     let exit = crate::vm::process::run(&spec, files, link, door, started, out)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));

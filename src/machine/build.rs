@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::exit::ExitCell;
 use super::gate::Gate;
+use super::seats::Seats;
 use super::vcpu::{self, Ending, Shared, TripleFault};
 use super::{Error, Machine, platform};
 use crate::boot::cpuid::{self, DeadlineTimer};
@@ -49,6 +50,14 @@ pub struct MachineSpec {
     pub cpus: u8,
 }
 
+/// KVM, of which machines are asked.
+///
+/// # Errors
+/// When there is no /dev/kvm, or it is not ours to open.
+pub fn open_kvm() -> Result<Kvm, Error> {
+    Kvm::new().map_err(|source| Error::OpenKvm { source })
+}
+
 impl MachineSpec {
     /// How many virtio devices it has: balloon, entropy, disks.
     fn devices(&self) -> usize {
@@ -70,8 +79,21 @@ impl Machine {
         sink: Arc<dyn BalloonSink>,
         console: Arc<Console>,
     ) -> Result<Machine, Error> {
+        Machine::build(&open_kvm()?, spec, ram, sink, console)
+    }
+
+    /// The same with the `kvm` of [`open_kvm`]: opens nothing.
+    ///
+    /// # Errors
+    /// As [`Machine::new`].
+    pub fn build(
+        kvm: &Kvm,
+        spec: MachineSpec,
+        ram: Arc<GuestRam>,
+        sink: Arc<dyn BalloonSink>,
+        console: Arc<Console>,
+    ) -> Result<Machine, Error> {
         install_kick_handler()?;
-        let kvm = Kvm::new().map_err(|source| Error::OpenKvm { source })?;
         let allowed = kvm.get_max_vcpus();
         if spec.cpus == 0 || usize::from(spec.cpus) > allowed {
             let cpus = spec.cpus;
@@ -127,13 +149,14 @@ impl Machine {
             first_run: OnceLock::new(),
             guest: GuestVm::new(vm, ram)?,
         };
-        let vcpus = create_vcpus(&kvm, &shared.guest, spec.cpus, who, &start)?;
+        let vcpus = create_vcpus(kvm, &shared.guest, spec.cpus, who, &start)?;
         Ok(Machine {
             shared: Arc::new(shared),
             balloon,
             serial,
             console,
             vcpus,
+            spare: Seats::default(),
         })
     }
 }

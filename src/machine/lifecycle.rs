@@ -8,11 +8,11 @@ use kvm_ioctls::VcpuFd;
 
 use super::Error;
 use super::gate::Gate;
-use super::vcpu::{self, Shared};
+use super::seats::Seats;
+use super::vcpu::Shared;
 use crate::devices::console::Console;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::balloon::Balloon;
-use crate::threads::VCPU;
 use crate::words::{Exit, ExitReason};
 
 /// How long dropping a machine waits for its vCPU threads.
@@ -26,34 +26,42 @@ pub struct Machine {
     pub(super) console: Arc<Console>,
     /// Created vCPUs that wait for [`Machine::start`].
     pub(super) vcpus: Vec<VcpuFd>,
+    /// Threads for vCPUs that the guest turned out not to have.
+    pub(super) spare: Seats,
 }
 
 impl Machine {
-    /// Starts the vCPU threads. A second call does nothing.
+    /// Starts the vCPUs on threads of their own. A second call does nothing.
     ///
     /// # Errors
     /// When a thread is refused; the machine has then ended.
     pub fn start(&mut self) -> Result<(), Error> {
-        for (vcpu, fd) in (0u8..).zip(std::mem::take(&mut self.vcpus)) {
-            let shared = Arc::clone(&self.shared);
-            self.shared.ending.gate.thread_starts();
-            let thread = VCPU.spawn_nth(vcpu.into(), move || {
-                let _alive = Alive(&shared);
-                vcpu::run(fd, &shared);
-            });
-            match thread {
-                Ok(thread) => self.shared.ending.gate.attach(thread),
-                Err(source) => {
-                    self.shared.ending.gate.thread_ends();
-                    self.stop();
-                    return Err(Error::Thread { vcpu, source });
-                }
+        let count = u8::try_from(self.vcpus.len()).expect("a machine has at most 255 vCPUs");
+        match Seats::new(count) {
+            Ok(seats) => self.start_on(seats),
+            Err(error) => {
+                self.stop();
+                return Err(error);
             }
         }
-        // A hold or an end between spawn and attach kicked nobody; the thread saw it at the gate
+        Ok(())
+    }
+
+    /// Starts the vCPUs on these threads, of which there is one for each at least. A second call does
+    /// nothing.
+    ///
+    /// # Panics
+    /// When there are too few.
+    pub fn start_on(&mut self, mut seats: Seats) {
+        for fd in std::mem::take(&mut self.vcpus) {
+            self.shared.ending.gate.thread_starts();
+            let thread = seats.take(fd, Arc::clone(&self.shared));
+            self.shared.ending.gate.attach(thread);
+        }
+        self.spare = seats;
+        // A hold or an end between `take` and `attach` kicked nobody; the thread saw it at the gate
         // unless it was already inside. One more kick covers that.
         self.shared.ending.gate.kick_all();
-        Ok(())
     }
 
     /// The balloon.
@@ -128,18 +136,5 @@ impl Drop for Machine {
             // The thread keeps VM and memory alive by itself.
             log::error!("a vCPU thread does not end: an unserved page fault?");
         }
-    }
-}
-
-/// Tells the gate that the thread is gone, also when it panics.
-struct Alive<'a>(&'a Shared);
-
-impl Drop for Alive<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let exit = Exit::error("a vCPU thread panicked".into());
-            self.0.ending.finish(exit);
-        }
-        self.0.ending.gate.thread_ends();
     }
 }

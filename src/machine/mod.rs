@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `build` | a machine from its description |
 //! | `platform` | which device is where |
+//! | `seats` | threads that wait for vCPUs |
 //! | `lifecycle` | start, end, and what the owner reaches of it meanwhile |
 //! | `vcpu` | the loop of one vCPU, and why it ends |
 //! | `gate` | who may enter the guest |
@@ -21,8 +22,9 @@ mod exit;
 pub mod gate;
 mod lifecycle;
 mod platform;
+pub mod seats;
 mod vcpu;
 
-pub use self::build::MachineSpec;
+pub use self::build::{MachineSpec, open_kvm};
 pub use self::error::Error;
 pub use self::lifecycle::Machine;

@@ -133,17 +133,7 @@ const TCSETS2: u32 = 0x402c_542b;
 fn of(need: Need) -> Vec<Call> {
     let plain = |calls: &[libc::c_long]| calls.iter().copied().map(call).collect::<Vec<_>>();
     match need {
-        Need::Open => plain(&[
-            libc::SYS_open,
-            libc::SYS_openat,
-            libc::SYS_newfstatat,
-            libc::SYS_fstat,
-            libc::SYS_statx,
-            libc::SYS_lseek,
-            libc::SYS_read,
-            libc::SYS_pread64,
-            libc::SYS_fcntl,
-        ]),
+        Need::Image => plain(&[libc::SYS_pread64]),
         Need::Build => {
             let mut calls = plain(&[libc::SYS_eventfd2]);
             calls.extend([

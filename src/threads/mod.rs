@@ -5,7 +5,7 @@
 //! thread's row: its name, its stack, and the system calls that [`sandbox`] leaves it. The thread
 //! confines itself before it does anything else, so that no moment exists at which a thread of the
 //! table runs without its filter. The main thread, which nobody spawns, does so by
-//! [`sandbox::enter`] before the guest's first instruction.
+//! [`sandbox::enter`] before the first byte of the guest's files is read.
 //!
 //! A thread inherits the filter of the thread that starts it, and adds its own: it may do what both
 //! rows allow.
@@ -19,7 +19,9 @@ use std::error::Error;
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
-pub use self::table::{BUILDER, CONSOLE, FAULTS, KEYS, LOG, MAIN, STATISTICS, TABLE, VCPU};
+pub use self::table::{
+    BUILDER, CONSOLE, FAULTS, INSPECTOR, KEYS, LOG, MAIN, STATISTICS, TABLE, VCPU,
+};
 
 /// A row of the table: one thread, or several alike.
 #[derive(Debug)]
@@ -82,8 +84,8 @@ impl Wait {
 /// process: see [`sandbox`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Opening files by their names, and reading them.
-    Open,
+    /// Reading what the guest boots from, which is open.
+    Image,
     /// Making a KVM machine.
     Build,
     /// Starting a thread of this process.

@@ -1,4 +1,4 @@
-//! How a thread of a VM process gives up what it does not need, before the guest runs.
+//! How a thread of a VM process gives up what it does not need, before anything of the guest is read.
 //!
 //! Everything that a VM needs is open by then. What closes the way back, in each thread:
 //!
@@ -8,9 +8,8 @@
 //!   kernel has scopes, no abstract socket and no process outside.
 //! - **Capabilities**: none, and no new privileges.
 //!
-//! A row that opens files keeps the last two: it is the builder's, which has ended before the guest's
-//! first instruction. And for the process as a whole: no core dump, neither now nor by an
-//! administrator's program, and nobody without privileges reads its memory by way of /proc.
+//! And for the process as a whole: no core dump, neither now nor by an administrator's program, and
+//! nobody without privileges reads its memory by way of /proc.
 
 use std::fs;
 
@@ -22,9 +21,9 @@ use rustix::thread::{
 };
 use seccompiler::BpfProgram;
 
+use super::Thread;
 use super::bpf;
 use super::calls;
-use super::{MAIN, Need, Thread};
 use crate::sys::landlock;
 
 /// The kernel refused a part of the sandbox.
@@ -58,10 +57,8 @@ fn filter(thread: &Thread) -> BpfProgram {
 /// When the kernel refuses.
 pub(super) fn confine(thread: &Thread) -> Result<(), Error> {
     set_no_new_privs(true).map_err(os("give up new privileges"))?;
-    if !thread.needs.contains(&Need::Open) {
-        landlock::enter().map_err(os("enter a Landlock domain without any path"))?;
-        give_up_capabilities().map_err(os("give up capabilities"))?;
-    }
+    landlock::enter().map_err(os("enter a Landlock domain without any path"))?;
+    give_up_capabilities().map_err(os("give up capabilities"))?;
     Ok(seccompiler::apply_filter(&filter(thread))?)
 }
 
@@ -107,12 +104,13 @@ fn bar_capabilities() {
     let _ = (0..u64::BITS).try_for_each(bar);
 }
 
-/// Confines the process and its main thread: all others are confined since they were started.
+/// Confines the process and its main thread, which has the row `main`: all others are confined since they
+/// were started.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn enter() -> Result<(), Error> {
+pub fn enter(main: &Thread) -> Result<(), Error> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(os("keep others from reading the process's memory"))?;
-    confine(&MAIN)
+    confine(main)
 }

@@ -1,7 +1,7 @@
 //! The table: a row a thread, in the order in which they start.
 
 use super::Need::{
-    Alarms, Build, Disk as GuestDisk, Door, Keys, Link, Memory, Open, Spawn, Swap, Vcpu,
+    Alarms, Build, Disk as GuestDisk, Door, Image, Keys, Link, Memory, Spawn, Swap, Vcpu,
 };
 use super::Stack::{Bytes, Process};
 use super::Thread;
@@ -33,12 +33,13 @@ pub static VCPU: Thread = Thread {
     needs: &[Vcpu, Memory, GuestDisk],
 };
 
-/// Builds the machine and loads the guest, before anything of the guest runs.
+/// Builds the machine and loads the guest, once all others are there and confined, and before anything of
+/// the guest runs. The first that reads what somebody else wrote.
 pub static BUILDER: Thread = Thread {
     name: "builder",
     stack: Bytes(256 << 10),
     waits_for: &[Page, Disk],
-    needs: &[Open, Build, Spawn],
+    needs: &[Image, Build, Spawn],
 };
 
 /// Asks the guest's balloon driver for statistics.
@@ -73,6 +74,14 @@ pub static LOG: Thread = Thread {
     needs: &[],
 };
 
+/// Looks at the files of a fleet before its VMs start: the only thread of a process of its own.
+pub static INSPECTOR: Thread = Thread {
+    name: "inspector",
+    stack: Process,
+    waits_for: &[Disk, Clock],
+    needs: &[Image, Link],
+};
+
 /// Every row.
 pub static TABLE: &[&Thread] = &[
     &MAIN,
@@ -83,4 +92,5 @@ pub static TABLE: &[&Thread] = &[
     &KEYS,
     &CONSOLE,
     &LOG,
+    &INSPECTOR,
 ];

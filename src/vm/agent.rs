@@ -21,7 +21,7 @@ use super::building::Building;
 use super::contents::Contents;
 use super::failure::Failure;
 use super::join::LAST_WORDS;
-use super::launch;
+use super::launch::Launch;
 use super::references::References;
 use super::report::{Reports, report};
 use super::schedule::Schedule;
@@ -111,9 +111,9 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// Waits for the machine to be built, starts it with `terminal` as its console if there is one,
-    /// which shows what is written to the [`Out`], and serves it until it ends. `started` is when
-    /// the program was.
+    /// Confines the process, waits for the machine to be built, starts it with `terminal` as its console
+    /// if there is one, which shows what is written to the [`Out`], and serves it until it ends.
+    /// `started` is when the program was.
     pub fn run(
         mut self,
         building: Building,
@@ -121,6 +121,16 @@ impl<'a> Agent<'a> {
         started: Instant,
     ) -> Exit {
         self.started = started;
+        let mut launch = match Launch::prepare(self.spec.cpus, terminal, &self.asks) {
+            Ok(launch) => {
+                building.begin();
+                Some(launch)
+            }
+            Err(error) => {
+                self.failure.set(&error);
+                None
+            }
+        };
         let mut machine: Option<Machine> = None;
         let ended = loop {
             if let Some(message) = self.failure.get() {
@@ -130,12 +140,11 @@ impl<'a> Agent<'a> {
                 break exit;
             }
             if machine.is_none() {
-                let built = building.take();
                 let start = |machine| {
-                    launch::connect(terminal, &machine, &self.asks)?;
-                    launch::start(machine, self.spec.cpus)
+                    let launch = launch.take().expect("a machine is built once");
+                    launch.start(machine)
                 };
-                match built.map(|built| built.and_then(start)) {
+                match building.take().map(|built| built.and_then(start)) {
                     Some(Ok((built, accounts))) => {
                         // Orders may have come before there was a balloon.
                         built.balloon().set_target(self.orders.balloon_target);

@@ -1,11 +1,11 @@
 //! The machine under construction, while the main thread obeys orders already.
 //!
 //! Loading a guest writes its memory, which takes credit, which the main thread brings. So a thread
-//! of its own builds the machine. It has ended when the machine is handed over, before the guest's
-//! first instruction: the builder may open files.
+//! of its own builds the machine. It is there before the main thread is confined and begins after: the
+//! guest's files are the first that somebody else wrote. It has ended when the machine is handed over.
 
 use std::os::fd::BorrowedFd;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -17,7 +17,7 @@ use super::statistics::Statistics;
 use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
-use crate::machine::{Machine, MachineSpec};
+use crate::machine::{self, Machine, MachineSpec};
 use crate::sys::event;
 use crate::sys::ram::GuestRam;
 use crate::threads::BUILDER;
@@ -26,24 +26,26 @@ use crate::threads::BUILDER;
 pub(super) struct Building {
     statistics: Arc<Statistics>,
     done: EventFd,
+    /// Lets the builder begin.
+    begin: SyncSender<()>,
     result: Receiver<Result<Machine, Error>>,
     builder: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Building {
-    /// Starts a thread that builds the machine of `spec` and `files`, and then the one that asks for
-    /// the guest's statistics, where it has a balloon.
+    /// Starts a thread that builds the machine of `spec` and `files` once it may [begin](Building::begin),
+    /// and then starts the one that asks for the guest's statistics, where it has a balloon.
     ///
     /// # Errors
-    /// When the thread or its eventfd cannot be had.
-    pub fn start(
+    /// When the thread, its eventfd or KVM cannot be had.
+    pub fn prepare(
         spec: &VmSpec,
         files: Files,
         console: Arc<Console>,
         ram: Arc<GuestRam>,
         sink: Arc<dyn BalloonSink>,
     ) -> Result<Building, Error> {
-        let machine = MachineSpec {
+        let parts = MachineSpec {
             kernel: files.kernel,
             initrd: files.initrd,
             disks: files.disk.into_iter().collect(),
@@ -51,21 +53,27 @@ impl Building {
             balloon: spec.management.is_managed(),
             cpus: spec.cpus,
         };
-        let has_balloon = machine.balloon;
+        let has_balloon = parts.balloon;
+        let kvm = machine::open_kvm()?;
         let done = EventFd::new(libc::EFD_NONBLOCK).map_err(os("create an eventfd"))?;
         let tell = done.try_clone().map_err(os("create an eventfd"))?;
         let (sender, result) = mpsc::sync_channel(1);
         let statistics = Arc::new(Statistics::default());
         let asker = Arc::clone(&statistics);
         let build = move || -> Result<Machine, Error> {
-            let machine = Machine::new(machine, ram, sink, console)?;
+            let machine = Machine::build(&kvm, parts, ram, sink, console)?;
             if has_balloon {
                 let started = asker.start(machine.balloon().clone());
                 started.map_err(os("start a thread"))?;
             }
             Ok(machine)
         };
+        let (begin, begun) = mpsc::sync_channel(1);
         let work = move || {
+            if begun.recv().is_err() {
+                // The VM ends before.
+                return;
+            }
             // Nobody waits for it any more when the receiver is gone.
             let told = sender.send(build()).is_ok();
             if told && let Err(error) = tell.write(1) {
@@ -76,9 +84,16 @@ impl Building {
         Ok(Building {
             statistics,
             done,
+            begin,
             result,
             builder: Mutex::new(Some(builder)),
         })
+    }
+
+    /// Lets the builder work. The main thread has been confined.
+    pub fn begin(&self) {
+        // One that has ended has panicked, which ends the process.
+        let _ = self.begin.try_send(());
     }
 
     /// Who asks for the guest's statistics.

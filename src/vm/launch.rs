@@ -1,45 +1,66 @@
-//! The last steps before a guest's first instruction.
+//! What stands before anything of the guest is read, and the last steps before its first instruction.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::Error;
 use super::active::{self, Account};
-use super::terminal::Terminal;
+use super::terminal::{Keys, Terminal};
 use crate::machine::Machine;
 use crate::machine::gate::Hold;
+use crate::machine::seats::Seats;
 use crate::out::Out;
-use crate::threads::sandbox;
+use crate::threads::{MAIN, sandbox};
 
-/// Connects the guest's serial port to the terminal, if that is its console; a byte is written to
-/// `asks` when the person there wants the VM to stop.
-///
-/// # Errors
-/// When the terminal does not let itself be used.
-pub(super) fn connect(
-    terminal: Option<(&Terminal, &Out)>,
-    machine: &Machine,
-    asks: &UnixStream,
-) -> Result<(), Error> {
-    let Some((terminal, out)) = terminal else {
-        return Ok(());
-    };
-    let leave = asks.try_clone();
-    leave
-        .and_then(|leave| terminal.connect(Arc::clone(machine.serial()), leave, out.clone()))
-        .map_err(|source| Error::Terminal { source })
+/// What waits for the machine in a process that can open and start nothing any more.
+pub(super) struct Launch {
+    seats: Seats,
+    accounts: Vec<Account>,
+    keys: Option<Keys>,
 }
 
-/// Closes the way back, then lets the guest run. The last files to be opened are the accounts of its
-/// `cpus` vCPUs, which exist once their threads do.
-///
-/// # Errors
-/// When there can be no threads, or no sandbox.
-pub(super) fn start(mut machine: Machine, cpus: u8) -> Result<(Machine, Vec<Account>), Error> {
-    machine.gate().close(Hold::Paused);
-    machine.start()?;
-    let accounts = active::accounts(cpus);
-    sandbox::enter()?;
-    machine.gate().open(Hold::Paused);
-    Ok((machine, accounts))
+impl Launch {
+    /// Starts the threads that the guest will need, opens what only they have, and then closes the way
+    /// back for the whole process. A byte is written to `asks` when the person at the terminal, if
+    /// there is one, wants the VM to stop.
+    ///
+    /// # Errors
+    /// When there can be no threads, or no sandbox.
+    pub fn prepare(
+        cpus: u8,
+        terminal: Option<(&Terminal, &Out)>,
+        asks: &UnixStream,
+    ) -> Result<Launch, Error> {
+        let keys = terminal.map(|(terminal, out)| terminal.keys(asks.try_clone()?, out.clone()));
+        let keys = keys.transpose().map_err(unusable)?;
+        let seats = Seats::new(cpus)?;
+        // They exist once the threads do.
+        let accounts = active::accounts(cpus);
+        sandbox::enter(&MAIN)?;
+        Ok(Launch {
+            seats,
+            accounts,
+            keys,
+        })
+    }
+
+    /// Connects the guest's serial port to the terminal, if that is its console, and lets the guest run.
+    ///
+    /// # Errors
+    /// When the terminal does not let itself be used.
+    pub fn start(self, mut machine: Machine) -> Result<(Machine, Vec<Account>), Error> {
+        if let Some(keys) = self.keys {
+            let connected = keys.connect(Arc::clone(machine.serial()));
+            connected.map_err(unusable)?;
+        }
+        machine.gate().close(Hold::Paused);
+        machine.start_on(self.seats);
+        machine.gate().open(Hold::Paused);
+        Ok((machine, self.accounts))
+    }
+}
+
+fn unusable(source: io::Error) -> Error {
+    Error::Terminal { source }
 }

@@ -6,7 +6,8 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `files` | what the VM boots from, opened and checked before anything is started |
+//! | `files` | what the VM boots from, opened before anything is started |
+//! | `inspect` | whether that can be booted, asked of a process that can do nothing else |
 //! | `process` | the order of things, from the hello to the end |
 //! | `join` | the first messages of a link, and its last |
 //! | `building`, `launch` | the machine under construction; its last steps before it runs |
@@ -31,6 +32,7 @@ mod contents;
 mod error;
 mod failure;
 pub mod files;
+pub mod inspect;
 pub mod join;
 mod launch;
 mod pager_sink;

@@ -20,12 +20,11 @@ use super::error::{Error, os};
 use super::failure::Failure;
 use super::files::Files;
 use super::join::LAST_WORDS;
-use super::launch;
+use super::launch::Launch;
 use super::terminal::Terminal;
 use super::uplink::{Heard, Uplink};
 use super::wait::wait;
 use crate::config::VmSpec;
-use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
 use crate::link::message::{ToHost, ToVm, Welcome};
 use crate::machine::Machine;
@@ -60,8 +59,8 @@ pub(super) struct Plain<'a> {
     asks: UnixStream,
     /// Where the guest's text goes.
     out: Out,
-    /// What the guest is built of, until it is.
-    parts: Option<Parts>,
+    building: Building,
+    has_begun: bool,
     tables: PageTables,
     /// Anonymous memory of the process before it had any of the guest's.
     own: Pages,
@@ -73,19 +72,12 @@ pub(super) struct Plain<'a> {
     started: Instant,
 }
 
-/// What a machine is built of.
-struct Parts {
-    files: Files,
-    ram: Arc<GuestRam>,
-    console: Console,
-}
-
 /// What a VM needs before it runs.
 pub(super) struct Prepared {
     signals: UnixStream,
     asks: UnixStream,
     out: Out,
-    parts: Parts,
+    building: Building,
     tables: PageTables,
     own: Pages,
 }
@@ -105,16 +97,13 @@ pub(super) fn prepare(
     let tables = PageTables::open().map_err(space::Error::PageTables)?;
     let ram = GuestRam::advised(Layout::new(spec.allocation.size), advice)?;
     let (console, out) = console::open(spec, terminal)?;
+    let building = Building::prepare(spec, files, Arc::new(console), ram, Arc::new(NoBalloon))?;
     let own = tables.anonymous().map_err(space::Error::PageTables)?;
     Ok(Prepared {
         signals,
         asks,
         out,
-        parts: Parts {
-            files,
-            ram,
-            console,
-        },
+        building,
         tables,
         own,
     })
@@ -135,7 +124,7 @@ impl<'a> Plain<'a> {
             signals,
             asks,
             out,
-            parts,
+            building,
             tables,
             own,
         } = prepared;
@@ -146,7 +135,8 @@ impl<'a> Plain<'a> {
             signals,
             asks,
             out,
-            parts: Some(parts),
+            building,
+            has_begun: false,
             tables,
             own,
             granted: welcome.credit,
@@ -158,9 +148,17 @@ impl<'a> Plain<'a> {
         }
     }
 
-    /// Builds the guest once all of its memory is granted, and serves it until it ends.
+    /// Confines the process, builds the guest once all of its memory is granted, and serves it until
+    /// it ends.
     pub fn run(mut self, terminal: Option<&Terminal>) -> Exit {
-        let mut building: Option<Building> = None;
+        let terminal = terminal.map(|terminal| (terminal, &self.out));
+        let mut launch = match Launch::prepare(self.spec.cpus, terminal, &self.asks) {
+            Ok(launch) => Some(launch),
+            Err(error) => {
+                self.failure.set(&error);
+                None
+            }
+        };
         let mut machine: Option<Machine> = None;
         let ended = loop {
             if let Some(message) = self.failure.get() {
@@ -172,7 +170,7 @@ impl<'a> Plain<'a> {
             if self.stopping && machine.is_none() {
                 break Exit::plain(ExitReason::Stopped);
             }
-            match self.advance(&mut building, terminal) {
+            match self.advance(&mut launch) {
                 Ok(None) => {}
                 Ok(Some(started)) => machine = Some(started),
                 Err(error) => {
@@ -188,32 +186,22 @@ impl<'a> Plain<'a> {
                 self.report = Instant::now() + REPORT;
                 self.tell(machine.as_ref());
             }
-            self.wait(machine.as_ref(), building.as_ref());
+            self.wait(machine.as_ref());
         };
         self.end(machine, ended)
     }
 
     /// The next step towards a running guest, which is returned when it runs.
-    fn advance(
-        &mut self,
-        building: &mut Option<Building>,
-        terminal: Option<&Terminal>,
-    ) -> Result<Option<Machine>, Error> {
-        if self.granted >= self.spec.allocation.size
-            && let Some(parts) = self.parts.take()
-        {
-            let console = Arc::new(parts.console);
-            let sink = Arc::new(NoBalloon);
-            let started = Building::start(self.spec, parts.files, console, parts.ram, sink)?;
-            *building = Some(started);
+    fn advance(&mut self, launch: &mut Option<Launch>) -> Result<Option<Machine>, Error> {
+        if self.granted >= self.spec.allocation.size && !self.has_begun {
+            self.has_begun = true;
+            self.building.begin();
         }
-        let Some(built) = building.as_ref().and_then(Building::take) else {
+        let Some(built) = self.building.take() else {
             return Ok(None);
         };
-        let machine = built?;
-        let terminal = terminal.map(|terminal| (terminal, &self.out));
-        launch::connect(terminal, &machine, &self.asks)?;
-        let (machine, _accounts) = launch::start(machine, self.spec.cpus)?;
+        let launch = launch.take().expect("a machine is built once");
+        let (machine, _accounts) = launch.start(built?)?;
         Ok(Some(machine))
     }
 
@@ -297,15 +285,15 @@ impl<'a> Plain<'a> {
         })
     }
 
-    fn wait(&self, machine: Option<&Machine>, building: Option<&Building>) {
+    fn wait(&self, machine: Option<&Machine>) {
         let now = Instant::now();
         let read = |fd| (fd, PollFlags::IN);
-        let built = building.filter(|_| machine.is_none());
+        let built = machine.is_none().then(|| self.building.as_fd());
         let own = [
             Some(read(self.failure.event())),
             Some(read(self.signals.as_fd())),
             machine.map(AsFd::as_fd).map(read),
-            built.map(Building::as_fd).map(read),
+            built.map(read),
         ];
         let fds: Vec<(BorrowedFd<'_>, PollFlags)> =
             own.into_iter().flatten().chain(self.host.fds()).collect();

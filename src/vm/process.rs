@@ -101,7 +101,7 @@ fn unprepared(spec: &VmSpec, link: &Link, failure: &Failure, error: &Error) -> E
     ended
 }
 
-/// Everything up to the guest's first instruction, which waits for the agent.
+/// Everything up to the first look at the guest's files, which waits for the agent.
 fn prepare(
     spec: &VmSpec,
     files: Files,
@@ -136,7 +136,7 @@ fn prepare(
         failure: failure.clone(),
     });
     let (console, out) = console::open(spec, terminal)?;
-    let building = Building::start(spec, files, Arc::new(console), ram, sink)?;
+    let building = Building::prepare(spec, files, Arc::new(console), ram, sink)?;
     Ok((pager, building, seed, out))
 }
 

@@ -6,6 +6,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -70,21 +71,50 @@ impl Terminal {
         Out::start(&threads::CONSOLE, io::stdout(), |_| {})
     }
 
-    /// Connects it to the guest's `serial` port; a byte is written to `leave` for Ctrl-]. `out` is
-    /// what [`Terminal::out`] returned.
+    /// Starts who carries its keys to a guest, once there is one; a byte is written to `leave` for
+    /// Ctrl-]. `out` is what [`Terminal::out`] returned.
     ///
     /// # Errors
-    /// When its modes cannot be set, or the thread cannot be started.
-    pub fn connect(&self, serial: Arc<Serial>, leave: UnixStream, out: Out) -> io::Result<()> {
-        out.line("tidemark: Ctrl-] leaves this console and stops the VM");
+    /// When its modes cannot be read, or the thread cannot be started.
+    pub(super) fn keys(&self, leave: UnixStream, out: Out) -> io::Result<Keys> {
         let mut modes = tcgetattr(io::stdin())?;
         modes.make_raw();
         // A line feed is still shown as a new line: guests without a terminal driver send no more.
         modes.output_modes |= OutputModes::OPOST;
-        tcsetattr(io::stdin(), OptionalActions::Now, &modes)?;
-        threads::KEYS
-            .spawn(move || carry_keys(&serial, &leave, &out))
-            .map(|_detached| ())
+        let (guest, connected) = mpsc::sync_channel::<Arc<Serial>>(1);
+        let shown = out.clone();
+        threads::KEYS.spawn(move || {
+            if let Ok(serial) = connected.recv() {
+                carry_keys(&serial, &leave, &out);
+            }
+        })?;
+        Ok(Keys {
+            modes,
+            guest,
+            shown,
+        })
+    }
+}
+
+/// A thread that waits for a guest to carry keys to.
+pub(super) struct Keys {
+    modes: Termios,
+    guest: SyncSender<Arc<Serial>>,
+    shown: Out,
+}
+
+impl Keys {
+    /// Connects the terminal to the guest's `serial` port.
+    ///
+    /// # Errors
+    /// When its modes cannot be set.
+    pub fn connect(self, serial: Arc<Serial>) -> io::Result<()> {
+        let line = "tidemark: Ctrl-] leaves this console and stops the VM";
+        self.shown.line(line);
+        tcsetattr(io::stdin(), OptionalActions::Now, &self.modes)?;
+        // A thread that has ended has panicked, which ends the process.
+        let _ = self.guest.try_send(serial);
+        Ok(())
     }
 }
 

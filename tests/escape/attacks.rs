@@ -259,7 +259,6 @@ pub const ATTACKS: &[Attack] = &[
 
 /// What a row may do that needs it.
 pub const ALLOWED: &[(Need, &[&str])] = &[
-    (Need::Open, &["open for writing", "open a secret"]),
     (Need::Build, &["shared memory", "shared memory, checked"]),
     // Another filter only takes away.
     (Need::Spawn, &["another filter"]),

@@ -37,7 +37,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use tidemark::link::door::Door;
 use tidemark::sys::cpu_time::{ALARM, ThreadTime};
 use tidemark::sys::signals;
-use tidemark::threads::{MAIN, Need, STATISTICS, TABLE, Thread, VCPU, sandbox};
+use tidemark::threads::{
+    BUILDER, INSPECTOR, MAIN, Need, STATISTICS, Stack, TABLE, Thread, VCPU, sandbox,
+};
 
 use attacks::{ALLOWED, ATTACKS, Tools};
 use common::note;
@@ -105,7 +107,7 @@ fn needed_work(need: Need, tools: &Tools, open: &mut Opened) {
             own.set_alarm(Duration::from_secs(1000));
             assert!(own.had().is_some());
         }
-        Need::Open => drop(File::open("/dev/null").unwrap()),
+        Need::Image => open.pagemap.read_exact_at(&mut [0; 8], 0).unwrap(),
         Need::Spawn => STATISTICS.spawn(|| ()).unwrap().join().unwrap(),
         Need::Build | Need::Vcpu => {}
     }
@@ -145,6 +147,13 @@ fn again() {
             }
             "panic" => panic!("as a broken invariant does"),
             "abort" => std::process::abort(),
+            "a child that may more" => {
+                let accept = move || {
+                    opened.door.accept();
+                };
+                MAIN.spawn(accept).unwrap().join().unwrap();
+                0
+            }
             "32 bits" => {
                 attacks::call_as_32_bits();
                 0
@@ -158,8 +167,8 @@ fn again() {
         unsafe { libc::_exit(code) }
     };
     sandbox::begin().unwrap();
-    if row.name == MAIN.name {
-        sandbox::enter().unwrap();
+    if row.stack == Stack::Process {
+        sandbox::enter(row).unwrap();
         return work();
     }
     row.spawn(work).unwrap().join().unwrap();
@@ -291,12 +300,19 @@ fn every_thread_does_its_work() {
 }
 
 #[test]
+fn a_thread_may_do_no_more_than_the_one_that_started_it() {
+    let output = World::new(None).run(&BUILDER, "a child that may more");
+    let signal = output.status.signal();
+    assert_eq!(signal, Some(libc::SIGSYS), "{output:?}");
+}
+
+#[test]
 fn nor_does_one_of_a_user_without_privileges() {
     if !rustix::process::geteuid().is_root() {
         return note("not root: the other tests are of a user without privileges");
     }
     let world = World::new(Some(NOBODY));
-    for row in [&MAIN, &VCPU] {
+    for row in [&MAIN, &VCPU, &INSPECTOR] {
         world.attack_as(row);
     }
 }

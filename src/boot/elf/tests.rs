@@ -82,7 +82,7 @@ fn a_file_on_disk_loads_as_well() {
     use std::io::Write;
     let mut disk = tempfile::tempfile().unwrap();
     disk.write_all(&file(0x10_0000, 4, &pvh_note())).unwrap();
-    assert!(load(&Image::File(disk), &ram()).is_ok());
+    assert!(load(&Image::file(disk).unwrap(), &ram()).is_ok());
 }
 
 #[test]

@@ -130,8 +130,8 @@ impl Rig {
         let disk = plan.disk.as_ref();
         let disk = disk.map(|(path, access)| Disk::open(path, *access));
         let spec = MachineSpec {
-            kernel: Image::File(open(&plan.guest.join(plan.kernel))?),
-            initrd: Some(Image::File(open(&plan.guest.join("initrd.gz"))?)),
+            kernel: Image::file(open(&plan.guest.join(plan.kernel))?)?,
+            initrd: Some(Image::file(open(&plan.guest.join("initrd.gz"))?)?),
             cmdline: format!("console=ttyS0 tidemark.commands {} {more}", plan.cmdline),
             balloon: true,
             cpus: plan.cpus,
