@@ -16,6 +16,7 @@ mod causes;
 mod printable;
 pub mod rate_limit;
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,6 +48,19 @@ pub struct Out(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    start: Mutex<Start>,
+}
+
+type Starter = dyn FnOnce(Arc<Shared>) -> io::Result<()> + Send;
+
+/// Starts the thread, once.
+#[derive(Default)]
+struct Start(Option<Box<Starter>>);
+
+impl fmt::Debug for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Start").field(&self.0.is_some()).finish()
+    }
 }
 
 /// What was dropped.
@@ -132,10 +146,40 @@ impl Out {
         place: impl AsFd + Send + 'static,
         complain: fn(Errno),
     ) -> io::Result<Out> {
-        let shared = Arc::<Shared>::default();
-        let ours = Arc::clone(&shared);
-        thread.spawn(move || ours.write_for_ever(&place, complain))?;
-        Ok(Out(shared))
+        let out = Out::later(thread, place, complain);
+        out.begin()?;
+        Ok(out)
+    }
+
+    /// The same for a process that must have no second thread yet: nothing is written before
+    /// [`Out::begin`] or [`Out::finish`].
+    pub fn later(
+        thread: &'static Thread,
+        place: impl AsFd + Send + 'static,
+        complain: fn(Errno),
+    ) -> Out {
+        let start = move |shared: Arc<Shared>| {
+            let work = move || shared.write_for_ever(&place, complain);
+            thread.spawn(work).map(|_detached| ())
+        };
+        Out(Arc::new(Shared {
+            start: Mutex::new(Start(Some(Box::new(start)))),
+            ..Shared::default()
+        }))
+    }
+
+    /// Starts the thread, if it has not been.
+    ///
+    /// # Errors
+    /// When there can be none: what is written is dropped.
+    pub fn begin(&self) -> io::Result<()> {
+        let start = &self.0.start;
+        let start = start
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .take();
+        start.map_or(Ok(()), |start| start(Arc::clone(&self.0)))
     }
 
     /// Writes a line.
@@ -153,6 +197,9 @@ impl Out {
 
     /// Waits at most `limit` until everything is written.
     pub fn finish(&self, limit: Duration) -> Finished {
+        if self.begin().is_err() {
+            return Finished::No;
+        }
         let deadline = Instant::now() + limit;
         let mut queue = self.0.lock();
         while queue.writing || !queue.is_empty() {

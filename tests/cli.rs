@@ -113,6 +113,9 @@ fn bad_flags_are_one_line_and_status_2() {
     let usage = tidemark(none, &["run", "--for", "soon", "--guest", "hello"]);
     assert_eq!(usage.status.code(), Some(2));
     assert!(stderr(&usage).contains("500ms"));
+    let usage = tidemark(none, &["run", "--guest", "hello", "--user", "root"]);
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(stderr(&usage).contains("must not be root"));
 }
 
 #[test]

@@ -91,6 +91,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "sim",
             "sys",
             "threads::LOG",
+            "threads::jail",
             "vm",
             "words",
         ],

@@ -8,12 +8,13 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::Capability::{Kvm, Uffd};
 use common::fleet::{Fleet, SOON, alone, find_vm};
-use common::require;
+use common::{note, require};
 use rustix::process::Signal;
+use serde_json::Value;
 use tidemark::threads::table::TABLE;
 use tidemark::threads::{BUILDER, INSPECTOR, KEYS, MAIN};
 
@@ -26,6 +27,19 @@ const FLEET: &str = r#"
     memory = "32M"
     cpus = 1
     guest = "verify"
+"#;
+
+const TWO: &str = r#"
+    [host]
+    memory = "96M"
+    swap_dir = "."
+    [[vm]]
+    name = "a"
+    count = 2
+    memory = "32M"
+    guest = "verify"
+    share_group = "g"
+    console = "a.log"
 "#;
 
 /// The value of a line in /proc/*/status.
@@ -61,6 +75,61 @@ fn threads(pid: u32) -> Vec<(String, bool)> {
     tasks
         .filter(|(name, _)| !name.starts_with("kvm-"))
         .collect()
+}
+
+/// The namespaces of a process, by kind.
+fn namespaces(pid: u32) -> Vec<(&'static str, PathBuf)> {
+    let of = |kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    ["mnt", "ipc", "net"].map(|kind| (kind, of(kind))).into()
+}
+
+#[test]
+fn hardened_vm_processes_are_users_that_nobody_else_is_and_see_nothing_of_the_host() {
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        return note("not root: whether the host grants the namespaces `tidemark check` says");
+    }
+    let _alone = alone();
+    let mut fleet = Fleet::start(TWO, &["--hardened"]);
+    let at_work = |figures: &Value, name: &str| {
+        let vm = find_vm(figures, name);
+        vm.is_some_and(|vm| {
+            vm["guest"]["pages_verified"].as_u64() > Some(0)
+                && vm["process_bytes"].as_u64() > Some(0)
+        })
+    };
+    fleet.until("both guests at work", |figures| {
+        at_work(figures, "a-0") && at_work(figures, "a-1")
+    });
+    let pids = ["a-0", "a-1"].map(|name| fleet.process.vm_pid(name));
+    let mut users = vec![0];
+    for pid in pids {
+        // All threads of it, of which none has kept its launcher's user.
+        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let task = task.unwrap().path();
+            let numbers = field(&task, "Uid:");
+            let mut numbers: Vec<u32> = numbers
+                .split_whitespace()
+                .map(|n| n.parse().unwrap())
+                .collect();
+            numbers.dedup();
+            assert_eq!(numbers, [0x7000_0000 + pid], "{}", field(&task, "Name:"));
+            assert_eq!(field(&task, "Groups:"), "");
+            let spaces = namespaces(task.file_name().unwrap().to_str().unwrap().parse().unwrap());
+            for (ours, theirs) in namespaces(std::process::id()).iter().zip(&spaces) {
+                assert_ne!(ours, theirs);
+            }
+        }
+        users.push(0x7000_0000 + pid);
+        let root = fs::read_dir(format!("/proc/{pid}/root")).unwrap();
+        assert_eq!(root.count(), 0);
+    }
+    users.dedup();
+    assert_eq!(users.len(), 3);
+    fleet.process.signal(Signal::INT);
+    fleet.end(SOON).check();
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::sys::landlock;
 use crate::sys::priority;
 use crate::sys::proc;
 use crate::sys::uffd;
+use crate::threads::jail;
 use crate::words::TakePath;
 
 /// The only version of the KVM API there is; anything else is another device under its name.
@@ -89,6 +90,10 @@ struct Sandbox {
     landlock_abi: Option<u32>,
     /// Whether a process without privileges may make user namespaces.
     user_namespaces: bool,
+    /// Whether VM processes can have users of their own.
+    own_users: bool,
+    /// Which namespaces VM processes can have.
+    namespaces: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,6 +141,8 @@ fn look(swap_dir: &Path) -> Findings {
     let swaps = read("/proc/swaps").unwrap_or_default();
     let shmem = read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     let niceness = priority::run_ahead();
+    let cgroup = memory_cgroup();
+    let vms_measured = proc::private_memory(std::process::id().cast_signed()).is_some();
     let sandbox = look_sandbox();
     let known = [
         niceness.as_ref().err().map(advice::on_priority),
@@ -144,6 +151,7 @@ fn look(swap_dir: &Path) -> Findings {
         advice::on_large_pages(&shmem),
         advice::on_landlock(sandbox.landlock_abi),
         advice::on_user(rustix::process::geteuid().is_root()),
+        advice::on_namespaces(&sandbox.namespaces),
     ];
     let mut advice: Vec<String> = known.into_iter().flatten().collect();
     if !swap_dir.unlinked_files {
@@ -153,7 +161,6 @@ fn look(swap_dir: &Path) -> Findings {
             swap_dir.path.display()
         ));
     }
-    let cgroup = memory_cgroup();
     Findings {
         kernel,
         kvm,
@@ -164,7 +171,7 @@ fn look(swap_dir: &Path) -> Findings {
         shmem_enabled: advice::chosen(&shmem).map(str::to_owned),
         host_niceness: niceness.ok(),
         sandbox,
-        vms_measured: proc::private_memory(std::process::id().cast_signed()).is_some(),
+        vms_measured,
         memory_cgroup_max_bytes: cgroup
             .as_ref()
             .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
@@ -279,13 +286,23 @@ fn look_uffd() -> (Uffd, Option<u64>) {
 
 fn look_sandbox() -> Sandbox {
     let limit = |name| read(&format!("/proc/sys/{name}"));
+    let user_namespaces = advice::allows_user_namespaces(
+        limit("user/max_user_namespaces").as_deref(),
+        limit("kernel/unprivileged_userns_clone").as_deref(),
+        limit("kernel/apparmor_restrict_unprivileged_userns").as_deref(),
+    );
+    let is_root = rustix::process::geteuid().is_root();
+    let namespaces = match is_root {
+        // Tried last of all: this process only prints from here on.
+        true => jail::leave_each(),
+        false if user_namespaces => vec!["user", "mount", "ipc", "net"],
+        false => Vec::new(),
+    };
     Sandbox {
         landlock_abi: landlock::abi(),
-        user_namespaces: advice::allows_user_namespaces(
-            limit("user/max_user_namespaces").as_deref(),
-            limit("kernel/unprivileged_userns_clone").as_deref(),
-            limit("kernel/apparmor_restrict_unprivileged_userns").as_deref(),
-        ),
+        user_namespaces,
+        own_users: is_root && jail::has_users(&read("/proc/self/uid_map").unwrap_or_default()),
+        namespaces,
     }
 }
 
@@ -361,15 +378,18 @@ fn print(findings: &Findings) {
         )
     );
     println!(
-        "sandbox        system call filters, {}; user namespaces {}",
+        "sandbox        system call filters, {}",
         findings.sandbox.landlock_abi.map_or_else(
             || "no Landlock".to_owned(),
             |abi| format!("Landlock ABI {abi}")
-        ),
-        if findings.sandbox.user_namespaces {
-            "allowed (not used yet)"
-        } else {
-            "not allowed (nor used)"
+        )
+    );
+    println!(
+        "jail           own users: {}; namespaces: {} (--user, --hardened)",
+        yes_no(findings.sandbox.own_users),
+        match findings.sandbox.namespaces.as_slice() {
+            [] => "none".to_owned(),
+            kinds => kinds.join(", "),
         }
     );
     println!(

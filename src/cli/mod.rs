@@ -5,6 +5,7 @@ pub mod check;
 mod control;
 mod folder;
 mod host;
+mod jail;
 mod resources;
 mod run;
 pub mod simulate;
@@ -128,17 +129,20 @@ pub fn inspect() -> Option<ExitCode> {
 /// Carries out a command line; the exit status of the process. `started` is when the program was.
 pub fn main(cli: Cli, started: Instant) -> ExitCode {
     // A log that cannot be written must not complain to itself.
-    let out = match Out::start(&LOG, std::io::stderr(), |_| {}) {
-        Ok(out) => out,
-        Err(error) => {
-            // Nobody is left to tell when standard error is gone.
-            let _ = writeln!(
-                std::io::stderr(),
-                "tidemark: cannot start a thread: {error}"
-            );
-            return ExitCode::FAILURE;
-        }
+    let out = Out::later(&LOG, std::io::stderr(), |_| {});
+    let begun = match &cli.command {
+        // Its thread starts in the VM's jail.
+        Command::Vm(_) => Ok(()),
+        _ => out.begin(),
     };
+    if let Err(error) = begun {
+        // Nobody is left to tell when standard error is gone.
+        let _ = writeln!(
+            std::io::stderr(),
+            "tidemark: cannot start a thread: {error}"
+        );
+        return ExitCode::FAILURE;
+    }
     start_log(cli.verbose, out.clone());
     let status = carry_out(cli.command, started, &out);
     // What is not read by now is lost.

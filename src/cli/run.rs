@@ -22,6 +22,7 @@ use signal_hook::flag;
 use self::child::{Child, Stdout};
 use self::screen::Screen;
 use super::host::{note_priority, prepare, signal_pipe};
+use super::jail::JailArgs;
 use super::{Error, check, folder, resources, stdout, table};
 use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
@@ -54,6 +55,8 @@ pub struct RunArgs {
     count: Option<String>,
     #[command(flatten)]
     host: HostArgs,
+    #[command(flatten)]
+    jail: JailArgs,
     /// Stop all VMs after this time
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     time: Option<Duration>,
@@ -101,9 +104,10 @@ impl RunArgs {
 pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let spec = args.spec()?;
+    let jail = args.jail.jail()?;
     prepare(&[SIGXFSZ])?;
     let origin = args.origin();
-    let inspector = Inspector::start(spec.vms.iter().map(|vm| &vm.boot));
+    let inspector = Inspector::start(spec.vms.iter().map(|vm| &vm.boot), jail);
     let mut inspector = inspector.map_err(super::io("start a process"))?;
     let files = open_files(&spec, &origin)?;
     // A mistake comes before what the host lacks.
@@ -161,7 +165,9 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
         gone: None,
         last: None,
     };
-    let result = fleet.start(&spec, console).and_then(|()| fleet.serve());
+    let result = fleet
+        .start(&spec, args.jail, console)
+        .and_then(|()| fleet.serve());
     if result.is_err() {
         fleet.kill_all();
     }
@@ -243,11 +249,11 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn start(&mut self, spec: &FleetSpec, console: Stdout) -> Result<(), Error> {
+    fn start(&mut self, spec: &FleetSpec, jail: JailArgs, console: Stdout) -> Result<(), Error> {
         for (n, vm) in (0..).zip(&spec.vms) {
             let seed = spec.host.seed.wrapping_add(n);
             let number = SIGNALS + 1 + 2 * n;
-            let child = Child::start(vm, seed, console, number, &mut self.server)?;
+            let child = Child::start(vm, seed, jail, console, number, &mut self.server)?;
             self.children.push(child);
         }
         Ok(())

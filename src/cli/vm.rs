@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::jail::JailArgs;
 use super::{Error, folder, io, resources};
 use crate::config::{COMMAND_LINE, VmArgs, VmSpec};
 use crate::host::control;
@@ -25,6 +26,8 @@ use crate::words::{ExitReason, Token};
 pub struct VmCommand {
     #[command(flatten)]
     vm: VmArgs,
+    #[command(flatten)]
+    jail: JailArgs,
     /// Socket of the host manager to join [default: the only one that listens]
     #[arg(long, value_name = "PATH", conflicts_with = "link_fd")]
     host: Option<PathBuf>,
@@ -47,10 +50,11 @@ pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Err
         })?),
         None => None,
     };
+    let jail = args.jail.jail()?;
     let spec = resources::with(|resources| args.vm.to_spec(resources))?;
     // A fleet's files were looked at before.
     let mut inspector = match inherited {
-        None => Inspector::start([&spec.boot]).map_err(io("start a process"))?,
+        None => Inspector::start([&spec.boot], jail).map_err(io("start a process"))?,
         Some(_) => None,
     };
     let files = Files::open(&spec, COMMAND_LINE)?;
@@ -69,7 +73,7 @@ pub fn run(args: VmCommand, started: Instant, out: &Out) -> Result<ExitCode, Err
         }
     };
     drop(inspector);
-    let exit = crate::vm::process::run(&spec, files, link, door, started, out)?;
+    let exit = crate::vm::process::run(&spec, files, link, door, started, jail, out)?;
     if let Some(message) = &exit.message {
         return Err(Error::Missing(format!("{}: {message}", spec.name)));
     }

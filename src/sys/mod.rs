@@ -58,6 +58,7 @@ pub mod ksm;
 pub mod kvm;
 pub mod landlock;
 pub mod large;
+pub mod namespaces;
 pub mod pagemap;
 pub mod peer;
 pub mod pinned;

@@ -12,6 +12,7 @@
 
 mod bpf;
 mod calls;
+pub mod jail;
 pub mod sandbox;
 pub mod table;
 

@@ -7,10 +7,13 @@
 //! does. Where the kernel keeps no account a VM never counts as asleep.
 
 use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Dir, Mode, OFlags, openat};
 use rustix::thread::Pid;
 
 use crate::mem::tasks::{Done, Rest, Task};
@@ -30,34 +33,54 @@ pub(super) struct Account {
     file: File,
 }
 
-/// The accounts of this process's `count` vCPUs, whose threads were just started, in order; none where
-/// the kernel keeps none.
-pub(super) fn accounts(count: u8) -> Vec<Account> {
-    let accounts = (0..count).map(|vcpu| account_of(&format!("vcpu{vcpu}")));
-    accounts.collect::<Option<_>>().unwrap_or_default()
-}
+/// The threads of this process, as /proc shows them: a folder that stays open where no path leads.
+#[derive(Debug)]
+pub(super) struct Threads(OwnedFd);
 
-fn account_of(name: &str) -> Option<Account> {
-    let deadline = Instant::now() + APPEARS;
-    loop {
-        let found = std::fs::read_dir("/proc/self/task")
-            .ok()?
-            .flatten()
-            .find(|task| {
-                std::fs::read_to_string(task.path().join("comm"))
-                    .is_ok_and(|comm| comm.trim() == name)
-            });
-        if let Some(task) = found {
-            let number = task.file_name().to_str()?.parse().ok()?;
-            return Some(Account {
-                thread: Pid::from_raw(number)?,
-                file: File::open(task.path().join("schedstat")).ok()?,
-            });
+impl Threads {
+    pub fn open() -> io::Result<Threads> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open("/proc/self/task", flags, Mode::empty())?;
+        Ok(Threads(folder))
+    }
+
+    /// The accounts of this process's `count` vCPUs, whose threads were just started, in order; none
+    /// where the kernel keeps none.
+    pub fn accounts(&self, count: u8) -> Vec<Account> {
+        let accounts = (0..count).map(|vcpu| self.account_of(&format!("vcpu{vcpu}")));
+        accounts.collect::<Option<_>>().unwrap_or_default()
+    }
+
+    fn account_of(&self, name: &str) -> Option<Account> {
+        let deadline = Instant::now() + APPEARS;
+        loop {
+            let entries = Dir::read_from(&self.0).ok()?.flatten();
+            let mut numbers =
+                entries.filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok());
+            let is_named = |thread: &i32| {
+                let mut comm = String::new();
+                let read = self
+                    .file(*thread, "comm")
+                    .map(|mut file| file.read_to_string(&mut comm));
+                read.is_some_and(|read| read.is_ok()) && comm.trim() == name
+            };
+            if let Some(number) = numbers.find(is_named) {
+                return Some(Account {
+                    thread: Pid::from_raw(number)?,
+                    file: self.file(number, "schedstat")?,
+                });
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+            std::thread::yield_now();
         }
-        if Instant::now() > deadline {
-            return None;
-        }
-        std::thread::yield_now();
+    }
+
+    fn file(&self, thread: i32, name: &str) -> Option<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(&self.0, format!("{thread}/{name}"), flags, Mode::empty());
+        file.ok().map(File::from)
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
+use super::active::Threads;
 use super::building::Building;
 use super::contents::Contents;
 use super::failure::Failure;
@@ -113,15 +114,16 @@ impl<'a> Agent<'a> {
 
     /// Confines the process, waits for the machine to be built, starts it with `terminal` as its console
     /// if there is one, which shows what is written to the [`Out`], and serves it until it ends.
-    /// `started` is when the program was.
+    /// `threads` are those of this process, and `started` is when the program was.
     pub fn run(
         mut self,
         building: Building,
         terminal: Option<(&Terminal, &Out)>,
+        threads: &Threads,
         started: Instant,
     ) -> Exit {
         self.started = started;
-        let mut launch = match Launch::prepare(self.spec.cpus, terminal, &self.asks) {
+        let mut launch = match Launch::prepare(self.spec.cpus, terminal, threads, &self.asks) {
             Ok(launch) => {
                 building.begin();
                 Some(launch)

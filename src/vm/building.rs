@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use kvm_ioctls::Kvm;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::{Error, os};
@@ -17,7 +18,7 @@ use super::statistics::Statistics;
 use crate::config::VmSpec;
 use crate::devices::console::Console;
 use crate::devices::sink::BalloonSink;
-use crate::machine::{self, Machine, MachineSpec};
+use crate::machine::{Machine, MachineSpec};
 use crate::sys::event;
 use crate::sys::ram::GuestRam;
 use crate::threads::BUILDER;
@@ -37,10 +38,11 @@ impl Building {
     /// and then starts the one that asks for the guest's statistics, where it has a balloon.
     ///
     /// # Errors
-    /// When the thread, its eventfd or KVM cannot be had.
+    /// When the thread or its eventfd cannot be had.
     pub fn prepare(
         spec: &VmSpec,
         files: Files,
+        kvm: Kvm,
         console: Arc<Console>,
         ram: Arc<GuestRam>,
         sink: Arc<dyn BalloonSink>,
@@ -54,7 +56,6 @@ impl Building {
             cpus: spec.cpus,
         };
         let has_balloon = parts.balloon;
-        let kvm = machine::open_kvm()?;
         let done = EventFd::new(libc::EFD_NONBLOCK).map_err(os("create an eventfd"))?;
         let tell = done.try_clone().map_err(os("create an eventfd"))?;
         let (sender, result) = mpsc::sync_channel(1);

@@ -6,7 +6,7 @@ use crate::link::socket;
 use crate::machine;
 use crate::mem::{self, swapfile};
 use crate::sys::{ram, space, uffd};
-use crate::threads::sandbox;
+use crate::threads::{jail, sandbox};
 
 /// Why a VM process cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,9 @@ pub enum Error {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// The jail.
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
     /// The console's terminal.
     #[error("cannot use the terminal as a console")]
     Terminal {

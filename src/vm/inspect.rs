@@ -27,11 +27,15 @@ use crate::link::message::{BoundError, TEXT_BYTES_MAX};
 use crate::link::socket::{self, TakeFd};
 use crate::out::with_causes;
 use crate::sys::ram::Layout;
+use crate::threads::jail::{self, Jail, User};
 use crate::threads::{INSPECTOR, sandbox};
 use crate::units::Pages;
 
 /// The word that makes this program an inspector. No verb: `tidemark --help` knows nothing of it.
 pub const VERB: &str = "inspect-files";
+/// What follows it where VM processes have a jail: one as is granted, or all of it.
+const JAILED: &str = "jailed";
+const HARDENED: &str = "hardened";
 /// How long the answer about one file may take. Chosen: long enough for a disk that has to start.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A question or an answer, at most.
@@ -77,9 +81,15 @@ impl Message for Answer {
 }
 
 /// This program as an inspector. It has no place to write to, and nothing to learn from its environment.
-fn own_program() -> io::Result<Command> {
+fn own_program(jail: Jail) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(VERB).env_clear();
+    if jail != Jail::default() {
+        command.arg(match jail.hardened {
+            true => HARDENED,
+            false => JAILED,
+        });
+    }
     command.stdout(Stdio::null()).stderr(Stdio::null());
     Ok(command)
 }
@@ -106,14 +116,18 @@ pub struct Inspector {
 
 impl Inspector {
     /// Starts the process, if one of these VMs boots from a file: built-in images need no look. It takes
-    /// a millisecond until it is there, for which nobody has to wait.
+    /// a millisecond until it is there, for which nobody has to wait. Where the VMs leave for `jail`, so
+    /// does the process.
     ///
     /// # Errors
     /// When there can be no process.
-    pub fn start<'a>(boots: impl IntoIterator<Item = &'a Boot>) -> io::Result<Option<Inspector>> {
+    pub fn start<'a>(
+        boots: impl IntoIterator<Item = &'a Boot>,
+        jail: Jail,
+    ) -> io::Result<Option<Inspector>> {
         let is_file = |boot: &Boot| matches!(boot, Boot::Kernel { .. });
         match boots.into_iter().any(is_file) {
-            true => Inspector::start_program(own_program()?).map(Some),
+            true => Inspector::start_program(own_program(jail)?).map(Some),
             false => Ok(None),
         }
     }
@@ -239,6 +253,9 @@ pub enum Error {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// The jail.
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
     /// The socket.
     #[error("cannot speak to who started this inspector")]
     Os(#[from] Errno),
@@ -253,6 +270,13 @@ pub enum Error {
 /// When its launcher is none, or there is no sandbox.
 pub fn serve() -> Result<(), Error> {
     sandbox::begin()?;
+    let word = std::env::args().nth(2);
+    if let Some(word) = word {
+        jail::enter(Jail {
+            hardened: word == HARDENED,
+            user: rustix::process::geteuid().is_root().then_some(User::Auto),
+        })?;
+    }
     sandbox::enter(&INSPECTOR)?;
     let socket = io::stdin();
     let mut buffer = vec![0; ANSWER_BYTES_MAX];

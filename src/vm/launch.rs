@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::Error;
-use super::active::{self, Account};
+use super::active::{Account, Threads};
 use super::terminal::{Keys, Terminal};
 use crate::machine::Machine;
 use crate::machine::gate::Hold;
@@ -30,13 +30,14 @@ impl Launch {
     pub fn prepare(
         cpus: u8,
         terminal: Option<(&Terminal, &Out)>,
+        threads: &Threads,
         asks: &UnixStream,
     ) -> Result<Launch, Error> {
         let keys = terminal.map(|(terminal, out)| terminal.keys(asks.try_clone()?, out.clone()));
         let keys = keys.transpose().map_err(unusable)?;
         let seats = Seats::new(cpus)?;
         // They exist once the threads do.
-        let accounts = active::accounts(cpus);
+        let accounts = threads.accounts(cpus);
         sandbox::enter(&MAIN)?;
         Ok(Launch {
             seats,

@@ -10,6 +10,7 @@
 //! | `inspect` | whether that can be booted, asked of a process that can do nothing else |
 //! | `process` | the order of things, from the hello to the end |
 //! | `join` | the first messages of a link, and its last |
+//! | `outside` | what it takes from outside before it leaves that |
 //! | `building`, `launch` | the machine under construction; its last steps before it runs |
 //! | `agent` | the main thread's loop while the guest runs: orders and credit |
 //! | `plain` | the main thread's loop of a VM whose memory is not managed |
@@ -35,6 +36,7 @@ pub mod files;
 pub mod inspect;
 pub mod join;
 mod launch;
+mod outside;
 mod pager_sink;
 mod panic;
 mod plain;

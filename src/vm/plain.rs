@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
+use super::active::Threads;
 use super::building::Building;
 use super::console;
 use super::error::{Error, os};
@@ -21,6 +22,7 @@ use super::failure::Failure;
 use super::files::Files;
 use super::join::LAST_WORDS;
 use super::launch::Launch;
+use super::outside::Outside;
 use super::terminal::Terminal;
 use super::uplink::{Heard, Uplink};
 use super::wait::wait;
@@ -33,6 +35,7 @@ use crate::sys::pagemap::PageTables;
 use crate::sys::pool_view::PoolView;
 use crate::sys::ram::{GuestRam, Layout};
 use crate::sys::{signals, space};
+use crate::threads::jail::Jail;
 use crate::units::{Gfn, GfnRange, Pages};
 use crate::words::{Advice, Exit, ExitReason, Holding, Measured, Report};
 
@@ -60,6 +63,7 @@ pub(super) struct Plain<'a> {
     /// Where the guest's text goes.
     out: Out,
     building: Building,
+    threads: Threads,
     has_begun: bool,
     tables: PageTables,
     /// Anonymous memory of the process before it had any of the guest's.
@@ -78,11 +82,12 @@ pub(super) struct Prepared {
     asks: UnixStream,
     out: Out,
     building: Building,
+    threads: Threads,
     tables: PageTables,
     own: Pages,
 }
 
-/// Maps the guest's memory and opens its console.
+/// Maps the guest's memory, opens its console, and leaves for `jail`; the process's own words go to `log`.
 ///
 /// # Errors
 /// When one of them cannot be had.
@@ -91,19 +96,24 @@ pub(super) fn prepare(
     advice: Option<Advice>,
     files: Files,
     terminal: Option<&Terminal>,
+    jail: Jail,
+    log: &Out,
 ) -> Result<Prepared, Error> {
     let (signals, asks) = signals::pipe(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])
         .map_err(os("wait for signals"))?;
     let tables = PageTables::open().map_err(space::Error::PageTables)?;
     let ram = GuestRam::advised(Layout::new(spec.allocation.size), advice)?;
-    let (console, out) = console::open(spec, terminal)?;
-    let building = Building::prepare(spec, files, Arc::new(console), ram, Arc::new(NoBalloon))?;
+    let outside = Outside::leave(spec, jail, log)?;
+    let (console, out) = console::start(outside.console, terminal)?;
+    let (console, sink) = (Arc::new(console), Arc::new(NoBalloon));
+    let building = Building::prepare(spec, files, outside.kvm, console, ram, sink)?;
     let own = tables.anonymous().map_err(space::Error::PageTables)?;
     Ok(Prepared {
         signals,
         asks,
         out,
         building,
+        threads: outside.threads,
         tables,
         own,
     })
@@ -125,6 +135,7 @@ impl<'a> Plain<'a> {
             asks,
             out,
             building,
+            threads,
             tables,
             own,
         } = prepared;
@@ -136,6 +147,7 @@ impl<'a> Plain<'a> {
             asks,
             out,
             building,
+            threads,
             has_begun: false,
             tables,
             own,
@@ -152,7 +164,8 @@ impl<'a> Plain<'a> {
     /// it ends.
     pub fn run(mut self, terminal: Option<&Terminal>) -> Exit {
         let terminal = terminal.map(|terminal| (terminal, &self.out));
-        let mut launch = match Launch::prepare(self.spec.cpus, terminal, &self.asks) {
+        let mut launch = match Launch::prepare(self.spec.cpus, terminal, &self.threads, &self.asks)
+        {
             Ok(launch) => Some(launch),
             Err(error) => {
                 self.failure.set(&error);

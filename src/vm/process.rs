@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::active::Threads;
 use super::agent::Agent;
 use super::building::Building;
 use super::console;
@@ -10,6 +11,7 @@ use super::error::{Error, os};
 use super::failure::Failure;
 use super::files::Files;
 use super::join::{self, LAST_WORDS};
+use super::outside::Outside;
 use super::pager_sink::PagerSink;
 use super::panic::stop_on_panic;
 use super::plain::{self, Plain};
@@ -28,13 +30,14 @@ use crate::out::{self, Out};
 use crate::sys::ksm;
 use crate::sys::ram::{GuestRam, Layout};
 use crate::sys::uffd;
+use crate::threads::jail::Jail;
 use crate::threads::{FAULTS, sandbox};
 use crate::words::{Exit, ExitReason, Management, TakePath};
 
 /// Runs the VM of `spec`, which boots from `files`, until it ends; the host manager is at the other
 /// end of `link`, over which hello was said ([`say_hello`](join::say_hello)). A later one comes to `door`, if
 /// there is one. The time to the guest's first instruction is reported from `started` on. The
-/// process's own words go to `out`.
+/// process is its only thread's alone until it is in `jail`; its own words go to `out`.
 ///
 /// # Errors
 /// When the VM was not admitted. Whatever happens later is in its [`Exit`], and the host manager
@@ -45,6 +48,7 @@ pub fn run(
     link: Link,
     mut door: Option<Door>,
     started: Instant,
+    jail: Jail,
     out: &Out,
 ) -> Result<Exit, Error> {
     stop_on_panic(out.clone());
@@ -62,7 +66,7 @@ pub fn run(
     };
     if let Management::Plain(advice) = spec.management {
         return Ok(
-            match plain::prepare(spec, advice, files, terminal.as_ref()) {
+            match plain::prepare(spec, advice, files, terminal.as_ref(), jail, out) {
                 Ok(prepared) => {
                     let host = uplink(link);
                     let vm = Plain::new(spec, prepared, host, &welcome, pool, failure, started);
@@ -72,13 +76,14 @@ pub fn run(
             },
         );
     }
-    match prepare(spec, files, terminal.as_ref(), &welcome, &failure) {
-        Ok((pager, building, seed, console)) => {
+    let shared = (&welcome, &failure);
+    match prepare(spec, files, terminal.as_ref(), shared, jail, out) {
+        Ok((pager, building, threads, seed, console)) => {
             let host = uplink(link);
             let agent = Agent::new(spec, host, &welcome, pool, pager, failure, seed)
                 .map_err(os("wait for signals"))?;
             let terminal = terminal.as_ref().map(|terminal| (terminal, &console));
-            let ended = agent.run(building, terminal, started);
+            let ended = agent.run(building, terminal, &threads, started);
             // What its place does not take by now is lost.
             let _ = console.finish(out::FINISH);
             Ok(ended)
@@ -106,9 +111,10 @@ fn prepare(
     spec: &VmSpec,
     files: Files,
     terminal: Option<&Terminal>,
-    welcome: &Welcome,
-    failure: &Arc<Failure>,
-) -> Result<(Arc<Pager>, Building, u64, Out), Error> {
+    (welcome, failure): (&Welcome, &Arc<Failure>),
+    jail: Jail,
+    log: &Out,
+) -> Result<(Arc<Pager>, Building, Threads, u64, Out), Error> {
     let seed = seed_of(spec);
     let forced = std::env::var(TakePath::VARIABLE).ok();
     let path = TakePath::choose(uffd::probe()?, forced.as_deref()).map_err(Error::TakePath)?;
@@ -128,6 +134,7 @@ fn prepare(
             observer: None,
         },
     )?);
+    let outside = Outside::leave(spec, jail, log)?;
     for number in 0..faults::threads(spec.cpus) {
         serve_faults(number, pager.clone(), failure.clone())?;
     }
@@ -135,9 +142,9 @@ fn prepare(
         pager: pager.clone(),
         failure: failure.clone(),
     });
-    let (console, out) = console::open(spec, terminal)?;
-    let building = Building::prepare(spec, files, Arc::new(console), ram, sink)?;
-    Ok((pager, building, seed, out))
+    let (console, out) = console::start(outside.console, terminal)?;
+    let building = Building::prepare(spec, files, outside.kvm, Arc::new(console), ram, sink)?;
+    Ok((pager, building, outside.threads, seed, out))
 }
 
 fn swap_store(spec: &VmSpec) -> Result<Box<dyn SwapStore>, Error> {

@@ -89,8 +89,13 @@ impl Folder {
 
     /// A VM with the guest `verify` that joins that host manager, in share group `g`.
     pub fn join(&self, name: &str, memory: &str, cmdline: &str) -> Process {
+        self.join_with(name, memory, cmdline, &[])
+    }
+
+    /// The same with further flags.
+    pub fn join_with(&self, name: &str, memory: &str, cmdline: &str, more: &[&str]) -> Process {
         let socket = self.socket();
-        Process::start(self.command(&[
+        let flags = [
             "vm",
             "--host",
             socket.to_str().unwrap(),
@@ -106,7 +111,8 @@ impl Folder {
             name,
             "--cmdline",
             cmdline,
-        ]))
+        ];
+        Process::start(self.command(&[&flags, more].concat()))
     }
 
     /// Runs a command to its end.

@@ -297,6 +297,41 @@ pub fn make(attack: &Attack, tools: &Tools) -> Result<(), i32> {
     }
 }
 
+/// Whether this thread may trace the process.
+pub fn trace(process: i32) -> std::io::Result<()> {
+    // SAFETY: the request takes no address and changes nothing here.
+    answer(unsafe { libc::ptrace(libc::PTRACE_SEIZE, process, 0, 0) })
+}
+
+/// Whether this thread can be root.
+pub fn be_root() -> std::io::Result<()> {
+    // SAFETY: three numbers.
+    answer(unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) })
+}
+
+fn answer(answer: c_long) -> std::io::Result<()> {
+    match answer {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// A copy of this process with this thread alone, which does `work`; its status.
+pub fn forked(work: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the C library's locks are free in the copy, and no other lock is taken there.
+    let process = unsafe { libc::fork() };
+    if process == 0 {
+        let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: ends the process, where no destructor of a test's has a say.
+        unsafe { libc::_exit(code.unwrap_or(101)) }
+    }
+    let mut status = 0;
+    // SAFETY: the status is a value that lives during the call, which fills it.
+    let waited = unsafe { libc::waitpid(process, &raw mut status, 0) };
+    assert_eq!(waited, process);
+    libc::WEXITSTATUS(status)
+}
+
 /// getpid(2) as 32-bit programs have it.
 pub fn call_as_32_bits() {
     // SAFETY: the 32-bit gate keeps all registers but the one of the answer.

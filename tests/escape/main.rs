@@ -20,6 +20,7 @@
 mod common;
 
 mod attacks;
+mod walls;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -37,6 +38,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use tidemark::link::door::Door;
 use tidemark::sys::cpu_time::{ALARM, ThreadTime};
 use tidemark::sys::signals;
+use tidemark::threads::jail::Jail;
 use tidemark::threads::{
     BUILDER, INSPECTOR, MAIN, Need, STATISTICS, Stack, TABLE, Thread, VCPU, sandbox,
 };
@@ -123,6 +125,7 @@ fn again() {
     let mut next = || parts.next().unwrap().to_owned();
     let (row, attempt, folder) = (next(), next(), PathBuf::from(next()));
     let row: &'static Thread = TABLE.iter().find(|known| known.name == row).unwrap();
+    let attempt_is_of_a_jail = attempt.ends_with("jail");
     let log = OpenOptions::new().write(true).open(folder.join("log"));
     let tools = Tools::new(folder, log.unwrap());
     let mut door = Door::open(&tools.folder.join("host")).unwrap();
@@ -154,6 +157,15 @@ fn again() {
                 MAIN.spawn(accept).unwrap().join().unwrap();
                 0
             }
+            "jail" | "no jail" => attacks::forked(|| {
+                let jail = Jail {
+                    user: None,
+                    hardened: attempt == "jail",
+                };
+                let succeeded = walls::succeeded(&tools.folder, jail);
+                eprintln!("{succeeded:?}");
+                succeeded.len() as i32
+            }),
             "32 bits" => {
                 attacks::call_as_32_bits();
                 0
@@ -166,6 +178,10 @@ fn again() {
         // SAFETY: ends the process, where no destructor of a test's has a say.
         unsafe { libc::_exit(code) }
     };
+    if attempt_is_of_a_jail {
+        // The jail alone, with no filter.
+        return work();
+    }
     sandbox::begin().unwrap();
     if row.stack == Stack::Process {
         sandbox::enter(row).unwrap();
@@ -315,6 +331,19 @@ fn nor_does_one_of_a_user_without_privileges() {
     for row in [&MAIN, &VCPU, &INSPECTOR] {
         world.attack_as(row);
     }
+}
+
+/// Without any filter, a process that has left the host's namespaces and its launcher's user finds
+/// nothing; the same attacks succeed from outside.
+#[test]
+fn a_jail_is_empty_even_for_who_may_make_every_call() {
+    if !rustix::process::geteuid().is_root() {
+        return note("not root: without a user of its own a process may signal its user's others");
+    }
+    let run = |attempt| World::new(None).run(&MAIN, attempt);
+    let (inside, outside) = (run("jail"), run("no jail"));
+    assert_eq!(inside.status.code(), Some(0), "{inside:#?}");
+    assert_eq!(outside.status.code(), Some(13), "{outside:#?}");
 }
 
 /// The test of the tests: outside a sandbox attacks succeed, or fail for reasons of their own.

@@ -84,8 +84,21 @@ pub(super) fn on_landlock(abi: Option<u32>) -> Option<String> {
 pub(super) fn on_user(is_root: bool) -> Option<String> {
     is_root.then(|| {
         "VM processes run as root here, without capabilities: what a guest that has broken out could \
-         still reach is root's; `sudo -u USER tidemark run ...` with a user that may use /dev/kvm \
-         and userfaultfd"
+         still reach is root's; `tidemark run --user auto ...`, or --hardened"
+            .to_owned()
+    })
+}
+
+/// Where --hardened is refused, since one of these namespaces is missing.
+pub(super) fn on_namespaces(granted: &[&str]) -> Option<String> {
+    let all = ["mount", "ipc", "net"]
+        .iter()
+        .all(|kind| granted.contains(kind));
+    (!all).then(|| {
+        "--hardened is refused here: VM processes cannot have mount, ipc and net namespaces; as root in a \
+         container CAP_SYS_ADMIN grants them (`docker run --cap-add SYS_ADMIN`), to others `sudo sysctl -w \
+         user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 \
+         kernel.apparmor_restrict_unprivileged_userns=0` does, as far as these settings exist"
             .to_owned()
     })
 }
@@ -158,7 +171,13 @@ mod tests {
         assert!(on_landlock(None).unwrap().contains("lsm=landlock"));
         assert!(on_landlock(Some(3)).unwrap().contains("ABI 3"));
         assert_eq!((on_landlock(Some(6)), on_landlock(Some(9))), (None, None));
-        assert!(on_user(true).unwrap().contains("sudo -u"));
+        assert!(on_user(true).unwrap().contains("--user auto"));
+        assert!(
+            on_namespaces(&["mount", "net"])
+                .unwrap()
+                .contains("SYS_ADMIN")
+        );
+        assert_eq!(on_namespaces(&["user", "mount", "ipc", "net"]), None);
         assert_eq!(on_user(false), None);
         let most = Some("96365");
         assert!(allows_user_namespaces(most, None, None));

@@ -10,6 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::screen::Screen;
+use crate::cli::jail::JailArgs;
 use crate::cli::vm::registration;
 use crate::cli::{Error, io};
 use crate::config::VmSpec;
@@ -62,6 +63,7 @@ impl Child {
     pub fn start(
         vm: &VmSpec,
         seed: u64,
+        jail: JailArgs,
         console: Stdout,
         number: u64,
         server: &mut Server,
@@ -82,6 +84,7 @@ impl Child {
             .arg("vm")
             .arg(format!("--link-fd={link_fd}"))
             .args(vm.to_args())
+            .args(jail.to_args())
             // Seed of whatever the VM process draws at random.
             .env("TIDEMARK_SEED", seed.to_string())
             .stderr(Stdio::from(copy));
