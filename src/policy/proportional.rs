@@ -12,7 +12,7 @@
 //! has not touched its minimum yet still has a right to it.
 //!
 //! Reads nothing from the guests and does not react to their need. A VM's floor is the larger of
-//! `dynamic_min` and `reservation`, its ceiling the smaller of `dynamic_max` and `limit`. Shrinking
+//! `dynamic_min` (up to its limit) and `reservation`, its ceiling the smaller of `dynamic_max` and `limit`. Shrinking
 //! before growing: `deflate`. Stuck guests: [`balloon`](super::balloon).
 //!
 //! Admission keeps the sum of the floors payable. If it is not (another policy ruled when the VMs
@@ -34,9 +34,10 @@ use crate::words::Allocation;
 /// A guest misses its target by at most this (squeezed: 4 KiB a domain).
 pub const INACCURACY: Pages = Pages(1);
 
-/// The least that a VM is squeezed to.
+/// The least that a VM is squeezed to. A limit may be set below `dynamic_min`: it counts.
 pub fn floor(allocation: &Allocation) -> Pages {
-    allocation.dynamic_min.max(allocation.reservation)
+    let least = allocation.dynamic_min.min(allocation.ceiling());
+    least.max(allocation.reservation)
 }
 
 /// The most that a VM is given.

@@ -11,7 +11,8 @@ prop_compose! {
     ) -> Snapshot {
         for (vm, (low, part, sampled, reports)) in host.vms.iter_mut().zip(extras) {
             let of = &mut vm.allocation;
-            of.dynamic_min = of.reservation + Pages((of.limit - of.reservation).0 * low / 100);
+            // A limit that is set later may lie below it.
+            of.dynamic_min = of.reservation + Pages((of.size - of.reservation).0 * low / 100);
             vm.active = sampled.then_some(Pages(vm.consumed.0 * part / 100));
             vm.swap_in_pages = part * 3;
             if reports {
@@ -173,6 +174,16 @@ fn proportional_gives_all_the_same_fraction_of_their_range() {
     // 94,000 to distribute, 40,000 are minimums, 4 for inaccuracy; ranges 60,000 and 30,000.
     let targets = targets(&ranges(), PolicyKind::Proportional);
     assert_eq!(targets, [Pages(20_000 + 35_997), Pages(20_000 + 17_998)]);
+}
+
+#[test]
+fn proportional_targets_no_more_than_a_limit_that_was_set_below_the_minimum() {
+    let mut host = ranges();
+    host.vms[0].allocation.limit = Pages(10_000);
+    let targets = targets(&host, PolicyKind::Proportional);
+    assert_eq!(targets[0], Pages(10_000));
+    let promised = PolicyKind::Proportional.entitlement(&host.vms[0].allocation);
+    assert_eq!(promised, Pages(10_000));
 }
 
 #[test]
