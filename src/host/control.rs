@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::manager::{Kind, LeaseEnd, Manager, Refused};
 use super::registration::Registration;
 use crate::link::socket::{self, TakeFd};
+use crate::out::printable;
 use crate::policy::PolicyKind;
 use crate::policy::lease::OwnerId;
 use crate::policy::types::VmId;
@@ -240,7 +241,8 @@ pub fn carry_out(
     });
     match result {
         Ok(value) => Reply::Ok(value),
-        Err(error) => Reply::Error(error.to_string()),
+        // It says again what was asked, which may be anything.
+        Err(error) => Reply::Error(printable(&error.to_string())),
     }
 }
 

@@ -75,6 +75,27 @@ fn settings_say_what_they_must_be() {
 }
 
 #[test]
+fn a_mistake_is_one_line_whatever_was_asked() {
+    let mut manager = manager();
+    for datagram in [
+        r#"{"verb":"set","vm":"host","changes":{"a\nb":"1"}}"#,
+        r#"{"verb":"set","vm":"a","changes":{"\u001b[2J":"1"}}"#,
+        r#"{"verb":"set\nx"}"#,
+    ] {
+        let reply = answer(
+            &mut manager,
+            datagram.as_bytes(),
+            OwnerId(1),
+            Duration::ZERO,
+        );
+        let Reply::Error(line) = reply else {
+            panic!("{datagram}: {reply:?}");
+        };
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
+}
+
+#[test]
 fn a_mistake_in_one_setting_of_the_host_changes_none() {
     let mut manager = manager();
     let set = |memory: &str, policy: &str| Request::Set {
