@@ -17,7 +17,11 @@ DEMO_FLAGS ?= --for 60s
 # Of the soak: as long as this, as in 30m or 1h.
 SOAK ?= 10m
 
-.PHONY: help demo linux-guest test soak check bench lab-balloon clean tools kvm fmt-check
+# Of the fuzzers together, or of one of them, by its name.
+FUZZ ?= 10m
+FUZZ_TARGET ?=
+
+.PHONY: help demo linux-guest test soak fuzz check bench lab-balloon clean tools kvm fmt-check
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -40,10 +44,15 @@ soak: kvm tools ## trouble for SOAK=10m; SOAK_TAKE=move or copy, TIDEMARK_SEED=N
 	own=$$(unshare -m true 2> /dev/null && echo "unshare -m" || true); \
 	SOAK="$(SOAK)" $$own cargo test --locked --test soak -- --exact soak
 
+fuzz: tools ## hostile input for FUZZ=10m, guided by coverage; FUZZ_TARGET=balloon for one target
+	FUZZ="$(FUZZ)" FUZZ_TARGET="$(FUZZ_TARGET)" fuzz/run.sh
+
 check: tools fmt-check ## formatting, lints, documentation, dependencies; CI runs it after the tests
 	@cargo clippy --version > /dev/null 2>&1 || rustup component add clippy
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked $(GUESTS) --all-targets -- -D warnings
+	@# tests/fuzz.rs compiles the bodies of the fuzz targets; this is about their own lock file.
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml > /dev/null
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps $(GUESTS) --workspace --exclude tidemark-guests
 	@if cargo deny --version > /dev/null 2>&1; then \
@@ -63,11 +72,13 @@ lab-balloon: tools ## ballooning a Linux guest beside QEMU's balloon, on an emul
 clean: ## remove everything that was built
 	cargo clean
 	cargo clean $(GUESTS)
+	cargo clean --manifest-path fuzz/Cargo.toml
 
 fmt-check:
 	@cargo fmt --version > /dev/null 2>&1 || rustup component add rustfmt
 	cargo fmt --check
 	cargo fmt --all --check $(GUESTS)
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 
 # Beside Rust only a linker is needed.
 tools:

@@ -149,7 +149,14 @@ fn the_sources_are_tidy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut files = 0;
-    for folder in ["src", "tests", "benches", "examples", "guest-images"] {
+    for folder in [
+        "src",
+        "tests",
+        "benches",
+        "examples",
+        "fuzz",
+        "guest-images",
+    ] {
         for_each_source(root, Path::new(folder), &mut |path, text| {
             files += 1;
             found.extend(problems(path, text));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::guest::STEP;
 use crate::policy::PolicyKind;
 use crate::policy::settings::PolicySettings;
 use crate::policy::types::Conduct;
@@ -31,6 +32,20 @@ pub struct Scenario {
     pub(super) changes: Vec<Change>,
     pub(super) expectations: Vec<Expectation>,
     pub(super) fleet: Option<Fleet>,
+}
+
+impl Scenario {
+    /// Steps of all guests that one run takes, at most.
+    pub fn guest_steps(&self) -> u64 {
+        let steps = self.duration.as_millis() / STEP.as_millis();
+        let guests = match self.fleet {
+            Some(fleet) => u64::from(fleet.hosts) * u64::from(fleet.vms_max),
+            None => self.guests.len() as u64,
+        };
+        u64::try_from(steps)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(guests)
+    }
 }
 
 /// One model guest.

@@ -1,0 +1,4 @@
+//! See `bodies/control.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tidemark_fuzz::run("control", data));

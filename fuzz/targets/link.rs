@@ -1,0 +1,4 @@
+//! See `bodies/link.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tidemark_fuzz::run("link", data));
