@@ -25,7 +25,7 @@ use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::{Gfn, Pages};
-use tidemark::words::{Allocation, Holding, Key, Measured, Report, Sampling};
+use tidemark::words::{Allocation, Holding, Key, Measured, Report, Sampling, Sharing};
 
 type Holders = Vec<(VmId, u32)>;
 
@@ -99,6 +99,7 @@ fn host_of(vms: u32, size: Pages) -> (Manager, Vec<VmId>) {
                 ..Allocation::of(size)
             },
             share_group: Some("all".to_owned()),
+            sharing: Sharing::default(),
             managed: true,
             lease: None,
         };

@@ -17,7 +17,7 @@ use tidemark::policy::lease::OwnerId;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::sim;
 use tidemark::units::{PAGES_MAX, Pages};
-use tidemark::words::{Allocation, AllocationKey, Sampling};
+use tidemark::words::{Allocation, AllocationKey, Sampling, Sharing};
 
 const MACHINE: Resources<'_> = Resources {
     available: Pages::mib(4096),
@@ -96,6 +96,7 @@ fn of_set(memory: Pages, keys: &Keys) -> Outcome {
         name: "a".to_owned(),
         allocation: Allocation::of(memory),
         share_group: None,
+        sharing: Sharing::default(),
         managed: true,
         lease: None,
     };

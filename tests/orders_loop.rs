@@ -16,7 +16,9 @@ use tidemark::policy::PolicyKind;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::policy::types::VmId;
 use tidemark::units::Pages;
-use tidemark::words::{Allocation, AllocationKeys, Gauges, Holding, Measured, Report, Sampling};
+use tidemark::words::{
+    Allocation, AllocationKeys, Gauges, Holding, Measured, Report, Sampling, Sharing,
+};
 
 /// Pages that a VM process takes out in one go.
 const BATCH: u64 = 32;
@@ -123,6 +125,7 @@ fn start(private: u64, compressed: u64) -> (Manager, Vm) {
             ..Allocation::of(SIZE)
         },
         share_group: None,
+        sharing: Sharing::default(),
         managed: true,
         lease: None,
     };

@@ -23,7 +23,7 @@ use tidemark::link::message::ToHost;
 use tidemark::link::socket::{self, Link, Received};
 use tidemark::units::Pages;
 use tidemark::vm::join::say_hello;
-use tidemark::words::{Allocation, Holding, Report};
+use tidemark::words::{Allocation, Holding, Report, Sharing};
 
 /// What the rogue does, and where its host manager listens.
 const CASE: &str = "TIDEMARK_TEST_ROGUE";
@@ -51,6 +51,7 @@ impl Rogue {
             allocation: Allocation::of(SIZE),
             managed: true,
             share_group: None,
+            sharing: Sharing::default(),
             lease: None,
         };
         control::join(&path, registration, None, theirs).unwrap();

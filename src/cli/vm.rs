@@ -91,6 +91,7 @@ pub fn registration(spec: &VmSpec) -> Registration {
         allocation: spec.allocation,
         managed: spec.management.is_managed(),
         share_group: spec.share_group.clone(),
+        sharing: spec.sharing,
         lease: None,
     }
 }

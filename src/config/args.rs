@@ -61,6 +61,9 @@ pub struct VmArgs {
     /// VMs of one group share equal pages
     #[arg(long, value_name = "NAME")]
     pub share_group: Option<String>,
+    /// Whether its guests can time what others have: plain, or hardened for all of the group alike [default: plain]
+    #[arg(long, value_name = "HOW")]
+    pub sharing: Option<String>,
     /// Console log file [default: the terminal, if there is one and this is its only VM; else standard output, and under `tidemark run` prefixed lines on standard error]
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,

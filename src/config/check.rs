@@ -13,7 +13,7 @@ use crate::units::Pages;
 use crate::words::allocation::AllocationError;
 use crate::words::names::{NAME_FORMS, VM_NAME_FORMS, is_name, is_vm_name};
 use crate::words::size::parse_size;
-use crate::words::{Advice, Management, Written};
+use crate::words::{Advice, Management, Sharing, Written};
 
 /// Folder of swap files unless said otherwise: on disk on every distribution, unlike /tmp.
 pub(super) const SWAP_DIR: &str = "/var/tmp";
@@ -90,6 +90,7 @@ impl VmArgs {
             let problem = format!("must be {NAME_FORMS}");
             return Err(place.wrong("share_group", format!("{group:?}"), problem));
         }
+        let sharing = self.sharing(&place)?;
         let management = self.management(&place)?;
         let large_pages = self.large_pages(&place, management)?;
         let encrypt_swap = self.encrypt_swap(&place, management)?;
@@ -122,6 +123,7 @@ impl VmArgs {
             disk: self.disk.as_ref().map(|path| folder.join(path)),
             disk_read_only: self.disk_read_only,
             share_group: self.share_group.clone(),
+            sharing,
             console: self.console.as_ref().map(|path| folder.join(path)),
             swap_dir,
         })
@@ -156,6 +158,23 @@ impl VmArgs {
         Ok(Management::Plain(
             self.advise.as_ref().map(named).transpose()?,
         ))
+    }
+
+    fn sharing(&self, place: &Place) -> Result<Sharing, ConfigError> {
+        let Some(text) = &self.sharing else {
+            return Ok(Sharing::default());
+        };
+        let wrong = |problem| place.wrong("sharing", format!("{text:?}"), problem);
+        let sharing = Sharing::named(text).ok_or_else(|| {
+            let names = Sharing::ALL.map(Sharing::name).join(", ");
+            wrong(format!("must be one of {names}"))
+        })?;
+        match self.share_group {
+            Some(_) => Ok(sharing),
+            None => Err(wrong(
+                "there is no `share_group` to which it could apply".into(),
+            )),
+        }
     }
 
     fn large_pages(&self, place: &Place, management: Management) -> Result<bool, ConfigError> {

@@ -199,6 +199,7 @@ impl FleetSpec {
     /// Names, disks that are written and console logs belong to one VM each.
     fn check_together(&self, origin: &str) -> Result<(), ConfigError> {
         let (mut names, mut files) = (HashSet::new(), HashMap::new());
+        let mut groups = HashMap::new();
         for vm in &self.vms {
             let place = Place {
                 text: format!("{origin}: vm {:?}", vm.name),
@@ -207,6 +208,18 @@ impl FleetSpec {
                 let name = format!("{:?}", vm.name);
                 let problem = "is used twice, must be one VM's alone";
                 return Err(place.wrong("name", name, problem));
+            }
+            if let Some(group) = &vm.share_group
+                && let first = groups.entry(group).or_insert(vm)
+                && first.sharing != vm.sharing
+            {
+                let problem = format!(
+                    "vm {:?} of the same share_group {group:?} has {:?}, must be the same",
+                    first.name,
+                    first.sharing.name()
+                );
+                let sharing = format!("{:?}", vm.sharing.name());
+                return Err(place.wrong("sharing", sharing, problem));
             }
             for (key, path, is_read) in [
                 ("disk", &vm.disk, vm.disk_read_only),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::policy::PolicyKind;
 use crate::policy::settings::PolicySettings;
 use crate::units::Pages;
-use crate::words::{Allocation, Management, Sampling};
+use crate::words::{Allocation, Management, Sampling, Sharing};
 
 /// A host and its VMs. Names are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub struct VmSpec {
     pub disk_read_only: bool,
     /// VMs of one group may share pages; `None`: only with itself.
     pub share_group: Option<String>,
+    /// How the pages of its group are shared: the same for all of its VMs.
+    pub sharing: Sharing,
     /// Console log; `None`: prefixed lines on standard error.
     pub console: Option<PathBuf>,
     /// Folder of its swap file.
@@ -127,6 +129,9 @@ impl VmSpec {
         }
         if let Some(group) = &self.share_group {
             flag("share-group", group.into());
+            if self.sharing.is_hardened() {
+                flag("sharing", self.sharing.name().into());
+            }
         }
         if let Some(console) = &self.console {
             flag("console", console.into());

@@ -9,7 +9,7 @@ use super::*;
 use crate::policy::PolicyKind;
 use crate::policy::settings::MinFree;
 use crate::units::Pages;
-use crate::words::{Advice, Allocation, Management};
+use crate::words::{Advice, Allocation, Management, Sharing};
 
 const GUESTS: &[&str] = &["hello", "verify"];
 const RESOURCES: Resources<'_> = Resources {
@@ -236,6 +236,14 @@ fn mistakes_in_a_vm() {
             "`share_group = \"a b\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -",
         ),
         (
+            "guest = \"verify\"\nshare_group = \"g\"\nsharing = \"soft\"",
+            "`sharing = \"soft\"`: must be one of plain, hardened",
+        ),
+        (
+            "guest = \"verify\"\nsharing = \"hardened\"",
+            "`sharing = \"hardened\"`: there is no `share_group` to which it could apply",
+        ),
+        (
             "guest = \"verify\"\ncmdline = \"a\\nb\"",
             "`cmdline = \"a\\nb\"`: must be one line of at most 2047 bytes, without NUL",
         ),
@@ -266,6 +274,12 @@ fn mistakes_in_names_and_files_together() {
         (
             vm("name = \"\""),
             "vm \"\": `name = \"\"`: must be 1 to 64 of A-Z a-z 0-9 . _ -, and not `host`",
+        ),
+        (
+            vm("name = \"a\"\nshare_group = \"g\"\nsharing = \"hardened\"")
+                + &vm("name = \"b\"\nshare_group = \"g\""),
+            "vm \"b\": `sharing = \"plain\"`: vm \"a\" of the same share_group \"g\" has \
+             \"hardened\", must be the same",
         ),
         (
             vm("name = \"w\"\ncount = 2") + &vm("name = \"w-1\""),
@@ -348,7 +362,7 @@ fn mistakes_in_the_syntax_name_line_and_key() {
             "[[vm]]\nname = \"a\"\nlimt = \"1G\"\n",
             "fleet.toml:3: limt: unknown field `limt`, expected one of `name`, `cpus`, `guest`, \
              `kernel`, `initrd`, `cmdline`, `disk`, `disk_read_only`, `memory_management`, \
-             `advise`, `large_pages`, `encrypt_swap`, `share_group`, `console`, `count`, `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
+             `advise`, `large_pages`, `encrypt_swap`, `share_group`, `sharing`, `console`, `count`, `memory`, `shares`, `reservation`, `limit`, `dynamic_min`, `dynamic_max`",
         ),
         (
             "[[vm]]\nname = \"a\"\nlimit = true\n",
@@ -443,7 +457,11 @@ prop_compose! {
             name, cpus, cmdline, management,
             large_pages: large_pages || plain.is_some(),
             encrypt_swap: encrypt_swap && plain.is_none(),
-            share_group: share_group.filter(|_| plain.is_none()),
+            share_group: share_group.clone().filter(|_| plain.is_none()),
+            sharing: match share_group.filter(|_| plain.is_none() && large_pages) {
+                Some(_) => Sharing::Hardened,
+                None => Sharing::Plain,
+            },
             allocation: Allocation {
                 size: Pages(memory),
                 reservation: Pages(limit * parts[2] / 100),

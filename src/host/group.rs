@@ -21,6 +21,7 @@
 
 mod claims;
 mod frames;
+mod hardened;
 mod hints;
 
 use std::collections::{HashMap, HashSet};
@@ -33,21 +34,32 @@ use hints::Hints;
 use super::accounts::FramePart;
 use super::member::{Member, Reach};
 use super::pool::{self, FramePool, PoolId};
-use super::share::{ContentAnswer, Lent, NotHeld, OfferAnswer, WAITING_MAX, WANT_EXPIRY};
+use super::share::{
+    ContentAnswer, GroupTerms, Lent, NotHeld, OfferAnswer, WAITING_MAX, WANT_EXPIRY,
+};
 use super::split::FrameSplit;
 use crate::page::key::key_of;
 use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
-use crate::words::Key;
+use crate::words::{Key, Sharing};
 
 /// Holes made in one go, where retired frames are given back to the host: a millisecond under shadow
 /// paging (Linux 6.18).
 pub const GIVE_BACK_HOLES: usize = 64;
 
 /// A content that was asked for; who was asked stands in [`Member::wants`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Awaited {
     waiting: Vec<(VmId, Gfn)>,
+}
+
+/// Numbers that nobody can guess.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Secrets {
+    /// Seed of the group's keys. Its VMs know it.
+    pub keys: u64,
+    /// Seed of the draws of a hardened group's frames. Nobody knows it.
+    pub draws: u64,
 }
 
 /// The memory of a group's frames.
@@ -62,7 +74,8 @@ enum Memory {
 #[derive(Debug)]
 pub(super) struct Group {
     name: Option<String>,
-    seed: u64,
+    sharing: Sharing,
+    secrets: Secrets,
     memory: Memory,
     members: HashMap<VmId, Member>,
     hints: Hints,
@@ -81,14 +94,17 @@ pub(super) struct Group {
 
 impl Group {
     /// A group without members.
-    pub fn new(name: Option<&str>, seed: u64, pool: FramePool) -> Group {
-        Group::over(name, seed, Memory::Held(pool))
+    pub fn new(terms: GroupTerms<'_>, secrets: Secrets, pool: FramePool) -> Group {
+        let mut group = Group::over(terms, secrets, Memory::Held(pool));
+        group.harden();
+        group
     }
 
-    fn over(name: Option<&str>, seed: u64, memory: Memory) -> Group {
+    fn over(terms: GroupTerms<'_>, secrets: Secrets, memory: Memory) -> Group {
         Group {
-            name: name.map(str::to_owned),
-            seed,
+            name: terms.name.map(str::to_owned),
+            sharing: terms.sharing,
+            secrets,
             memory,
             members: HashMap::new(),
             hints: Hints::default(),
@@ -107,9 +123,14 @@ impl Group {
         self.name.as_deref()
     }
 
+    /// How its pages are shared.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
+    }
+
     /// Seed of its keys.
     pub fn seed(&self) -> u64 {
-        self.seed
+        self.secrets.keys
     }
 
     /// Its frames' memory, unless that is still to be handed back.
@@ -240,6 +261,9 @@ impl Group {
 
     /// Looks up the keys of a member's pages.
     pub fn offer(&mut self, vm: VmId, pages: &[(Gfn, Key)], now: Duration) -> OfferAnswer {
+        if self.sharing.is_hardened() {
+            return self.offer_hardened(vm, pages, now);
+        }
         let mut answer = OfferAnswer::default();
         for &(gfn, key) in pages {
             if let Some(frame) = self.frames.with_key(key) {
@@ -284,8 +308,13 @@ impl Group {
                 answer.unsolicited += 1;
                 continue;
             };
-            if key_of(content, self.seed) != key || u64::from(answer.made) >= room.0 {
+            let spent = answer.spent(self.sharing);
+            if key_of(content, self.seed()) != key || spent >= room.0 {
                 self.give_up(key);
+                continue;
+            }
+            if let Some(lent) = self.lend_known(vm, gfn, key) {
+                answer.lent.extend(lent);
                 continue;
             }
             match self.pool_mut().store(vm, gfn, content) {
@@ -397,7 +426,10 @@ impl Group {
     /// A new frame replaces the awaited content; all who wait for it are lent a reference.
     fn publish(&mut self, key: Key, frame: FrameId, first: (VmId, Gfn), lent: &mut Vec<Lent>) {
         let awaited = self.awaited.remove(&key);
-        let awaited = awaited.expect("a want and its awaited content come and go together");
+        let awaited = match self.sharing {
+            Sharing::Plain => awaited.expect("a want and its awaited content come and go together"),
+            Sharing::Hardened => Awaited::default(),
+        };
         self.frames.add(frame, false);
         self.frames.set_key(frame, key);
         for (vm, gfn) in std::iter::once(first).chain(awaited.waiting) {
@@ -493,10 +525,12 @@ impl Group {
             let idle = member.reach == Reach::Detached || member.claims.is_some();
             assert!(!idle || member.wants.is_empty(), "{vm:?} is asked");
             for (key, _) in member.wants.values() {
-                assert!(self.awaited.contains_key(key), "{vm:?} is asked for it");
+                let awaited = self.awaited.contains_key(key) || self.sharing.is_hardened();
+                assert!(awaited, "{vm:?} is asked for it");
                 assert_eq!(self.hints.get(*key), None, "what {vm:?} is asked for");
             }
         }
         self.hints.audit();
+        self.audit_hardened();
     }
 }

@@ -27,6 +27,7 @@
 //! opens it again for writing, as only its owner can. Frames in use are those that the file has.
 
 mod memory;
+mod reserve;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
@@ -37,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use memory::FrameFile;
 pub use memory::FrameMemory;
+use reserve::Reserve;
 
 use crate::policy::types::VmId;
 use crate::units::{CHUNK_PAGES, FrameId, Gfn, PAGE_SIZE, PAGES_MAX, Pages};
@@ -125,6 +127,8 @@ pub struct FramePool {
     retired: BTreeSet<FrameId>,
     /// Where the search for any free frame goes on.
     next: u32,
+    /// Frames for the contents to come, where chance says which.
+    reserve: Option<Reserve>,
 }
 
 impl FramePool {
@@ -160,6 +164,7 @@ impl FramePool {
             in_use: 0,
             retired: BTreeSet::new(),
             next: 0,
+            reserve: None,
         }
     }
 
@@ -236,9 +241,19 @@ impl FramePool {
         gfn: Gfn,
         content: &[u8; PAGE_SIZE],
     ) -> Result<Option<FrameId>, Error> {
+        if self.reserve.is_some() {
+            return self.store_drawn(content);
+        }
         let Some(frame) = self.place(owner, gfn) else {
             return Ok(None);
         };
+        self.take(frame, content)?;
+        self.in_use += 1;
+        Ok(Some(frame))
+    }
+
+    /// Gives a frame that is not in use its memory, with that content.
+    fn take(&mut self, frame: FrameId, content: &[u8; PAGE_SIZE]) -> Result<(), Error> {
         let before = self.memory.taken();
         if let Err(source) = self.memory.write(frame, content) {
             self.forget_if_empty(window(frame));
@@ -246,11 +261,10 @@ impl FramePool {
         }
         self.used[frame.index()] = true;
         self.windows[window(frame)].0 += 1;
-        self.in_use += 1;
         if self.memory.taken() > before + Pages(1) {
             self.trim(window(frame));
         }
-        Ok(Some(frame))
+        Ok(())
     }
 
     /// Nobody maps these frames any more, and nobody may: their memory goes back to the host by and
@@ -287,12 +301,17 @@ impl FramePool {
     /// # Panics
     /// When one is not in use: a page could still be mapped somewhere.
     pub fn free(&mut self, mut frames: Vec<FrameId>) {
+        for &frame in &frames {
+            assert!(self.is_used(frame), "{frame:?} is not in use");
+            self.in_use -= 1;
+        }
+        if let Some(reserve) = &mut self.reserve {
+            frames = reserve.exchange(frames);
+        }
         frames.sort_unstable();
         for run in frames.chunk_by(|a, b| a.0 + 1 == b.0) {
             for &frame in run {
-                assert!(self.is_used(frame), "{frame:?} is not in use");
                 self.used[frame.index()] = false;
-                self.in_use -= 1;
                 self.windows[window(frame)].0 -= 1;
                 self.forget_if_empty(window(frame));
             }
@@ -359,7 +378,8 @@ impl FramePool {
     }
 
     fn any_free(&mut self) -> Option<FrameId> {
-        if self.in_use as usize == self.used.len() {
+        let reserved = self.reserve.as_ref().map_or(0, Reserve::len);
+        if self.in_use as usize + reserved == self.used.len() {
             // A window that the tables do not have yet, if the file has one.
             return self
                 .free_window()

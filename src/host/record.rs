@@ -324,7 +324,7 @@ mod tests {
     use crate::host::pool::PoolId;
     use crate::host::process::ProcessId;
     use crate::units::Pages;
-    use crate::words::{Allocation, Token};
+    use crate::words::{Allocation, Sharing, Token};
 
     fn vm(name: &str, reservation: u64) -> VmRecord {
         let size = Pages::mib(64);
@@ -344,6 +344,7 @@ mod tests {
             },
             managed: true,
             share_group: Some("g".to_owned()),
+            sharing: Sharing::default(),
             pool: PoolId {
                 device: 1,
                 inode: 2,

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::words::{Allocation, Token};
+use crate::words::{Allocation, Sharing, Token};
 
 /// Who joins, and what it is entitled to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub struct Registration {
     pub managed: bool,
     /// VMs of one group may share pages; `None`: this VM shares only with itself.
     pub share_group: Option<String>,
+    /// How the pages of that group are shared: the same for all of its VMs.
+    pub sharing: Sharing,
     /// The lease that it redeems, by its token: see [`crate::policy::lease`].
     pub lease: Option<Token>,
 }

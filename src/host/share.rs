@@ -21,14 +21,14 @@ use std::time::Duration;
 
 use super::accounts::FramePart;
 pub use super::group::ClaimError;
-use super::group::{GIVE_BACK_HOLES, Group};
+use super::group::{GIVE_BACK_HOLES, Group, Secrets};
 use super::member::Member;
 pub use super::member::Reach;
 use super::pool::{self, FramePool, PoolId};
 use crate::link::message::LIST_MAX;
 use crate::policy::types::VmId;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
-use crate::words::{Key, Token};
+use crate::words::{Key, Sharing, Token};
 
 /// Contents that a VM can be asked for at a time.
 pub const WANTS_MAX: usize = LIST_MAX;
@@ -62,9 +62,35 @@ pub enum JoinError {
         #[from]
         source: pool::Error,
     },
+    /// Another VM of that group is there, and pages of the group are shared in another way.
+    #[error("share group {group:?} has {has} sharing, and not {wants}")]
+    Sharing {
+        /// The group.
+        group: String,
+        /// What its VMs have.
+        has: Sharing,
+        /// What this one wants.
+        wants: Sharing,
+    },
     /// A VM that joins again hands back another pool than its group's, or none.
     #[error("hands back another frame pool than its own")]
     OtherPool,
+}
+
+/// What a launcher says of a VM's share group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupTerms<'a> {
+    /// Its name; `None`: a group of the VM's own.
+    pub name: Option<&'a str>,
+    /// How its pages are shared.
+    pub sharing: Sharing,
+}
+
+impl<'a> From<Option<&'a str>> for GroupTerms<'a> {
+    fn from(name: Option<&'a str>) -> GroupTerms<'a> {
+        let sharing = Sharing::default();
+        GroupTerms { name, sharing }
+    }
 }
 
 /// How a VM has joined again.
@@ -170,28 +196,53 @@ impl ShareIndex {
     /// pool is as long as the budget. Returns the seed of the group's keys.
     ///
     /// # Errors
-    /// When a new group cannot be made; nothing is changed.
-    pub fn join(
+    /// When a new group cannot be made, or the group is shared in another way; nothing is changed.
+    pub fn join<'a>(
         &mut self,
         vm: VmId,
         size: Pages,
-        name: Option<&str>,
+        terms: impl Into<GroupTerms<'a>>,
         budget: Pages,
     ) -> Result<u64, JoinError> {
-        let id = self.open(name, budget)?;
+        let id = self.open(terms.into(), budget)?;
         Ok(self.enter(vm, size, id))
     }
 
     /// The group of that name, or a new one. Who is new does not wait for a pool that is still to be
     /// handed back.
-    fn open(&mut self, name: Option<&str>, budget: Pages) -> Result<GroupId, JoinError> {
+    fn open(&mut self, terms: GroupTerms<'_>, budget: Pages) -> Result<GroupId, JoinError> {
+        self.agrees(terms)?;
+        let name = terms.name;
         let open = |group: &Group| name.is_some() && group.name() == name && group.pool().is_some();
         Ok(match self.find(open) {
             Some(id) => id,
             None => {
-                let (seed, pool) = (self.source.secret()?, self.source.pool(budget)?);
-                self.add(Group::new(name, seed, pool))
+                let secrets = self.secrets()?;
+                let pool = self.source.pool(budget)?;
+                self.add(Group::new(terms, secrets, pool))
             }
+        })
+    }
+
+    /// All VMs of a group have the same of it.
+    fn agrees(&self, terms: GroupTerms<'_>) -> Result<(), JoinError> {
+        let GroupTerms { name, sharing } = terms;
+        let other =
+            |group: &&Group| name.is_some() && group.name() == name && group.sharing() != sharing;
+        match self.groups.values().find(other) {
+            None => Ok(()),
+            Some(group) => Err(JoinError::Sharing {
+                group: name.unwrap_or_default().to_owned(),
+                has: group.sharing(),
+                wants: sharing,
+            }),
+        }
+    }
+
+    fn secrets(&self) -> Result<Secrets, JoinError> {
+        Ok(Secrets {
+            keys: self.source.secret()?,
+            draws: self.source.secret()?,
         })
     }
 
@@ -214,20 +265,22 @@ impl ShareIndex {
     /// link yet.
     ///
     /// # Errors
-    /// When there are no random numbers.
-    pub fn expect(
+    /// When there are no random numbers, or the group is shared in another way.
+    pub fn expect<'a>(
         &mut self,
         vm: VmId,
         size: Pages,
-        name: Option<&str>,
+        terms: impl Into<GroupTerms<'a>>,
         pool: PoolId,
     ) -> Result<(), JoinError> {
-        let same = |group: &Group| group.name() == name && group.is_awaiting(pool);
+        let terms = terms.into();
+        self.agrees(terms)?;
+        let same = |group: &Group| group.name() == terms.name && group.is_awaiting(pool);
         let id = match self.find(same) {
             Some(id) => id,
             None => {
-                let seed = self.source.secret()?;
-                self.add(Group::awaiting(name, seed, pool))
+                let secrets = self.secrets()?;
+                self.add(Group::awaiting(terms, secrets, pool))
             }
         };
         let group = self.groups.get_mut(&id).expect("found or made above");
@@ -270,9 +323,10 @@ impl ShareIndex {
         let (Some(size), true) = (size, starts_over) else {
             return Err(JoinError::OtherPool);
         };
-        let name = group.name().map(str::to_owned);
+        let (name, sharing) = (group.name().map(str::to_owned), group.sharing());
+        let name = name.as_deref();
         // Found or made before the old place is given up, so that a failure changes nothing.
-        let id = self.open(name.as_deref(), budget)?;
+        let id = self.open(GroupTerms { name, sharing }, budget)?;
         self.leave(vm);
         Ok(Rejoined {
             seed: self.enter(vm, size, id),
@@ -342,6 +396,11 @@ impl ShareIndex {
     /// Name of a VM's group.
     pub fn group_name(&self, vm: VmId) -> Option<&str> {
         self.group(vm).and_then(Group::name)
+    }
+
+    /// How the pages of a VM's group are shared.
+    pub fn sharing(&self, vm: VmId) -> Sharing {
+        self.group(vm).map(Group::sharing).unwrap_or_default()
     }
 
     /// Forgets a VM: its hints, its wants and all its references; with the last VM of a group the

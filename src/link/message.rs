@@ -12,7 +12,7 @@ use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
 use crate::words::{Exit, Key, MemState, Report, Run, Sampling, Token};
 
 /// Version of the messages below; a peer of another version is refused at its first word.
-pub const VERSION: u8 = 8;
+pub const VERSION: u8 = 9;
 /// Largest datagram either side sends or accepts, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 /// Pages offered in one [`ToHost::Offer`], at most.
@@ -128,6 +128,9 @@ pub struct Welcome {
     pub sampling: Sampling,
     /// The secret by which the VM and the next host manager will know each other, where it has a door.
     pub token: Option<Token>,
+    /// Every page of the share group that is offered gets a frame: what maps one may have to be swapped,
+    /// and counts as what [`Orders::private_max`] is about.
+    pub hardened: bool,
     /// The frame pool is the one that the VM handed back: the VM goes on mapping its frames, and
     /// has to say which they are ([`ToHost::Claim`]). No candidates come before it has.
     pub adopted: bool,
@@ -143,7 +146,8 @@ pub struct Orders {
     /// How often the guest was asked for the memory that it has free: one time more is once more.
     pub hint_rounds: u32,
     /// Compress or swap until the VM's private pages and its compressed store together, which is
-    /// what its credit account calls used, are at most this; `None`: do not swap.
+    /// what its credit account calls used, are at most this, in a hardened group ([`Welcome::hardened`])
+    /// with the pages that map a frame; `None`: do not swap.
     pub private_max: Option<Pages>,
     /// Whether the vCPUs may run.
     pub run: Run,

@@ -100,6 +100,11 @@ impl Pager {
         Ok(())
     }
 
+    /// Pages that map a frame.
+    pub fn mapped(&self) -> Pages {
+        Pages(self.memory(Cause::Census).counts().shared)
+    }
+
     /// Shared pages that the guest may have written since the last exact count, at most.
     pub(super) fn unseen_writes(&self) -> Pages {
         self.memory(Cause::Census).unseen_writes()

@@ -131,10 +131,10 @@ impl CreditBook {
         self.restart(UNLIMITED, self.batch);
     }
 
-    /// Pages to be taken out of memory so that at most `most` are used, and `room` is free for a
-    /// fault that waits.
-    pub fn excess(&self, most: Pages, room: Pages) -> Pages {
-        (self.used() + room).saturating_sub(most)
+    /// Pages to be taken out of memory so that at most `most` are used, with what counts `beside` the
+    /// account: room for a fault that waits, and frames.
+    pub fn excess(&self, most: Pages, beside: Pages) -> Pages {
+        (self.used() + beside).saturating_sub(most)
     }
 
     /// What to tell the host manager now, recorded as told: ask when less than one batch is left

@@ -62,6 +62,11 @@ impl Reclaimer {
         }
     }
 
+    /// Pages that map a frame are victims too: see `victims`.
+    pub fn take_mapped(&mut self) {
+        self.search.take_mapped();
+    }
+
     /// Victims are offered for sharing from now on: see `victims`.
     pub fn offer_with(&mut self, key_seed: Option<u64>) {
         self.search.offer_with(key_seed);

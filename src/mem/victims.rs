@@ -28,6 +28,7 @@ use super::runs::{Walk, runs};
 use super::stage::Taken;
 use crate::page::key::{is_zero, key_of};
 use crate::page::state::PageState;
+use crate::sys::pagemap::Backing;
 use crate::sys::ram::Layout;
 use crate::sys::space::PageBuf;
 use crate::units::{Gfn, GfnRange};
@@ -47,10 +48,37 @@ const DRAWS: u32 = 64;
 /// Chunks walked in one step: 128 MiB of guest memory.
 pub(super) const CHUNKS_A_STEP: u32 = 64;
 
+/// Which pages are victims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// Those with memory of their own.
+    Own,
+    /// Those that map a frame, besides. In a hardened share group a frame may be one page's alone, and
+    /// a page must not be seen to stay because its frame is not.
+    Mapped,
+}
+
+impl Which {
+    /// By its state.
+    fn is_one(self, memory: &Memory<'_>, gfn: Gfn) -> bool {
+        let shared = || matches!(memory.state(gfn), PageState::Shared(_));
+        memory.is_own(gfn) || self == Which::Mapped && shared()
+    }
+
+    /// As far as the page tables tell. A frame has its memory, mapped or not.
+    fn has_memory(self, memory: &Memory<'_>, gfn: Gfn, backing: Backing) -> bool {
+        match (self, memory.state(gfn)) {
+            (Which::Mapped, PageState::Shared(_)) => backing != Backing::Unsettled,
+            _ => memory.is_own_backing(gfn, backing),
+        }
+    }
+}
+
 /// Where the search is.
 #[derive(Debug)]
 pub(super) struct Search {
     rng: fastrand::Rng,
+    which: Which,
     /// The share group's seed, while somebody hears of offers.
     key_seed: Option<u64>,
     /// Drawn and offered, not taken yet.
@@ -122,6 +150,7 @@ impl Search {
     pub fn new(seed: u64) -> Search {
         Search {
             rng: fastrand::Rng::with_seed(seed),
+            which: Which::Own,
             key_seed: None,
             ahead: VecDeque::new(),
             offers: Vec::new(),
@@ -130,6 +159,11 @@ impl Search {
             walk: None,
             barren: None,
         }
+    }
+
+    /// Pages that map a frame are victims too.
+    pub fn take_mapped(&mut self) {
+        self.which = Which::Mapped;
     }
 
     /// Victims are offered from now on, with keys of this seed; `None`: nobody hears of offers.
@@ -169,7 +203,7 @@ impl Search {
                 return Ok(victims);
             }
             let cluster = self.next_cluster(pager)?;
-            take_from(pager, cluster, wanted, &mut victims)?;
+            take_from(pager, self.which, cluster, wanted, &mut victims)?;
         }
         self.walk_on(pager, wanted, &mut victims)?;
         Ok(victims)
@@ -258,7 +292,7 @@ impl Search {
             let (part, _) = walking.walk.advance(layout, HOLD_PAGES);
             walking.left = walking.left.saturating_sub(u64::from(part.count));
             let before = victims.count();
-            take_from(pager, part, wanted, victims)?;
+            take_from(pager, self.which, part, wanted, victims)?;
             if victims.count() > before {
                 walking.left = layout.size().0;
                 walking.changes = pager.memory(Cause::Swap).changes();
@@ -275,12 +309,13 @@ impl Search {
 /// Gets hold of pages of a range of at most [`HOLD_PAGES`], under one hold of the lock.
 fn take_from(
     pager: &Pager,
+    which: Which,
     range: GfnRange,
     wanted: usize,
     victims: &mut Victims,
 ) -> Result<(), Error> {
     let mut memory = pager.memory(Cause::Swap);
-    if !memory.any(range, Memory::is_own) {
+    if !memory.any(range, |memory, gfn| which.is_one(memory, gfn)) {
         return Ok(());
     }
     let backing = memory.backing(range)?;
@@ -291,7 +326,7 @@ fn take_from(
         if private.len() + in_pool.len() >= room(victims) {
             break;
         }
-        if memory.is_own(gfn) && memory.is_own_backing(gfn, backing) {
+        if which.is_one(&memory, gfn) && which.has_memory(&memory, gfn, backing) {
             match memory.state(gfn) {
                 PageState::Private => private.push(gfn),
                 _ => in_pool.push(gfn),
@@ -304,7 +339,7 @@ fn take_from(
     for gfn in in_pool {
         let most = u32::try_from(room(victims)).unwrap_or(u32::MAX);
         // One of the pages on the way out of another is frozen already.
-        if most == 0 || !memory.is_own(gfn) {
+        if most == 0 || !which.is_one(&memory, gfn) {
             continue;
         }
         for gfn in memory

@@ -19,7 +19,7 @@ use crate::policy::lease::{LeaseId, OwnerId};
 use crate::policy::safeguard::Safeguard;
 use crate::policy::types::VmId;
 use crate::units::Pages;
-use crate::words::Token;
+use crate::words::{Sharing, Token};
 
 /// A start waits so long for its memory to come free.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -202,6 +202,7 @@ impl<'a> Host<'a> {
             name: spec.name.clone(),
             allocation: spec.allocation,
             share_group: None,
+            sharing: Sharing::default(),
             managed: true,
             lease,
         };

@@ -343,7 +343,10 @@ impl<'a> Agent<'a> {
     /// Tells the host manager what the credit account wants. What the account has told counts as
     /// heard, so it tells nothing that would have to wait.
     fn settle(&mut self) {
+        // What is mapped takes no credit.
+        let mapped = self.tasks.swap.mapped();
         let most = self.orders.private_max;
+        let most = most.map(|most| most.saturating_sub(mapped));
         while self.host.has_room()
             && let Some(step) = self.pager.with_credit(|credit| credit.settle(most))
         {

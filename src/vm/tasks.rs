@@ -39,10 +39,14 @@ pub(super) struct Tasks {
 impl Tasks {
     /// The tasks of a VM that was welcomed with these terms. Choices follow from `seed`.
     pub fn new(pager: &Arc<Pager>, welcome: &Welcome, pool: PoolView, seed: u64) -> Tasks {
+        let mut swap = Swap::new(Arc::clone(pager), seed);
+        if welcome.hardened {
+            swap.harden();
+        }
         Tasks {
             pager: Arc::clone(pager),
             measure: Measure::new(Arc::clone(pager)),
-            swap: Swap::new(Arc::clone(pager), seed),
+            swap,
             prefetch: PrefetchTask::new(Arc::clone(pager)),
             merge: Merge::new(Arc::clone(pager), pool),
             census: CensusTask::new(Arc::clone(pager)),

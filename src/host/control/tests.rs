@@ -2,7 +2,7 @@ use super::super::manager::Settings;
 use super::super::process::ProcessId;
 use super::*;
 use crate::policy::settings::PolicySettings;
-use crate::words::{Allocation, Sampling};
+use crate::words::{Allocation, Sampling, Sharing};
 
 #[test]
 fn long_replies_come_in_parts_with_one_end() {
@@ -136,6 +136,7 @@ fn manager() -> Manager {
         name: "a".to_owned(),
         allocation: Allocation::of(Pages::mib(64)),
         share_group: None,
+        sharing: Sharing::default(),
         managed: true,
         lease: None,
     };

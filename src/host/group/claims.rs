@@ -15,10 +15,10 @@
 use std::os::fd::OwnedFd;
 
 use super::frames::Frame;
-use super::{Group, Memory};
+use super::{Group, Memory, Secrets};
 use crate::host::member::{Claims, Member, Reach};
 use crate::host::pool::{Error, FramePool, PoolId};
-use crate::host::share::NotHeld;
+use crate::host::share::{GroupTerms, NotHeld};
 use crate::page::key::key_of;
 use crate::policy::types::VmId;
 use crate::units::{FrameId, PAGE_SIZE, Pages};
@@ -57,8 +57,8 @@ impl Claims {
 
 impl Group {
     /// A group whose pool is with VMs of an earlier host manager.
-    pub fn awaiting(name: Option<&str>, seed: u64, pool: PoolId) -> Group {
-        Group::over(name, seed, Memory::Awaited(pool))
+    pub fn awaiting(terms: GroupTerms<'_>, secrets: Secrets, pool: PoolId) -> Group {
+        Group::over(terms, secrets, Memory::Awaited(pool))
     }
 
     /// Whether its pool is still to be handed back.
@@ -84,6 +84,7 @@ impl Group {
         };
         let (pool, used) = FramePool::adopt(handed, id)?;
         self.memory = Memory::Held(pool);
+        self.harden();
         for &id in &used {
             self.frames.add(id, true);
         }
@@ -176,7 +177,7 @@ impl Group {
                 log::warn!("{error}: {}", error.source);
                 continue;
             }
-            let key = key_of(&page, self.seed);
+            let key = key_of(&page, self.seed());
             // Those who wait for a content get a frame of their own; this one stays as it is.
             if self.awaited.contains_key(&key) || self.frames.with_key(key).is_some() {
                 continue;

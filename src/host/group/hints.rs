@@ -138,7 +138,7 @@ impl Hints {
         self.owners.remove(&vm);
     }
 
-    #[cfg(test)]
+    /// Hints of a VM.
     pub fn of(&self, vm: VmId) -> u64 {
         self.owners.get(&vm).map_or(0, |owner| owner.hints)
     }

@@ -4,6 +4,7 @@
 use super::{LeaseEnd, Manager, Note, Outgoing, Refused, Vm, WayBack};
 use crate::host::process::ProcessId;
 use crate::host::registration::Registration;
+use crate::host::share::GroupTerms;
 use crate::link::message::Welcome;
 use crate::policy::PolicyKind;
 use crate::policy::admission::{Admission, Promises, Request, admit};
@@ -44,7 +45,10 @@ impl Manager {
         let promises = leases.counted_in(&self.promises_to_vms(None));
         let admission = self.assess(&promises, &request)?;
         let id = VmId(self.next_vm);
-        let group = registration.share_group.as_deref();
+        let group = GroupTerms {
+            name: registration.share_group.as_deref(),
+            sharing: registration.sharing,
+        };
         let budget = self.ledger.budget();
         let key_seed = self.shares.join(id, allocation.size, group, budget)?;
         let pool_frames = self.pool(id).expect("it has joined").frames();
@@ -66,6 +70,7 @@ impl Manager {
             token: way.map(|way| way.token),
             credit: Pages::ZERO,
             credit_batch: credit_batch(self.ledger.budget()),
+            hardened: registration.sharing.is_hardened(),
             adopted: false,
         };
         self.welcome(id, welcome);

@@ -176,6 +176,7 @@ impl Refused {
             | Refused::Policy { .. }
             | Refused::TooManyLeases
             | Refused::Lease(LeaseError::Refused(_) | LeaseError::TooMany) => Kind::Exhausted,
+            Refused::Pool(JoinError::Sharing { .. }) => Kind::Conflict,
             Refused::Pool(_) => Kind::Failed,
         }
     }

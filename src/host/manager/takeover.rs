@@ -33,13 +33,13 @@ use super::{Manager, Refused, Vm};
 use crate::host::accounts::Peaks;
 use crate::host::pool::PoolId;
 use crate::host::process::ProcessId;
-use crate::host::share::Reach;
+use crate::host::share::{GroupTerms, Reach};
 use crate::link::message::{ToVm, Welcome};
 use crate::policy::PolicyKind;
 use crate::policy::types::VmId;
 use crate::units::Pages;
 use crate::words::budget::BUDGETS;
-use crate::words::{Allocation, Measured, Token};
+use crate::words::{Allocation, Measured, Sharing, Token};
 
 /// What the next host manager has to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub struct VmRecord {
     pub managed: bool,
     /// Its share group, if it named one.
     pub share_group: Option<String>,
+    /// How the pages of that group are shared.
+    #[serde(default)]
+    pub sharing: Sharing,
     /// The pool that it maps.
     pub pool: PoolId,
     /// How it is found; who has none joins no other host manager.
@@ -239,6 +242,7 @@ impl Manager {
             token: Some(token),
             credit: held,
             credit_batch: credit_batch(budget),
+            hardened: self.shares.sharing(id).is_hardened(),
             adopted: rejoined.adopted,
         };
         self.welcome(id, welcome);
@@ -264,8 +268,11 @@ impl Manager {
         }
         let id = VmId(self.next_vm);
         let size = record.allocation.size;
-        self.shares
-            .expect(id, size, record.share_group.as_deref(), record.pool)?;
+        let group = GroupTerms {
+            name: record.share_group.as_deref(),
+            sharing: record.sharing,
+        };
+        self.shares.expect(id, size, group, record.pool)?;
         self.next_vm += 1;
         let overhead = overhead_estimate(size);
         let private = resident.saturating_sub(overhead).min(size);
@@ -324,6 +331,7 @@ impl Manager {
             allocation: vm.allocation,
             managed: vm.managed,
             share_group: self.shares.group_name(id).map(str::to_owned),
+            sharing: self.shares.sharing(id),
             pool: self.shares.pool_id(id)?,
             way: vm.way,
         }))

@@ -9,7 +9,7 @@ use super::*;
 use crate::host::registration::Registration;
 use crate::page::key::key_of;
 use crate::units::FrameId;
-use crate::words::{AllocationKeys, Holding};
+use crate::words::{AllocationKeys, Holding, Sharing};
 
 const BUDGET: Pages = Pages::mib(64);
 
@@ -32,6 +32,7 @@ fn hello(name: &str, mib: u64) -> Registration {
             ..Allocation::of(Pages::mib(mib))
         },
         share_group: Some("g".to_owned()),
+        sharing: Sharing::default(),
         managed: true,
         lease: None,
     }

@@ -67,6 +67,7 @@ impl Manager {
         let rates = self.scan_rates(now);
         for plan in vms {
             let scan_pages_per_second = rates[&plan.id];
+            let (_, beyond) = self.frames_to_give(plan.id);
             let vm = self
                 .vms
                 .get_mut(&plan.id)
@@ -78,7 +79,7 @@ impl Manager {
                 state,
                 balloon_target: plan.balloon_target,
                 hint_rounds: plan.hint_rounds,
-                private_max: plan.private_max,
+                private_max: plan.private_max.map(|most| most + beyond),
                 run,
                 scan_pages_per_second,
             };
@@ -188,12 +189,13 @@ impl Manager {
         let vms = vms.into_iter().map(|(&id, vm)| {
             let measured = vm.measured.clone().unwrap_or_default();
             let frames = frames(id);
+            let (to_give, _) = self.frames_to_give(id);
             VmSnapshot {
                 id,
                 allocation: vm.allocation,
                 consumed: self.counted(id) + frames,
                 frames,
-                private: self.swappable(id),
+                private: self.swappable(id) + to_give,
                 ballooned: measured.gauges.ballooned,
                 swapped: measured.gauges.taken_out(),
                 swap_in_pages: measured.counters.swap_in_pages,

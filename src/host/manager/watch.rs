@@ -194,7 +194,8 @@ impl Manager {
         let thresholds = self.policy.thresholds(self.ledger.budget());
         let spare = self.unleased().saturating_sub(thresholds.high);
         for id in ids {
-            let held = self.swappable(id);
+            let (part, beyond) = self.frames_to_give(id);
+            let held = self.swappable(id) + part + beyond;
             let vm = self.vms.get_mut(&id).expect("it is one of them");
             let orders = vm.orders.as_ref();
             let told = orders.and_then(|orders| orders.private_max);
@@ -240,6 +241,17 @@ impl Manager {
     pub(super) fn swappable(&self, id: VmId) -> Pages {
         let orphaned = self.ledger.holding(id).orphaned;
         self.counted(id).saturating_sub(orphaned)
+    }
+
+    /// Of the frames of a hardened group, what the VM's part of them is, which it can give back by
+    /// swapping; and how many pages more it has to swap for all of that.
+    pub(super) fn frames_to_give(&self, id: VmId) -> (Pages, Pages) {
+        if !self.shares.sharing(id).is_hardened() {
+            return (Pages::ZERO, Pages::ZERO);
+        }
+        let part = Pages::in_bytes(self.shares.frame_part(id).bytes);
+        let pages = Pages(self.shares.references_of(id));
+        (part, pages.saturating_sub(part))
     }
 
     /// What a VM's word for its overhead is worth.

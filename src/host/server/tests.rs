@@ -21,7 +21,7 @@ use crate::policy::PolicyKind;
 use crate::policy::lease::OwnerId;
 use crate::policy::settings::PolicySettings;
 use crate::units::{FrameId, Gfn, PAGE_SIZE, Pages};
-use crate::words::{Allocation, Exit, ExitReason, Sampling, Token};
+use crate::words::{Allocation, Exit, ExitReason, Sampling, Sharing, Token};
 
 const BUDGET: Pages = Pages::mib(256);
 

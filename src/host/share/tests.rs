@@ -1,4 +1,5 @@
 mod claims;
+mod hardened;
 
 use std::collections::BTreeMap;
 

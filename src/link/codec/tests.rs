@@ -104,6 +104,7 @@ fn to_vm() -> impl Strategy<Value = ToVm> {
                 credit_batch: Pages(batch),
                 sampling: Sampling::default(),
                 token: (frames % 3 == 0).then(|| Token::of([seed, credit])),
+                hardened: frames % 5 == 0,
                 adopted: frames % 2 == 0,
             })
         }),

@@ -27,6 +27,8 @@ pub struct Swap {
     reclaimer: Reclaimer,
     /// What the VM may use.
     most: Option<Pages>,
+    /// Pages that map a frame are victims, and count as used.
+    takes_mapped: bool,
     /// Not before: there was nothing to take, or the swap file failed.
     due: Instant,
     failure: Option<io::Error>,
@@ -41,9 +43,25 @@ impl Swap {
             pager,
             reclaimer: Reclaimer::new(seed),
             most: None,
+            takes_mapped: false,
             due: Instant::now(),
             failure: None,
             full_until: None,
+        }
+    }
+
+    /// The share group is hardened: pages that map a frame are victims too, and count as used. None is
+    /// offered before it goes: that would give it a frame first.
+    pub fn harden(&mut self) {
+        self.takes_mapped = true;
+        self.reclaimer.take_mapped();
+    }
+
+    /// Frames that count as used: see [`Swap::harden`].
+    pub fn mapped(&self) -> Pages {
+        match self.takes_mapped {
+            true => self.pager.mapped(),
+            false => Pages::ZERO,
         }
     }
 
@@ -56,6 +74,7 @@ impl Swap {
     /// Pages that are to go are offered for sharing first, with keys of this seed; `None`: nobody hears
     /// of offers.
     pub fn offer_with(&mut self, key_seed: Option<u64>) {
+        let key_seed = key_seed.filter(|_| !self.takes_mapped);
         self.reclaimer.offer_with(key_seed);
     }
 
@@ -82,7 +101,8 @@ impl Swap {
         };
         let waits = self.pager.starving_faults() > 0;
         let room = if waits { ROOM_PAGES } else { Pages::ZERO };
-        self.pager.with_credit(|credit| credit.excess(most, room))
+        let beside = room + self.mapped();
+        self.pager.with_credit(|credit| credit.excess(most, beside))
     }
 }
 

@@ -125,7 +125,14 @@ fn victims_that_others_have_are_shared_instead() {
         for cluster in ahead {
             let mut victims = Victims::default();
             assert_eq!(search.next_cluster(pager).unwrap(), cluster);
-            take_from(pager, cluster, HOLD_PAGES as usize, &mut victims).unwrap();
+            take_from(
+                pager,
+                Which::Own,
+                cluster,
+                HOLD_PAGES as usize,
+                &mut victims,
+            )
+            .unwrap();
             assert!(victims.taken.iter().all(|taken| !common(taken.gfn())));
             drop(victims);
             pager.memory(Cause::Swap).settle_stage().unwrap();

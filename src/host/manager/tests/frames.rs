@@ -81,3 +81,52 @@ fn a_vm_at_its_limit_is_granted_what_it_releases_at_once() {
     assert_eq!(granted(&mut manager, a), Pages(u64::from(SHARED) / 2));
     manager.audit();
 }
+
+/// In a hardened group frames are what a VM gives back: its orders speak of them too.
+#[test]
+fn the_pages_of_a_hardened_group_are_to_be_swapped_as_others_are() {
+    const PAGES: u32 = 200;
+    let mut manager = manager();
+    let hardened = |name| Registration {
+        sharing: Sharing::Hardened,
+        ..hello(name, 16)
+    };
+    let a = manager.join(hardened("a")).unwrap();
+    let b = manager.join(hardened("b")).unwrap();
+    assert!(manager.join(hello("c", 16)).is_err(), "a plain VM");
+    let seed = welcome(&mut manager, a).key_seed;
+    for vm in [a, b] {
+        let offer = ToHost::Offer {
+            pages: (0..PAGES)
+                .map(|gfn| (Gfn(gfn), key_of(&content(gfn), seed)))
+                .collect(),
+        };
+        manager.message(vm, offer, at(0)).unwrap();
+        let contents = ToHost::Content {
+            pages: (0..PAGES)
+                .map(|gfn| (Gfn(gfn), ByteBuf::from(content(gfn))))
+                .collect(),
+        };
+        manager.message(vm, contents, at(0)).unwrap();
+    }
+    manager.tick(at(100));
+    let pages = u64::from(PAGES);
+    assert_eq!(manager.ledger.frames(), Pages(pages));
+    // Half of each frame is its own, and to give that back it swaps all of them.
+    let half = Pages(pages / 2);
+    assert_eq!(manager.frames_to_give(a), (half, half));
+    let snapshot = manager.snapshot(at(101));
+    let private = manager.swappable(a) + half;
+    assert_eq!(snapshot.vms[0].private, private);
+    let plain = manager.join(Registration {
+        share_group: Some("plain".to_owned()),
+        ..hello("d", 16)
+    });
+    let plain = plain.unwrap();
+    assert_eq!(manager.frames_to_give(plain), (Pages::ZERO, Pages::ZERO));
+    manager.audit();
+}
+
+fn content(gfn: u32) -> [u8; PAGE_SIZE] {
+    [u8::try_from(gfn).unwrap() + 1; PAGE_SIZE]
+}

@@ -18,6 +18,7 @@ pub(super) fn registration(name: &str) -> Registration {
             ..Allocation::of(Pages::mib(64))
         },
         share_group: Some("demo".to_owned()),
+        sharing: Sharing::default(),
         managed: true,
         lease: None,
     }
