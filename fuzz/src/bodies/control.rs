@@ -10,7 +10,7 @@ use tidemark::policy::PolicyKind;
 use tidemark::policy::lease::OwnerId;
 use tidemark::policy::settings::PolicySettings;
 use tidemark::units::Pages;
-use tidemark::words::{Allocation, Sampling};
+use tidemark::words::{Allocation, Sampling, Sharing};
 
 use super::groups::Groups;
 
@@ -56,6 +56,7 @@ fn host() -> Manager {
             name: name.to_owned(),
             allocation: Allocation::of(Pages::mib(32)),
             share_group: None,
+            sharing: Sharing::default(),
             managed: true,
             lease: None,
         };

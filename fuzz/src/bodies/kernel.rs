@@ -49,7 +49,7 @@ pub fn body(data: &[u8]) -> bool {
     let fits = fit::kernel(&image, ram.layout()).and_then(|room| {
         let fits = initrd
             .as_ref()
-            .map(|initrd| fit::initrd(initrd, room, ram.layout()));
+            .map(|initrd| fit::initrd(initrd.length(), room, ram.layout()));
         fits.unwrap_or(Ok(()))
     });
     match load(&image, initrd.as_ref(), &cmdline, &ram) {

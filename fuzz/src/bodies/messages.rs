@@ -187,6 +187,7 @@ pub fn to_vm(input: &mut Input<'_>) -> ToVm {
             },
             token: some(input, token),
             adopted: input.bool(),
+            hardened: input.bool(),
         }),
         1 => ToVm::Refused {
             reason: text(input),

@@ -8,7 +8,7 @@ use tidemark::host::registration::Registration;
 use tidemark::policy::PolicyKind;
 use tidemark::policy::lease::OwnerId;
 use tidemark::units::Pages;
-use tidemark::words::{Allocation, AllocationKey, AllocationKeys, Token, Written};
+use tidemark::words::{Allocation, AllocationKey, AllocationKeys, Sharing, Token, Written};
 
 use super::super::groups::Groups;
 use super::super::input::Input;
@@ -47,6 +47,13 @@ impl World {
             _ => format!("vm-{}", self.joined),
         };
         let groups = [Some("g"), Some("g"), Some("h"), None];
+        let group = input.pick(&groups);
+        // Most VMs of a group agree.
+        let sharing = match (group, input.below(16)) {
+            (_, 0) => input.pick(&Sharing::ALL),
+            (Some("h"), _) => Sharing::Hardened,
+            _ => Sharing::Plain,
+        };
         let managed = kind < 0xf0;
         if !managed && input.bool() {
             (allocation.reservation, allocation.limit) = (size, size);
@@ -54,7 +61,8 @@ impl World {
         let registration = Registration {
             name,
             allocation,
-            share_group: input.pick(&groups).map(str::to_owned),
+            share_group: group.map(str::to_owned),
+            sharing,
             managed,
             lease: match input.below(8) {
                 0 => self.leases.pop(),
