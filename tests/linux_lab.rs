@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// Tests that each host must report; one that is missing has not run.
-const TESTS: [&str; 12] = [
+const TESTS: [&str; 13] = [
     "boot_disk_and_reboot",
     "smp_boot_and_power_off",
     "smp_reboot",
@@ -25,6 +25,7 @@ const TESTS: [&str; 12] = [
     "overcommit",
     "numa_migration",
     "swap_of_the_host",
+    "memory_cgroups",
 ];
 
 /// A script of the lab, started as from a shell: Cargo's own variables would make its build one of

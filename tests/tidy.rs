@@ -59,6 +59,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "policy",
             "out::printable",
             "out::rate_limit",
+            "sys::cgroup",
             "sys::peer",
             "sys::proc",
             "units",

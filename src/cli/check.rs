@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::{Error, table};
+use crate::sys::cgroup::{Absent, Cgroup, Home};
 use crate::sys::host_swap::HostFacts;
 use crate::sys::landlock;
 use crate::sys::priority;
@@ -55,7 +56,12 @@ pub struct Findings {
     sandbox: Sandbox,
     /// Whether the host manager can see for itself what VM processes have, in /proc/PID/status.
     vms_measured: bool,
-    memory_cgroup: Option<String>,
+    /// Where `tidemark run` makes each VM process a memory cgroup of its own, if it may.
+    vm_cgroups: Option<PathBuf>,
+    /// Why it may not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vm_cgroups_problem: Option<String>,
+    memory_cgroup: Option<PathBuf>,
     memory_cgroup_max_bytes: Option<u64>,
     memory_available_bytes: u64,
     swap_dir: SwapDir,
@@ -141,17 +147,22 @@ fn look(swap_dir: &Path) -> Findings {
     let swaps = read("/proc/swaps").unwrap_or_default();
     let shmem = read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     let niceness = priority::run_ahead();
-    let cgroup = memory_cgroup();
+    let cgroup = Cgroup::of(std::process::id().cast_signed());
+    let home = Home::find();
     let vms_measured = proc::private_memory(std::process::id().cast_signed()).is_some();
     let sandbox = look_sandbox();
+    let is_root = rustix::process::geteuid().is_root();
     let known = [
         niceness.as_ref().err().map(advice::on_priority),
         advice::on_mappings(max_map_count),
         advice::on_swap(&kernel, &swaps),
         advice::on_large_pages(&shmem),
         advice::on_landlock(sandbox.landlock_abi),
-        advice::on_user(rustix::process::geteuid().is_root()),
+        advice::on_user(is_root),
         advice::on_namespaces(&sandbox.namespaces),
+        home.as_ref()
+            .err()
+            .map(|why| advice::on_cgroups(why, is_root)),
     ];
     let mut advice: Vec<String> = known.into_iter().flatten().collect();
     if !swap_dir.unlinked_files {
@@ -172,10 +183,10 @@ fn look(swap_dir: &Path) -> Findings {
         host_niceness: niceness.ok(),
         sandbox,
         vms_measured,
-        memory_cgroup_max_bytes: cgroup
-            .as_ref()
-            .and_then(|path| number(&format!("/sys/fs/cgroup{path}/memory.max"))),
-        memory_cgroup: cgroup,
+        vm_cgroups_problem: home.as_ref().err().map(Absent::to_string),
+        vm_cgroups: home.ok().map(|home| home.cgroup().folder().to_owned()),
+        memory_cgroup_max_bytes: cgroup.as_ref().and_then(Cgroup::most),
+        memory_cgroup: cgroup.map(|cgroup| cgroup.folder().to_owned()),
         memory_available_bytes: proc::meminfo("MemAvailable").bytes(),
         swap_dir,
         missing,
@@ -316,18 +327,6 @@ fn look_swap_dir(path: &Path) -> SwapDir {
     }
 }
 
-/// Our cgroup in the unified hierarchy, when it accounts for memory.
-fn memory_cgroup() -> Option<String> {
-    let groups = read("/proc/self/cgroup")?;
-    let path = groups
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))?
-        .to_owned();
-    let controllers = read(&format!("/sys/fs/cgroup{path}/cgroup.controllers"))?;
-    let has_memory = controllers.split_whitespace().any(|word| word == "memory");
-    has_memory.then_some(path)
-}
-
 fn read(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
@@ -394,15 +393,21 @@ fn print(findings: &Findings) {
     );
     println!(
         "VM processes   {}",
-        if findings.vms_measured {
-            "measured by /proc/PID/status, not by memory cgroups"
-        } else {
-            "not measured: /proc shows no process's memory"
+        match (&findings.vm_cgroups, findings.vms_measured) {
+            (Some(folder), true) => format!(
+                "measured by /proc/PID/status and memory cgroups of their own in {}",
+                folder.display()
+            ),
+            (None, true) => "measured by /proc/PID/status, not by memory cgroups".to_owned(),
+            (_, false) => "not measured: /proc shows no process's memory".to_owned(),
         }
     );
     println!(
         "cgroup         {}, limit {}",
-        findings.memory_cgroup.as_deref().unwrap_or("none"),
+        findings
+            .memory_cgroup
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), |folder| folder.display().to_string()),
         findings
             .memory_cgroup_max_bytes
             .map_or_else(|| "none".to_owned(), table::mib_of),

@@ -150,6 +150,9 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
              open files (ulimit -n), or have several fleets; one has {VMS_MAX} VMs at most"
         )));
     }
+    if let Err(absent) = server.use_cgroups() {
+        log::info!("VM processes get no memory cgroups of their own: {absent}");
+    }
     listen(&mut server, args.socket.as_ref())?;
     let signals = signal_pipe()?;
     server.watch(&signals, SIGNALS)?;

@@ -183,6 +183,9 @@ pub struct VmMemory {
     pub balloon: Conduct,
     /// Memory of its process beside the guest's RAM.
     pub overhead_bytes: u64,
+    /// Of that, what the host manager keeps for it in its own: hints, references, unread messages.
+    #[serde(default)]
+    pub kept_bytes: u64,
     /// Private pages it may hold.
     pub credit_bytes: u64,
     /// What the kernel says that its process has, frames aside; zero while nobody has asked.

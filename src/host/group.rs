@@ -47,6 +47,9 @@ use crate::words::{Key, Sharing};
 /// paging (Linux 6.18).
 pub const GIVE_BACK_HOLES: usize = 64;
 
+/// What a frame takes in the tables where these are emptiest, without its holders, bytes.
+const FRAME_BYTES: u64 = 88;
+
 /// A content that was asked for; who was asked stands in [`Member::wants`].
 #[derive(Debug, Default)]
 struct Awaited {
@@ -200,6 +203,20 @@ impl Group {
         let parts = self.split.parts();
         let part = |&vm: &VmId| (vm, parts.get(&vm).copied().unwrap_or_default());
         Some(self.members.keys().map(part).collect())
+    }
+
+    /// Bytes that the host manager keeps for a member, at most: its hints, what it is asked for, and
+    /// its references, with its `part` of the frames.
+    pub fn bytes_of(&self, vm: VmId, part: FramePart) -> u64 {
+        let Some(member) = self.members.get(&vm) else {
+            return 0;
+        };
+        self.hints.bytes_of(vm) + member.bytes() + part.bytes / PAGE_SIZE as u64 * FRAME_BYTES
+    }
+
+    /// The most that can be.
+    fn bytes_max(member: &Member) -> u64 {
+        Hints::bytes_max(member.size()) + Member::bytes_max(member.size())
     }
 
     /// Takes a VM of `size` pages in.
@@ -519,6 +536,11 @@ impl Group {
         for (vm, member) in &self.members {
             let held = references.get(vm).copied().unwrap_or(0);
             assert_eq!(member.references, held, "{vm:?}");
+            let kept = self.hints.bytes_of(*vm) + member.bytes();
+            assert!(
+                kept <= Group::bytes_max(member),
+                "{vm:?} makes us keep {kept} bytes"
+            );
             if let Some(claims) = &member.claims {
                 self.audit_claims(*vm, claims);
             }

@@ -7,6 +7,9 @@
 //! A VM process is charged the overhead that it was admitted with until it is measured to need more:
 //! a process that has just started needs little, and what it will need is nobody else's.
 //!
+//! What the host manager itself keeps for a VM is that VM's overhead, not the host manager's: hints and
+//! references, which it makes as many of as it likes within its size, and messages that it does not read.
+//!
 //! A VM's charge is its credit, the private pages it may hold; should it report that it holds more
 //! (it breaks the protocol, or joined again after the host manager was restarted), it is charged
 //! what it holds. What its process has beyond both, by the kernel's word, is overhead too. Credit and
@@ -39,6 +42,8 @@ struct Account {
     /// What the kernel says that its process has altogether, less what it has returned since; zero while
     /// nobody has asked.
     measured: Pages,
+    /// Of the host manager's memory, what is kept for it.
+    kept: Pages,
     /// Estimated when it was admitted.
     overhead_expected: Pages,
 }
@@ -53,8 +58,8 @@ impl Account {
     /// until the next.
     fn overhead(&self) -> Pages {
         let covered = self.charge() + self.overhead_expected;
-        self.overhead_told
-            .max(self.measured.saturating_sub(covered))
+        let beyond = self.measured.saturating_sub(covered);
+        self.overhead_told.max(beyond) + self.kept
     }
 
     fn overhead_to_come(&self) -> Pages {
@@ -168,6 +173,7 @@ impl Ledger {
             holding: Holding::private(private),
             overhead_told: overhead,
             measured: Pages::ZERO,
+            kept: Pages::ZERO,
             overhead_expected: overhead,
         };
         let before = self.vms.insert(vm, account);
@@ -247,7 +253,20 @@ impl Ledger {
         self.change(vm, |account| account.measured = memory);
     }
 
-    /// Notes the measured overhead of the host manager, and what it may need yet.
+    /// Notes what of the host manager's memory is kept for a VM. The rest is to be noted too.
+    pub fn set_kept(&mut self, vm: VmId, kept: Pages) {
+        self.change(vm, |account| account.kept = kept);
+    }
+
+    /// What of the host manager's memory is kept for a VM.
+    pub fn kept(&self, vm: VmId) -> Pages {
+        self.vms
+            .get(&vm)
+            .map_or(Pages::ZERO, |account| account.kept)
+    }
+
+    /// Notes the measured overhead of the host manager without what it keeps for VMs, and what it may
+    /// need yet.
     pub fn set_host_overhead(&mut self, overhead: Pages, to_come: Pages) {
         self.host_overhead = overhead;
         self.host_overhead_to_come = to_come;

@@ -33,6 +33,7 @@ pub use admission::credit_batch;
 pub use leases::LeaseEnd;
 pub use refused::{Kind, Refused};
 pub use takeover::{HostRecord, Note, VmRecord, WayBack};
+pub use watch::process_max;
 
 use self::watch::Watch;
 use super::accounts::{History, Peaks, VmFigures, VmState};
@@ -130,6 +131,8 @@ struct Vm {
     /// Credit asked for and not granted yet, and since which request.
     asked: Pages,
     asked_since: u64,
+    /// What waits for it to be read.
+    unread_bytes: u64,
     stopping: bool,
     exit: Option<Exit>,
     peak: Peaks,
@@ -294,14 +297,39 @@ impl Manager {
         self.vms_max = most.min(VMS_MAX);
     }
 
-    /// Notes the memory that the host manager's own process uses; what its pools take beside their
+    /// Notes the memory that the host manager's own process uses; what it keeps for VMs is theirs, and what its pools take beside their
     /// frames is added.
     pub fn set_host_overhead(&mut self, overhead: Pages) {
         // It grows with what it knows, and at once when it has not run for a while and finds its
         // mail. Chosen: seen to grow from 2.0 to 2.7 MiB.
         let to_come = Pages(overhead.0 / 8) + HOST_OVERHEAD_TO_COME;
+        let own = overhead - self.charge_kept(overhead);
         self.ledger
-            .set_host_overhead(overhead + self.shares.slack(), to_come);
+            .set_host_overhead(own + self.shares.slack(), to_come);
+    }
+
+    /// Charges what is kept for VMs to them, altogether no more than the host manager has: how much.
+    fn charge_kept(&mut self, most: Pages) -> Pages {
+        self.shares.split_frames();
+        let kept = |(&id, vm): (&VmId, &Vm)| (id, self.shares.bytes_of(id) + vm.unread_bytes);
+        let kept: Vec<(VmId, u64)> = self.vms.iter().map(kept).collect();
+        let all: u64 = kept.iter().map(|(_, bytes)| bytes).sum();
+        let most = most.bytes();
+        let mut charged = Pages::ZERO;
+        for (id, bytes) in kept {
+            let part = u128::from(bytes) * u128::from(most.min(all)) / u128::from(all.max(1));
+            let part = Pages::in_bytes(u64::try_from(part).expect("it is a part of a u64"));
+            self.ledger.set_kept(id, part);
+            charged += part;
+        }
+        charged
+    }
+
+    /// Notes how many bytes of messages wait for a VM to read them.
+    pub fn set_unread(&mut self, id: VmId, bytes: u64) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.unread_bytes = bytes;
+        }
     }
 
     /// Takes one message of a VM.

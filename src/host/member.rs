@@ -9,6 +9,11 @@ use crate::link::message::LIST_MAX;
 use crate::units::{FrameId, Gfn, Pages};
 use crate::words::Key;
 
+/// What a reference takes among the holders of its frame, or among the frames that a VM claims, bytes.
+const REFERENCE_BYTES: u64 = 24;
+/// What a content that was asked for takes with those that wait for it, bytes.
+const WANT_BYTES: u64 = 256;
+
 /// Whether a VM takes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
@@ -71,6 +76,20 @@ impl Member {
     /// Whether it may be lent a further reference.
     pub fn may_hold(&self) -> bool {
         self.is_open() && self.references < self.references_max()
+    }
+
+    /// Bytes that the host manager keeps for it beside its hints and its part of the frames.
+    pub fn bytes(&self) -> u64 {
+        let claimed = self.claims.as_ref();
+        let claimed = claimed.map_or(0, |claims| claims.frames.len() as u64);
+        let wants = self.wants.len() as u64;
+        (self.references + claimed) * REFERENCE_BYTES + wants * WANT_BYTES
+    }
+
+    /// The most that can be of a VM of `size` pages.
+    pub fn bytes_max(size: Pages) -> u64 {
+        let references = size.0 + LIST_MAX as u64;
+        2 * references * REFERENCE_BYTES + WANTS_MAX as u64 * WANT_BYTES
     }
 
     /// References that it may have: its pages and one message of candidates.

@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::link::socket;
+use crate::sys::cgroup::Cgroup;
 use crate::sys::peer::peer_pidfd;
 use crate::sys::proc::{self, started};
 use crate::units::Pages;
@@ -48,8 +49,11 @@ pub enum Error {
 /// What the kernel says that a process has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Anonymous memory, in RAM and in the host's own swap, and page tables. Not the frames that it maps.
+    /// Anonymous memory, in RAM and in the host's own swap, and page tables; what its cgroup is charged,
+    /// if that is more. Not the frames that it maps.
     pub memory: Pages,
+    /// Whether the kernel's memory for it is contained in that: its mappings, and KVM's tables.
+    pub whole: bool,
     /// CPU time of all its threads.
     pub cpu: Duration,
 }
@@ -66,6 +70,16 @@ fn os(operation: &'static str) -> impl FnOnce(Errno) -> Error {
 pub struct Process {
     pidfd: OwnedFd,
     id: ProcessId,
+    cgroup: Option<Place>,
+}
+
+/// A cgroup with nobody else in it.
+#[derive(Debug)]
+enum Place {
+    /// That we made for it.
+    Own(Cgroup),
+    /// That its launcher gave it. Others may come.
+    Found(Cgroup),
 }
 
 impl Process {
@@ -77,7 +91,8 @@ impl Process {
         let pid = pid.as_raw_pid();
         let started = started(pid).ok_or(Error::Ended)?;
         let id = ProcessId { pid, started };
-        Ok(Process { pidfd, id })
+        let cgroup = None;
+        Ok(Process { pidfd, id, cgroup })
     }
 
     /// The process that connected to us.
@@ -119,7 +134,8 @@ impl Process {
         }
         let pid = Pid::from_raw(id.pid).ok_or(Error::Ended)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(os("open a process"))?;
-        let process = Process { pidfd, id };
+        let cgroup = None;
+        let process = Process { pidfd, id, cgroup };
         // The number may have changed hands before it was opened, not since.
         match started(id.pid) == Some(id.started) && !process.has_ended() {
             true => Ok(process),
@@ -150,12 +166,45 @@ impl Process {
     /// What it has and has used, if the kernel shows it.
     pub fn footprint(&self) -> Option<Footprint> {
         let pid = self.id.pid;
+        let (private, charged) = (proc::private_memory(pid)?, self.charged());
         let footprint = Footprint {
-            memory: proc::private_memory(pid)?,
+            memory: private.max(charged.unwrap_or_default()),
+            whole: charged.is_some(),
             cpu: proc::cpu_time(pid)?,
         };
         // The number may be another's by now.
         (!self.has_ended()).then_some(footprint)
+    }
+
+    /// Looks whether it was given a cgroup of its own.
+    pub fn find_cgroup(&mut self) {
+        let found = Cgroup::of(self.id.pid);
+        let found = found.filter(|cgroup| cgroup.holds_only(self.id.pid));
+        self.cgroup = self.cgroup.take().or(found.map(Place::Found));
+    }
+
+    /// It has been moved to this one, which was made for it.
+    pub fn set_cgroup(&mut self, cgroup: Cgroup) {
+        self.cgroup = Some(Place::Own(cgroup));
+    }
+
+    /// The cgroup that was made for it.
+    pub fn own_cgroup(&self) -> Option<&Cgroup> {
+        match &self.cgroup {
+            Some(Place::Own(cgroup)) => Some(cgroup),
+            Some(Place::Found(_)) | None => None,
+        }
+    }
+
+    /// What its cgroup is charged.
+    fn charged(&self) -> Option<Pages> {
+        match self.cgroup.as_ref()? {
+            Place::Own(cgroup) => cgroup.used(),
+            Place::Found(cgroup) => {
+                let alone = cgroup.holds_only(self.id.pid);
+                cgroup.used().filter(|_| alone)
+            }
+        }
     }
 
     /// Anonymous memory that it has resident: what it holds beside frames, and its own.

@@ -17,8 +17,10 @@
 //! | `server/crowd.rs` | what many connections may cost |
 //! | `server/joining.rs` | who becomes a VM: registrations, hellos, knocking at doors |
 //! | `server/vms.rs` | links and processes of VMs: talking, detaching, ending |
+//! | `server/cgroups.rs` | a memory cgroup for each VM that we start |
 //! | `server/takeover.rs` | what an earlier host manager left, and what this one leaves |
 
+mod cgroups;
 mod clients;
 mod connection;
 mod crowd;
@@ -36,9 +38,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
+use self::cgroups::Keeper;
 use self::connection::{Connection, Expected};
 use self::listener::Listener;
-use super::manager::{Manager, Outgoing, Settings};
+use super::manager::{Manager, Outgoing, Settings, process_max};
 use super::pool::{self, FramePool};
 use super::process::Process;
 use super::record::Record;
@@ -46,6 +49,7 @@ use super::registration::Registration;
 use crate::link::message::{MESSAGE_BYTES_MAX, ToVm};
 use crate::out::rate_limit::RateLimit;
 use crate::policy::types::VmId;
+use crate::sys::cgroup::{self, Home};
 use crate::sys::proc;
 
 /// Messages taken from one link before the others have their turn.
@@ -120,6 +124,8 @@ pub struct Server {
     token_of: HashMap<VmId, u64>,
     /// Each VM's process, with which it ends.
     processes: HashMap<VmId, Process>,
+    /// Where the VMs that we start get memory cgroups of their own.
+    cgroups: Option<Keeper>,
     record: Option<Record>,
     next_token: u64,
     buffer: Vec<u8>,
@@ -147,6 +153,7 @@ impl Server {
             connections: HashMap::new(),
             token_of: HashMap::new(),
             processes: HashMap::new(),
+            cgroups: None,
             record: None,
             next_token: LISTENER + 1,
             buffer: vec![0; MESSAGE_BYTES_MAX],
@@ -170,6 +177,23 @@ impl Server {
         Ok(())
     }
 
+    /// Gives each VM that is adopted from now on a memory cgroup of its own. Call it before any of them
+    /// is started.
+    ///
+    /// # Errors
+    /// Why it cannot: then they are measured by /proc alone.
+    pub fn use_cgroups(&mut self) -> Result<(), cgroup::Absent> {
+        let home = Home::find()?;
+        self.cgroups = match Keeper::start(home) {
+            Ok(keeper) => Some(keeper),
+            Err(error) => {
+                log::warn!("cannot start a thread for memory cgroups: {error}");
+                None
+            }
+        };
+        Ok(())
+    }
+
     /// Takes over one end of a link whose other end `process` has, which we started: the VM of that
     /// registration. It ends with us.
     ///
@@ -181,6 +205,10 @@ impl Server {
         registration: Registration,
         process: Process,
     ) -> Result<(), Error> {
+        if let Some(keeper) = &self.cgroups {
+            let most = process_max(registration.allocation.size);
+            keeper.take(process.id().pid, most);
+        }
         let (door, since) = (None, None);
         let expected = Expected {
             registration,
@@ -266,6 +294,7 @@ impl Server {
             self.overhead_due = now + OVERHEAD_EVERY;
             // Where /proc cannot be read the last figure stands.
             if let Some(overhead) = proc::own_memory() {
+                self.note_unread();
                 self.manager.set_host_overhead(overhead);
             }
             self.drop_idle();

@@ -496,6 +496,13 @@ impl ShareIndex {
         pools.map(FramePool::slack).sum()
     }
 
+    /// Bytes that the host manager keeps for a VM, at most, as of the last
+    /// [`ShareIndex::split_frames`].
+    pub fn bytes_of(&self, vm: VmId) -> u64 {
+        let part = self.frame_part(vm);
+        self.group(vm).map_or(0, |group| group.bytes_of(vm, part))
+    }
+
     /// Frames whose memory is in use.
     pub fn frames(&self) -> u64 {
         self.groups.values().map(Group::frames).sum()

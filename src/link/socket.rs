@@ -482,6 +482,19 @@ impl HostLink {
         !self.queue.is_empty()
     }
 
+    /// Memory that they take, bytes.
+    pub fn unread_bytes(&self) -> u64 {
+        let bytes = |(message, _): &(ToVm, _)| {
+            let lists = match message {
+                ToVm::Candidates { pages } => size_of_val(pages.as_slice()),
+                ToVm::Want { gfns } => size_of_val(gfns.as_slice()),
+                _ => 0,
+            };
+            lists + size_of::<(ToVm, Option<OwnedFd>)>()
+        };
+        self.queue.iter().map(bytes).sum::<usize>() as u64
+    }
+
     /// Whether so many wait that the peer should not be given more to do.
     pub fn is_behind(&self) -> bool {
         self.queue.len() > BEHIND_MESSAGES

@@ -48,6 +48,7 @@
 //!   changes nothing; but pages rearmed at different times may lie in mappings that the kernel does
 //!   not merge again (their anon_vma differ), so that it has more of them than the page map counts.
 
+pub mod cgroup;
 pub mod cpu_time;
 pub mod event;
 pub mod guest_range;

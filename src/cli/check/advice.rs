@@ -3,6 +3,7 @@
 
 use std::io;
 
+use crate::sys::cgroup::{Absent, Version};
 use crate::sys::priority::AHEAD;
 
 /// Mappings that a VM with many scattered shared or swapped pages may need: each costs two. The
@@ -103,6 +104,23 @@ pub(super) fn on_namespaces(granted: &[&str]) -> Option<String> {
     })
 }
 
+/// Where `tidemark run` may make no memory cgroups.
+pub(super) fn on_cgroups(why: &Absent, is_root: bool) -> String {
+    let command = match (why, is_root) {
+        (Absent::NotOurs(_, Version::V1), _) => {
+            "`sudo sh -c 'cd /sys/fs/cgroup/memory && mkdir tidemark && setfattr -n trusted.delegate -v 1 \
+             tidemark && echo $$ >tidemark/cgroup.procs && exec tidemark run ...'`"
+        }
+        (_, true) => "`systemd-run --scope -p Delegate=yes tidemark run ...`",
+        (_, false) => "`systemd-run --user --scope -p Delegate=yes tidemark run ...`",
+    };
+    format!(
+        "VM processes get no memory cgroups of their own ({why}): what the kernel keeps for them, and the \
+         rest of large pages dropped in part, is not seen, and nothing but the host manager bounds \
+         them; {command}"
+    )
+}
+
 /// Whether a process without privileges may make user namespaces, by three settings of the kernel, of
 /// which Debian's and Ubuntu's own are absent elsewhere.
 pub(super) fn allows_user_namespaces(
@@ -190,6 +208,21 @@ mod tests {
         ] {
             assert!(!allows_user_namespaces(settings.0, settings.1, settings.2));
         }
+    }
+
+    #[test]
+    fn cgroups_that_cannot_be_made_are_answered_with_the_command() {
+        let not_ours = |version| Absent::NotOurs("/sys/fs/cgroup/x".into(), version);
+        let line = on_cgroups(&not_ours(Version::V2), false);
+        let user = "`systemd-run --user --scope -p Delegate=yes";
+        assert!(line.contains(user) && line.contains("/x was not"), "{line}");
+        let line = on_cgroups(&Absent::NoController, true);
+        assert!(line.contains("`systemd-run --scope"), "{line}");
+        let line = on_cgroups(&not_ours(Version::V1), true);
+        assert!(
+            line.contains("-n trusted.delegate -v 1 tidemark &&"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -28,6 +28,10 @@ use crate::words::Key;
 const SWEPT_BLOCKS: usize = 8;
 /// Blocks of one group, at most: what the number of a slot has room for, 16 TiB.
 const BLOCKS_MAX: usize = 1 << (u32::BITS - CHUNK_PAGES.ilog2());
+/// What a block takes with its places in two lists, and what a slot takes in the table where that is
+/// emptiest, bytes.
+const BLOCK_BYTES: u64 = size_of::<Block>() as u64 + 48;
+const SLOT_BYTES: u64 = 12;
 /// Blocks of a VM beside those of its whole chunks: two ranges of RAM have two ends.
 const BLOCKS_SPARE: u64 = 2;
 
@@ -103,6 +107,10 @@ impl Blocks {
     }
 }
 
+fn blocks_max(size: Pages) -> u64 {
+    size.0 / u64::from(CHUNK_PAGES) + BLOCKS_SPARE
+}
+
 /// A VM that may have hints.
 #[derive(Debug, Default)]
 struct Owner {
@@ -136,6 +144,19 @@ impl Hints {
     pub fn leave(&mut self, vm: VmId) {
         self.forget(vm);
         self.owners.remove(&vm);
+    }
+
+    /// Bytes that a VM's hints take, at most.
+    pub fn bytes_of(&self, vm: VmId) -> u64 {
+        self.owners.get(&vm).map_or(0, |owner| {
+            let blocks = owner.blocks.len() as u64;
+            blocks * BLOCK_BYTES + owner.hints * SLOT_BYTES
+        })
+    }
+
+    /// The most that can be of a VM of `size` pages.
+    pub fn bytes_max(size: Pages) -> u64 {
+        blocks_max(size) * BLOCK_BYTES + size.0 * SLOT_BYTES
     }
 
     /// Hints of a VM.
@@ -227,7 +248,7 @@ impl Hints {
         let blocks = owner.blocks.len() as u64;
         let block = match owner.blocks.get(&first) {
             Some(&block) => block,
-            None if blocks >= owner.size.0 / u64::from(CHUNK_PAGES) + BLOCKS_SPARE => return None,
+            None if blocks >= blocks_max(owner.size) => return None,
             None => {
                 let block = self.blocks.add(vm, first)?;
                 owner.blocks.insert(first, block);

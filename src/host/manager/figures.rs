@@ -110,6 +110,7 @@ impl Manager {
             active_error_bytes: measured.active_error.bytes(),
             balloon: plan.map(|plan| plan.conduct).unwrap_or_default(),
             overhead_bytes: self.ledger.vm_overhead(id).bytes(),
+            kept_bytes: self.ledger.kept(id).bytes(),
             credit_bytes: self.ledger.charge(id).bytes(),
             process_bytes: vm.watch.memory().unwrap_or_default().bytes(),
         }

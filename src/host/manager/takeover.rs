@@ -141,6 +141,7 @@ impl Vm {
             orders: None,
             asked: Pages::ZERO,
             asked_since: 0,
+            unread_bytes: 0,
             stopping: false,
             exit: None,
             peak: Peaks::default(),

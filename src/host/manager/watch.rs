@@ -57,8 +57,19 @@ const BATCHES_KEPT: u64 = 8;
 /// staged.
 const SLACK: Pages = Pages::mib(32);
 const SLACK_DIVISOR: u64 = 16;
-/// Kernel memory for mappings, which nothing outside of the process shows: 64 Ki of 0.3 KiB.
+/// Kernel memory for mappings, which nothing outside of the process shows but a cgroup: 64 Ki of 0.3 KiB.
 const MAPPINGS_MAX: Pages = Pages::mib(20);
+
+/// What a process may have beyond its credit.
+fn own_max(size: Pages) -> Pages {
+    overhead_estimate(size) + SLACK + Pages(size.0 / SLACK_DIVISOR)
+}
+
+/// Where the kernel stops the process of a VM of `size` by itself: above all that it may have, however
+/// fast it takes it. The second part is for files that the kernel has cached.
+pub fn process_max(size: Pages) -> Pages {
+    size + own_max(size) + own_max(size)
+}
 
 /// What is known of one VM process.
 #[derive(Debug, Clone, Copy, Default)]
@@ -153,7 +164,7 @@ impl Manager {
     fn has_too_much(&mut self, id: VmId, passed: Duration) -> Option<String> {
         let vm = &self.vms[&id];
         let size = vm.allocation.size;
-        let own = overhead_estimate(size) + SLACK + Pages(size.0 / SLACK_DIVISOR);
+        let own = own_max(size);
         let credit = match vm.managed {
             true => self.ledger.credit(id),
             false => size,
@@ -256,7 +267,11 @@ impl Manager {
 
     /// What a VM's word for its overhead is worth.
     pub(super) fn overhead_within(&self, id: VmId, told: Pages) -> Pages {
-        let memory = self.vms[&id].watch.memory();
-        memory.map_or(told, |memory| told.min(memory + MAPPINGS_MAX))
+        let unseen = |seen: Footprint| match seen.whole {
+            true => Pages::ZERO,
+            false => MAPPINGS_MAX,
+        };
+        let seen = self.vms[&id].watch.footprint;
+        seen.map_or(told, |seen| told.min(seen.memory + unseen(seen)))
     }
 }

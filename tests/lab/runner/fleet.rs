@@ -24,7 +24,7 @@ const SAVED_MIN_BYTES: u64 = 2 << 20;
 const SOCKET: &str = "fleet.sock";
 
 /// The program: beside the runner, or where cargo puts it, one folder above the examples.
-fn program() -> Result<PathBuf, Failure> {
+pub fn program() -> Result<PathBuf, Failure> {
     let runner = std::env::current_exe()?;
     let mut places = runner.ancestors().skip(1).take(2);
     let found = places.find_map(|folder| Some(folder.join("tidemark")).filter(|it| it.exists()));

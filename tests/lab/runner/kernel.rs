@@ -189,7 +189,7 @@ impl Drop for Back {
 }
 
 /// Runs an applet of the host's BusyBox.
-fn run(applet: &str, arguments: &[&str]) -> Result<(), Failure> {
+pub fn run(applet: &str, arguments: &[&str]) -> Result<(), Failure> {
     let output = Command::new("/bin/busybox")
         .arg(applet)
         .args(arguments)

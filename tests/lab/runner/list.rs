@@ -1,5 +1,5 @@
-//! The tests with one guest at a time; [`super::large`] has the one of large pages, [`super::fleet`] those
-//! with several guests, [`super::kernel`] those without one.
+//! The tests with one guest at a time; [`super::large`] has the one of large pages, [`super::fleet`] and
+//! [`super::cgroups`] those with several guests, [`super::kernel`] those without one.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,6 +12,7 @@ use tidemark::sys::pagemap::Backing;
 use tidemark::units::{CHUNK_PAGES, Gfn, GfnRange, Pages};
 use tidemark::words::ExitReason;
 
+use super::cgroups;
 use super::fleet;
 use super::hints;
 use super::kernel;
@@ -21,7 +22,7 @@ use super::rig::{Failure, Plan, Rig};
 type Test = fn(&Path) -> Result<(), Failure>;
 
 /// Name and body of each test, in the order in which they run.
-pub const TESTS: [(&str, Test); 12] = [
+pub const TESTS: [(&str, Test); 13] = [
     ("boot_disk_and_reboot", boot_disk_and_reboot),
     ("smp_boot_and_power_off", smp_boot_and_power_off),
     ("smp_reboot", smp_reboot),
@@ -34,6 +35,7 @@ pub const TESTS: [(&str, Test); 12] = [
     ("overcommit", fleet::overcommit),
     ("numa_migration", kernel::numa_migration),
     ("swap_of_the_host", kernel::swap_of_the_host),
+    ("memory_cgroups", cgroups::memory_cgroups),
 ];
 
 /// Tests that run only when they are named: they measure, and `overcommit` shows that guests share.

@@ -6,6 +6,7 @@
 //! is named twice runs twice.
 //! Prints `PASS name seconds` or `FAIL name seconds` followed by the reason, for each test.
 
+mod cgroups;
 #[path = "../../pager/faults.rs"]
 mod faults;
 mod fleet;

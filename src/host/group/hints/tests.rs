@@ -130,6 +130,8 @@ fn a_hint_takes_less_than_twenty_bytes_at_any_number_of_them() {
         if number.is_multiple_of(CHUNK_PAGES as usize) && number >= 1 << 14 {
             let each = bytes(&hints) as f64 / number as f64;
             assert!(each < 20.0, "{each} bytes with {number} hints");
+            let (taken, charged) = (bytes(&hints) as u64, hints.bytes_of(A));
+            assert!(taken <= charged && charged < taken + taken / 2);
         }
     }
 }

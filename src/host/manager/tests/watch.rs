@@ -2,12 +2,14 @@
 
 use super::*;
 use crate::host::process::Footprint;
-use crate::words::{Counters, Measured};
+use crate::link::message::LIST_MAX;
+use crate::words::{Counters, Key, Measured};
 
 /// What the kernel says of a process, in MiB and milliseconds.
 fn look(manager: &mut Manager, id: VmId, mib: u64, cpu_ms: u64, now: Duration) {
     let footprint = Footprint {
         memory: Pages::mib(mib),
+        whole: false,
         cpu: Duration::from_millis(cpu_ms),
     };
     manager.measured(id, Some(footprint), now);
@@ -257,4 +259,52 @@ fn a_word_for_overhead_is_worth_what_the_process_has() {
     let lie = ToHost::Report(Box::new(lie));
     manager.message(liar, lie, at(1)).unwrap();
     assert!(manager.ledger().vm_overhead(liar) < Pages::mib(32));
+}
+
+/// 8.4 M of them took 143 MiB of a host manager, and were everybody's.
+#[test]
+fn who_fills_the_host_managers_tables_pays_for_that() {
+    let mut manager = Manager::new(Settings {
+        budget: Pages::mib(2048),
+        ..manager().settings
+    });
+    let (good, liar) = (hello("good", 16), hello("liar", 1024));
+    let (good, liar) = (manager.join(good).unwrap(), manager.join(liar).unwrap());
+    let own = Pages::mib(4);
+    manager.set_host_overhead(own);
+    let overheads = |manager: &Manager| {
+        let ledger = manager.ledger();
+        (ledger.overhead(), ledger.vm_overhead(good))
+    };
+    let before = overheads(&manager);
+    let liars = manager.ledger().vm_overhead(liar);
+    assert_eq!(manager.ledger().kept(liar), Pages::ZERO);
+    let pages = u32::try_from(Pages::mib(1024).0).unwrap();
+    for first in (0..2 * pages).step_by(LIST_MAX) {
+        let keys = (first..).take(LIST_MAX);
+        let keys = keys.map(|n| (Gfn(n), Key(u64::from(n) * 77 + 1)));
+        let offer = ToHost::Offer {
+            pages: keys.collect(),
+        };
+        manager.message(liar, offer, at(0)).unwrap();
+    }
+    // It had all that its size lets it have: 17 to 20 bytes a page.
+    let grown = Pages::mib(5);
+    manager.set_host_overhead(own + grown);
+    manager.audit();
+    let kept = manager.ledger().kept(liar);
+    assert!(
+        (Pages::mib(4)..=grown + Pages(26)).contains(&kept),
+        "{kept}"
+    );
+    let (all, goods) = overheads(&manager);
+    assert_eq!((all, goods), (before.0 + grown, before.1));
+    assert_eq!(manager.figures().vms[1].memory.kept_bytes, kept.bytes());
+    // No more than there is, and nothing once it has gone.
+    manager.set_host_overhead(Pages::mib(1));
+    assert!(manager.ledger().kept(liar) <= Pages::mib(1));
+    manager.audit();
+    manager.gone(liar);
+    manager.set_host_overhead(own);
+    assert_eq!(overheads(&manager), (before.0 - liars, before.1));
 }
