@@ -87,7 +87,7 @@ impl Manager {
             vm.plan = Some(plan);
             self.order(id, orders);
         }
-        self.order_the_deaf(now);
+        self.order_the_deaf();
         self.passed(now);
         // Who was not granted everything now waits for the next tick: the plan knows of it.
         self.serve(None);
@@ -106,8 +106,8 @@ impl Manager {
 
     /// What a VM was told that is left out of the snapshot stands, but that a guest whose pages find no
     /// room is not blocked.
-    fn order_the_deaf(&mut self, now: Duration) {
-        let deaf = |vm: &Vm| vm.watch.gives_nothing(now) && vm.swap_full();
+    fn order_the_deaf(&mut self) {
+        let deaf = |vm: &Vm| vm.watch.is_left_out() && vm.swap_full();
         let deaf = self.vms.iter().filter(|(_, vm)| deaf(vm));
         let orders = deaf.filter_map(|(&id, vm)| Some((id, vm.orders.clone()?)));
         for (id, orders) in orders.collect::<Vec<_>>() {
@@ -173,15 +173,13 @@ impl Manager {
         self.urgent |= thresholds.next(state, self.unleased()) > state;
     }
 
-    /// The host as the policy sees it: without VMs that give nothing of what they were told to give.
+    /// The host as the policy sees it: without VMs for whose memory nobody waits.
     /// What they hold is overhead.
     pub(super) fn snapshot(&mut self, now: Duration) -> Snapshot {
         self.shares.split_frames();
         let frames = |id| Pages::in_bytes(self.shares.frame_part(id).bytes);
-        let (deaf, vms): (Vec<_>, Vec<_>) = self
-            .vms
-            .iter()
-            .partition(|(_, vm)| vm.watch.gives_nothing(now));
+        let (deaf, vms): (Vec<_>, Vec<_>) =
+            self.vms.iter().partition(|(_, vm)| vm.watch.is_left_out());
         let kept: Pages = deaf
             .into_iter()
             .map(|(&id, _)| self.counted(id) + frames(id))

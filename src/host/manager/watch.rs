@@ -10,7 +10,7 @@
 //! | it has more than it says and was expected to need | it is charged the difference, as overhead |
 //! | it has, or says that it has, more than its credit and a slack, for [`OVER_MAX`] | it is killed |
 //! | credit that it does not use, beyond what a VM may keep | counts as what it holds |
-//! | in hard or low, ordered below what it holds, it gives nothing for [`PATIENCE`] | what it holds counts as overhead: the others share the rest, and give no more than that takes |
+//! | in hard or low, ordered below what it holds, it gives nothing for [`PATIENCE`], and somebody below its target waits for memory | what it holds counts as overhead: the others share the rest, and give no more than that takes |
 //! | the same for [`IGNORES_MAX`] in which it ran, its swap file neither full nor failing | it is killed |
 //! | the same for [`ABSENT_MAX`], whether it ran or not | the same |
 //!
@@ -80,6 +80,8 @@ pub(super) struct Watch {
     seen: Duration,
     over: Option<Duration>,
     owes: Option<Owing>,
+    /// It gives nothing, and the others had to share what it leaves, since then.
+    left_out: bool,
 }
 
 /// A VM that was told to give.
@@ -98,7 +100,12 @@ struct Owing {
 }
 
 impl Watch {
-    /// Whether what it holds is not to be had: who decides does not wait for it.
+    /// Whether who decides does not wait for what it holds.
+    pub fn is_left_out(&self) -> bool {
+        self.left_out
+    }
+
+    /// Whether what it holds is not to be had.
     pub fn gives_nothing(&self, now: Duration) -> bool {
         self.owes
             .is_some_and(|owing| now.saturating_sub(owing.since) >= PATIENCE)
@@ -233,6 +240,23 @@ impl Manager {
             if vm.watch.suspects() {
                 vm.watch.due = vm.watch.due.min(now + LOOK_AGAIN);
             }
+        }
+        self.leave_out(now);
+    }
+
+    /// Notes whose memory is not waited for. As long as the others get what their targets let them have
+    /// they keep these: the reserve is not filled from them for what somebody else owes.
+    fn leave_out(&mut self, now: Duration) {
+        let holds = |id: VmId| {
+            let frames = Pages::in_bytes(self.shares.frame_part(id).bytes);
+            self.counted(id) + frames
+        };
+        let mut others = self.vms.iter().filter(|(_, vm)| vm.watch.owes.is_none());
+        let somebody_waits =
+            others.any(|(&id, vm)| vm.asked > Pages::ZERO && holds(id) < vm.target());
+        for vm in self.vms.values_mut() {
+            let watch = &mut vm.watch;
+            watch.left_out = watch.gives_nothing(now) && (watch.left_out || somebody_waits);
         }
     }
 

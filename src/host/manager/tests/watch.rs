@@ -160,6 +160,43 @@ fn who_gives_nothing_is_left_out_after_a_second_and_the_others_share_the_rest() 
     manager.audit();
 }
 
+/// It was told to give for the reserve alone, and that is not worth the others' pages.
+#[test]
+fn who_gives_nothing_costs_nobody_who_does_not_wait() {
+    let mut manager = manager();
+    let bad = manager.join(hello("bad", 56)).unwrap();
+    let got = take_all(&mut manager, bad) + credit_batch(BUDGET);
+    manager.message(bad, report(got.0), at(0)).unwrap();
+    let good = manager.join(hello("good", 56)).unwrap();
+    manager.tick(at(50));
+    manager.take_outgoing();
+    let pages = manager.ledger.free() - Pages(64);
+    manager
+        .message(good, ToHost::CreditRequest { pages }, at(0))
+        .unwrap();
+    assert_eq!(granted(&mut manager, good), pages);
+    manager.message(good, report(pages.0), at(0)).unwrap();
+    look(&mut manager, bad, 56, 0, at(0));
+    for ms in (100..=2000).step_by(100) {
+        manager.tick(at(ms));
+    }
+    assert!(manager.policy.mem_state() >= MemState::Hard);
+    assert!(manager.vms[&bad].watch.gives_nothing(at(2000)));
+    assert_eq!(manager.snapshot(at(2000)).vms.len(), 2);
+    let target = manager.vms[&good].target();
+    assert!(target > pages + Pages::mib(1), "{target}");
+    let orders = manager.vms[&good].orders.clone().unwrap();
+    assert_eq!((orders.private_max, orders.run), (None, Run::Go));
+    // It wants more than there is: now the two share what is not to be had otherwise.
+    let pages = Pages::mib(1);
+    manager
+        .message(good, ToHost::CreditRequest { pages }, at(2050))
+        .unwrap();
+    manager.tick(at(2100));
+    assert_eq!(manager.snapshot(at(2100)).vms.len(), 1);
+    manager.audit();
+}
+
 /// More than passes for none.
 const PROGRESS_MADE: Pages = Pages(100);
 
