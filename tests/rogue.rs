@@ -11,19 +11,21 @@ mod common;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use common::fleet::{Folder, MIB, Process, SOON, alone, find_vm, number};
+use common::fleet::{Folder, MIB, Process, SOON, alone, find_vm, is_alive, number};
 use common::{Capability::Kvm, Capability::Uffd, require, wait_for};
 use tidemark::host::control;
 use tidemark::host::registration::Registration;
+use tidemark::link::message::LIST_MAX;
 use tidemark::link::message::ToHost;
 use tidemark::link::socket::{self, Link, Received};
-use tidemark::units::Pages;
+use tidemark::sys::proc::cpu_time;
+use tidemark::units::{Gfn, Pages};
 use tidemark::vm::join::say_hello;
-use tidemark::words::{Allocation, Holding, Report, Sharing};
+use tidemark::words::{Allocation, Holding, Key, Report, Sharing};
 
 /// What the rogue does, and where its host manager listens.
 const CASE: &str = "TIDEMARK_TEST_ROGUE";
@@ -48,7 +50,7 @@ impl Rogue {
         say_hello(&link).unwrap();
         let registration = Registration {
             name: NAME.to_owned(),
-            allocation: Allocation::of(SIZE),
+            allocation: Allocation::of(size_of_rogue()),
             managed: true,
             share_group: None,
             sharing: Sharing::default(),
@@ -86,6 +88,9 @@ fn the_rogue() {
     let Some(case) = std::env::var_os(CASE) else {
         return;
     };
+    if let Some(permille) = case.to_str().unwrap().strip_prefix("burns ") {
+        return burn(permille.parse().unwrap());
+    }
     let rogue = Rogue::join();
     match case.to_str().unwrap() {
         "takes" => {
@@ -104,7 +109,43 @@ fn the_rogue() {
             // Who runs is known by the CPU time that it takes.
             rogue.goes_on(|_| (0..1 << 27).for_each(|n| _ = std::hint::black_box(n)));
         }
+        "triples" => rogue.goes_on(|rogue| rogue.reports(Pages(3 * SIZE.0), Pages::ZERO)),
+        "hints" => {
+            let mut next = 0_u32;
+            rogue.goes_on(|rogue| {
+                for _ in 0..256 {
+                    let keys = (next..).take(LIST_MAX);
+                    let page = |n| (Gfn(n), Key(fastrand::u64(1..)));
+                    let pages = keys.map(page).collect();
+                    next = next.wrapping_add(u32::try_from(LIST_MAX).unwrap());
+                    if rogue.link.send(&ToHost::Offer { pages }).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
         case => panic!("{case}?"),
+    }
+}
+
+/// The memory that its launcher said.
+fn size_of_rogue() -> Pages {
+    match std::env::var(CASE).as_deref() {
+        Ok("hints") => Pages::mib(4096),
+        Ok("triples") => Pages::mib(128),
+        _ => SIZE,
+    }
+}
+
+/// Takes so many thousandths of a CPU until it is killed.
+fn burn(permille: u64) {
+    let period = Duration::from_millis(10);
+    loop {
+        let start = Instant::now();
+        while start.elapsed() < period * u32::try_from(permille).unwrap() / 1000 {
+            std::hint::spin_loop();
+        }
+        std::thread::sleep(period.saturating_sub(start.elapsed()));
     }
 }
 
@@ -220,4 +261,149 @@ fn who_ignores_that_it_is_told_to_give_is_killed() {
         }
         was_killed(rogue, figures, "it has kept all")
     });
+}
+
+/// Which rows of the table are measured, with commas between them, or `all`: `TIDEMARK_MEASURE`.
+const MEASURE: &str = "TIDEMARK_MEASURE";
+/// What a rogue does, and whether the budget is cut while it does that.
+const ROWS: [(&str, &str, bool); 8] = [
+    ("takes", "takes", false),
+    ("claims", "claims", false),
+    ("triples", "triples", false),
+    ("overhead", "overhead", false),
+    ("hoards", "hoards", false),
+    ("keeps", "ignores", false),
+    ("ignores", "ignores", true),
+    ("hints", "hints", false),
+];
+/// How long each arm is, and how often it is measured.
+const ARM: Duration = Duration::from_secs(6);
+const ARMS: usize = 2;
+
+/// What two good VMs do beside a rogue, against what they do beside an honest VM with its registration
+/// and a process that takes as much CPU. Prints a table, and judges nothing: that takes a quiet machine.
+#[test]
+fn good_ones_beside_a_rogue_and_beside_an_honest_one() {
+    let Some(wanted) = std::env::var_os(MEASURE) else {
+        return;
+    };
+    let wanted = wanted.into_string().unwrap();
+    let Some(_host) = require(&[Kvm, Uffd]) else {
+        return;
+    };
+    let _alone = alone();
+    let rows = ROWS
+        .iter()
+        .filter(|row| wanted == "all" || wanted.split(',').any(|it| it == row.0));
+    for &(row, case, cut) in rows {
+        measure(row, case, cut);
+    }
+}
+
+fn measure(row: &str, case: &str, cut: bool) {
+    let folder = Folder::new();
+    let mut host = folder.host("512M");
+    let mut good = GOOD.map(|name| folder.join(name, "128M", "fill=40"));
+    let done = || {
+        let figures = folder.ps().unwrap();
+        let each = GOOD.map(|name| verified(&figures, name).unwrap_or(0));
+        each.iter().sum::<u64>()
+    };
+    wait_for("work of the good ones", SOON, || done() > 1_000_000);
+    // Pages that both verify in a second from now on.
+    let arm = || {
+        let (start, begin) = (Instant::now(), done());
+        if cut {
+            assert!(
+                folder
+                    .output(&["set", "host", "memory=416M"])
+                    .status
+                    .success()
+            );
+        }
+        while start.elapsed() < ARM {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        (done() - begin) as f64 / start.elapsed().as_secs_f64()
+    };
+    let size = match case {
+        "hints" => "4G",
+        "triples" => "128M",
+        _ => "512M",
+    };
+    for _ in 0..ARMS {
+        let mut rogue = start_rogue(&folder, case);
+        let there = |name: &str, state: &[&str]| {
+            let figures = folder.ps().unwrap();
+            let vms = figures["vms"].as_array().unwrap();
+            let is_it =
+                |vm: &&Value| vm["name"] == name && state.contains(&vm["state"].as_str().unwrap());
+            vms.iter().any(|vm| is_it(&vm))
+        };
+        let live = ["starting", "running", "blocked", "detached"];
+        wait_for("the rogue", SOON, || there(NAME, &live));
+        let begin = Instant::now();
+        // What is known of its CPU time is what was seen last.
+        let pid = rogue.pid();
+        let watcher = std::thread::spawn(move || {
+            let mut seen = Duration::ZERO;
+            while begin.elapsed() < ARM && is_alive(pid) {
+                seen = cpu_time(pid.cast_signed()).unwrap_or(seen);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            (seen, begin.elapsed())
+        });
+        let beside_rogue = arm();
+        let (cpu, lived) = watcher.join().unwrap();
+        let ended = rogue.status().is_some();
+        drop(rogue);
+        wait_for("the end of the rogue", SOON, || !there(NAME, &live));
+        let reset = folder.output(&["set", "host", "memory=512M"]);
+        assert!(reset.status.success());
+        let permille = (cpu.as_secs_f64() * 1000.0 / ARM.as_secs_f64()).round();
+        let mut burner = Command::new(std::env::current_exe().unwrap());
+        burner
+            .args(["--exact", "the_rogue"])
+            .env(CASE, format!("burns {permille}"))
+            .stdin(Stdio::null());
+        let socket = folder.socket();
+        let mut honest = folder.command(&["vm", "--host", socket.to_str().unwrap()]);
+        honest.args([
+            "--guest",
+            "idle",
+            "--name",
+            "honest",
+            "--memory",
+            size,
+            "--swap-dir",
+            ".",
+        ]);
+        let (burner, honest) = (Process::start(burner), Process::start(honest));
+        wait_for("the honest one", SOON, || there("honest", &["running"]));
+        let beside_honest = arm();
+        drop((burner, honest));
+        assert!(
+            folder
+                .output(&["set", "host", "memory=512M"])
+                .status
+                .success()
+        );
+        println!(
+            "ROW {row}: beside the rogue {:.0} k pages/s, beside an honest one {:.0} k: {:.1} %; the rogue \
+             took {permille} thousandths of a CPU, {}",
+            beside_rogue / 1e3,
+            beside_honest / 1e3,
+            100.0 * beside_rogue / beside_honest,
+            match ended {
+                true => format!("was ended after {:.1} s", lived.as_secs_f64()),
+                false => "lived".to_owned(),
+            }
+        );
+    }
+    for (name, vm) in GOOD.iter().zip(&mut good) {
+        assert!(folder.output(&["stop", name]).status.success());
+        assert_eq!(vm.wait(SOON).code(), Some(0), "{}", vm.log());
+    }
+    host.signal(rustix::process::Signal::TERM);
+    assert_eq!(host.wait(SOON).code(), Some(0));
 }
