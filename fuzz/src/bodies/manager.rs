@@ -210,6 +210,7 @@ impl World {
                 true => credit + Pages(input.u8().into()),
                 false => has(input),
             },
+            whole: input.bool(),
             cpu: vm.cpu,
         });
         self.manager.measured(id, footprint, self.now);
