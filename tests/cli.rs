@@ -314,6 +314,8 @@ fn a_reader_who_has_gone_is_no_error_and_a_full_disk_is_a_line() {
     for args in [
         &["ps"][..],
         &["ps", "--json"],
+        &["check"],
+        &["check", "--json"],
         &["reserve", "1M", "--for", "10ms"],
         &["simulate", scenario],
     ] {

@@ -3,15 +3,16 @@
 
 mod advice;
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{fmt, fs};
 
 use clap::Args;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
+use super::stdout::print;
 use super::{Error, table};
 use crate::sys::cgroup::{Absent, Cgroup, Home};
 use crate::sys::host_swap::HostFacts;
@@ -114,9 +115,11 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
     let findings = look(&args.swap_dir);
     if args.json {
         let json = serde_json::to_string(&findings);
-        println!("{}", json.expect("findings have string keys only"));
+        print(&json.expect("findings have string keys only"))?;
     } else {
-        print(&findings);
+        let mut text = String::new();
+        write(&mut text, &findings).expect("a text takes any text");
+        print(text.trim_end())?;
     }
     Ok(match findings.missing.is_empty() {
         true => ExitCode::SUCCESS,
@@ -335,21 +338,23 @@ fn number(path: &str) -> Option<u64> {
     read(path)?.parse().ok()
 }
 
-fn print(findings: &Findings) {
+fn write(out: &mut impl fmt::Write, findings: &Findings) -> fmt::Result {
     let yes_no = |yes| if yes { "yes" } else { "no" };
     let Findings {
         kvm, userfaultfd, ..
     } = findings;
-    println!("kernel         {}", findings.kernel);
+    writeln!(out, "kernel         {}", findings.kernel)?;
     let api = kvm
         .api_version
         .map_or_else(String::new, |version| format!(", API version {version}"));
-    println!(
+    writeln!(
+        out,
         "KVM            {} ({}{api})",
         if kvm.usable { "usable" } else { "not usable" },
         kvm.kind
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "userfaultfd    {} {}",
         if userfaultfd.usable {
             "usable"
@@ -357,41 +362,47 @@ fn print(findings: &Findings) {
             "not usable"
         },
         userfaultfd.features.join(" ")
-    );
-    println!("take path      {}", findings.take_path);
-    println!("max_map_count  {}", findings.max_map_count);
-    println!(
+    )?;
+    writeln!(out, "take path      {}", findings.take_path)?;
+    writeln!(out, "max_map_count  {}", findings.max_map_count)?;
+    writeln!(
+        out,
         "host swap      {}",
         if findings.host_swap { "on" } else { "off" }
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "shmem pages    {}",
         findings.shmem_enabled.as_deref().unwrap_or("unknown")
-    );
+    )?;
     let niceness = findings.host_niceness;
-    println!(
+    writeln!(
+        out,
         "host manager   {}",
         niceness.map_or_else(
             || "may not run ahead of its VMs".to_owned(),
             |niceness| format!("niceness {niceness}")
         )
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "sandbox        system call filters, {}",
         findings.sandbox.landlock_abi.map_or_else(
             || "no Landlock".to_owned(),
             |abi| format!("Landlock ABI {abi}")
         )
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "jail           own users: {}; namespaces: {} (--user, --hardened)",
         yes_no(findings.sandbox.own_users),
         match findings.sandbox.namespaces.as_slice() {
             [] => "none".to_owned(),
             kinds => kinds.join(", "),
         }
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "VM processes   {}",
         match (&findings.vm_cgroups, findings.vms_measured) {
             (Some(folder), true) => format!(
@@ -401,8 +412,9 @@ fn print(findings: &Findings) {
             (None, true) => "measured by /proc/PID/status, not by memory cgroups".to_owned(),
             (_, false) => "not measured: /proc shows no process's memory".to_owned(),
         }
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "cgroup         {}, limit {}",
         findings
             .memory_cgroup
@@ -411,21 +423,24 @@ fn print(findings: &Findings) {
         findings
             .memory_cgroup_max_bytes
             .map_or_else(|| "none".to_owned(), table::mib_of),
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "memory         {} available",
         table::mib_of(findings.memory_available_bytes)
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "swap folder    {} (unlinked files: {}, direct I/O: {})",
         findings.swap_dir.path.display(),
         yes_no(findings.swap_dir.unlinked_files),
         yes_no(findings.swap_dir.direct_io)
-    );
+    )?;
     for line in &findings.missing {
-        println!("MISSING        {line}");
+        writeln!(out, "MISSING        {line}")?;
     }
     for line in &findings.advice {
-        println!("advice         {line}");
+        writeln!(out, "advice         {line}")?;
     }
+    Ok(())
 }
