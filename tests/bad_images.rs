@@ -54,6 +54,7 @@ fn refused(folder: &Folder, lines: &str, words: &[&str]) {
     let text = format!("[host]\nmemory = \"512M\"\n{vm}[[vm]]\nname = \"second\"\n{lines}\n");
     folder.write("fleet.toml", &text);
     let line = folder.fails(&["run", "fleet.toml"], 2);
+    assert_eq!(folder.fails(&["check", "fleet.toml"], 2), line);
     for word in ["fleet.toml: vm \"second\": "].iter().chain(words) {
         assert!(line.contains(word), "{lines}: no {word:?} in {line}");
     }

@@ -75,7 +75,9 @@ fn bad_fleets_are_one_line_and_status_2() {
         ("policy.toml", &["policy.toml", "magic", "esx"]),
     ];
     for (file, words) in cases {
-        fails(folder.path(), &["run", file], 2, words);
+        for verb in ["run", "check"] {
+            fails(folder.path(), &[verb, file], 2, words);
+        }
     }
 }
 

@@ -75,11 +75,11 @@ fn set_up() -> bool {
 }
 
 /// `place` is empty for the emulated host.
-fn run_lab(place: &[&str], version: &str) {
+fn run_lab(place: &[&str], version: &str, tests: &[&str]) {
     if !set_up() {
         return;
     }
-    let output = run_script("lab.sh", &[place, &[version]].concat());
+    let output = run_script("lab.sh", &[place, &[version], tests].concat());
     let console = String::from_utf8_lossy(&output.stdout);
     let results = console.lines().filter(|line| {
         ["PASS ", "FAIL ", "TABLE ", "LAB HOST "]
@@ -90,7 +90,7 @@ fn run_lab(place: &[&str], version: &str) {
         common::note(line);
     }
     let said = |start: String| console.lines().any(|line| line.starts_with(&start));
-    let missing = TESTS.iter().find(|name| !said(format!("PASS {name} ")));
+    let missing = tests.iter().find(|name| !said(format!("PASS {name} ")));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && missing.is_none(),
@@ -105,12 +105,16 @@ fn run_lab(place: &[&str], version: &str) {
 
 #[test]
 fn linux_6_12() {
-    run_lab(&[], "6.12");
+    run_lab(&[], "6.12", &TESTS);
 }
 
 #[test]
 fn linux_6_1() {
-    run_lab(&[], "6.1");
+    // On this one in version 1, and that does not get the controller back which version 2 has had.
+    let (cgroups, others): (Vec<_>, Vec<_>) =
+        TESTS.iter().partition(|name| **name == "memory_cgroups");
+    run_lab(&[], "6.1", &others);
+    run_lab(&[], "6.1", &cgroups);
 }
 
 /// Hardware KVM has interrupt controllers and runs any kernel; the software KVM of some clouds does
@@ -132,6 +136,6 @@ fn on_this_machine() {
         return;
     }
     for version in ["6.1", "6.12"] {
-        run_lab(&["--here"], version);
+        run_lab(&["--here"], version, &TESTS);
     }
 }

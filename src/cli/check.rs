@@ -13,14 +13,15 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::stdout::print;
-use super::{Error, table};
+use super::{Error, before, resources, table};
+use crate::config::FleetSpec;
 use crate::sys::cgroup::{Absent, Cgroup, Home};
 use crate::sys::host_swap::HostFacts;
 use crate::sys::landlock;
 use crate::sys::priority;
 use crate::sys::proc;
 use crate::sys::uffd;
-use crate::threads::jail;
+use crate::threads::jail::{self, Jail};
 use crate::words::TakePath;
 
 /// The only version of the KVM API there is; anything else is another device under its name.
@@ -30,11 +31,18 @@ const KVM_API_VERSION: i32 = 12;
 /// Flags of `tidemark check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Fleet file: say whether it could be run, instead of what the host offers
+    fleet: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
     /// Folder of the swap files
-    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/tmp",
+        conflicts_with = "fleet"
+    )]
     swap_dir: PathBuf,
 }
 
@@ -110,8 +118,31 @@ struct SwapDir {
     direct_io: bool,
 }
 
+/// Says what `tidemark run` would say of a fleet file before its first VM starts.
+fn run_on_fleet(path: &Path, json: bool) -> Result<ExitCode, Error> {
+    let spec = resources::with(|resources| FleetSpec::load(path, resources))?;
+    before::look(&spec, &path.display().to_string(), Jail::default(), false)?;
+    let (vms, memory, budget) = (spec.vms.len(), spec.memory(), spec.host.memory);
+    print(&match json {
+        true => serde_json::json!({
+            "vms": vms,
+            "memory_bytes": memory.bytes(),
+            "budget_bytes": budget.bytes(),
+        })
+        .to_string(),
+        false => format!(
+            "{}: {vms} VMs with {memory} together, in a budget of {budget}: nothing is wrong with it",
+            path.display()
+        ),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Prints the findings; status 1 when something is missing.
 pub fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
+    if let Some(path) = &args.fleet {
+        return run_on_fleet(path, args.json);
+    }
     let findings = look(&args.swap_dir);
     if args.json {
         let json = serde_json::to_string(&findings);

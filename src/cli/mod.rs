@@ -1,5 +1,6 @@
 //! The command line: text in, calls to the host manager or a VM, text out.
 
+mod before;
 pub mod bench;
 pub mod check;
 mod control;
@@ -58,7 +59,7 @@ pub enum Command {
     Simulate(simulate::SimulateArgs),
     /// Measure what being managed costs a guest, beside plain memory, KSM and the kernel's swap
     Bench(bench::BenchCommand),
-    /// Show what this host offers and what will be used
+    /// Show what this host offers and what will be used, or whether a fleet file could be run
     Check(check::CheckArgs),
 }
 

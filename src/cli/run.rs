@@ -23,15 +23,13 @@ use self::child::{Child, Stdout};
 use self::screen::Screen;
 use super::host::{note_priority, prepare, signal_pipe};
 use super::jail::JailArgs;
-use super::{Error, check, folder, resources, stdout, table};
-use crate::config::{COMMAND_LINE, ConfigError, FleetSpec, HostArgs, VmArgs};
+use super::{Error, before, folder, resources, stdout, table};
+use crate::config::{COMMAND_LINE, FleetSpec, HostArgs, VmArgs};
 use crate::host::accounts::{Figures, VmState};
 use crate::host::manager::{Settings, TICK, VMS_MAX};
 use crate::host::server::{Event, Server};
 use crate::out::Out;
 use crate::sys::{priority, signals};
-use crate::vm::files::Files;
-use crate::vm::inspect::Inspector;
 use crate::vm::terminal::Terminal;
 use crate::words::size::parse_duration;
 use crate::words::{Exit, ExitReason};
@@ -106,22 +104,7 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     let spec = args.spec()?;
     let jail = args.jail.jail()?;
     prepare(&[SIGXFSZ])?;
-    let origin = args.origin();
-    let inspector = Inspector::start(spec.vms.iter().map(|vm| &vm.boot), jail);
-    let mut inspector = inspector.map_err(super::io("start a process"))?;
-    let files = open_files(&spec, &origin)?;
-    // A mistake comes before what the host lacks.
-    let host = check::require();
-    if let Some(inspector) = &mut inspector {
-        inspector.look(spec.vms.iter().zip(&files), &origin)?;
-    }
-    if let Some(shortage) = spec.swap_shortage() {
-        match args.strict {
-            true => return Err(Error::Usage(shortage)),
-            false => log::warn!("{shortage}"),
-        }
-    }
-    host?;
+    let looked = before::look(&spec, &args.origin(), jail, args.strict)?;
     let settings = Settings {
         budget: spec.host.memory,
         policy: spec.host.policy,
@@ -141,8 +124,8 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
     // The VMs' processes, which this thread starts, do not run ahead.
     note_priority(priority::run_ahead());
     let mut server = Server::new(settings)?;
-    // Its process has ended meanwhile. And the VMs' own open and lock the files.
-    drop((inspector, files));
+    // The VMs' processes open and lock the files themselves.
+    drop(looked);
     let (vms, most) = (spec.vms.len(), server.manager().vms_max());
     if vms > most {
         return Err(Error::Missing(format!(
@@ -188,13 +171,6 @@ pub fn run(args: RunArgs, out: &Out) -> Result<ExitCode, Error> {
             false => ExitCode::FAILURE,
         },
     )
-}
-
-/// Opens what every VM boots from, before any of them is started. All are open at once, so that one
-/// disk under two names meets its own lock.
-fn open_files(spec: &FleetSpec, origin: &str) -> Result<Vec<Files>, ConfigError> {
-    let open = |vm| Files::open(vm, origin);
-    spec.vms.iter().map(open).collect()
 }
 
 /// The control socket is a convenience: without a folder for it the fleet runs all the same.

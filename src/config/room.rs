@@ -4,17 +4,17 @@ use super::spec::FleetSpec;
 use crate::units::Pages;
 
 impl FleetSpec {
+    /// What all VMs have together, as they see it.
+    pub fn memory(&self) -> Pages {
+        self.vms.iter().map(|vm| vm.allocation.size).sum()
+    }
+
     /// What the VMs may have to swap, at most: memory that is managed and that the budget does not
     /// hold. Compression, sharing and balloons can only make it less.
     fn swapped_max(&self) -> Pages {
-        let sum = |managed_only: bool| -> Pages {
-            let vms = self.vms.iter();
-            vms.filter(|vm| !managed_only || vm.management.is_managed())
-                .map(|vm| vm.allocation.size)
-                .sum()
-        };
-        let beyond = sum(false).saturating_sub(self.host.memory);
-        beyond.min(sum(true))
+        let managed = self.vms.iter().filter(|vm| vm.management.is_managed());
+        let beyond = self.memory().saturating_sub(self.host.memory);
+        beyond.min(managed.map(|vm| vm.allocation.size).sum())
     }
 
     /// What is wrong with the folder of the swap files, in a line; `None` when it has room, or does
@@ -29,7 +29,7 @@ impl FleetSpec {
                 "swap_dir {} has {free} free, and {wanted} may have to be swapped there (VMs of {} in \
                  a budget of {}): a VM for whose pages there is no room stalls",
                 folder.display(),
-                self.vms.iter().map(|vm| vm.allocation.size).sum::<Pages>(),
+                self.memory(),
                 self.host.memory,
             )
         })
