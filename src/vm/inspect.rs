@@ -4,7 +4,7 @@
 //! A kernel may be anybody's. The launcher, which has its user's rights, opens it and reads no byte of
 //! it. It starts this program again as an *inspector*, which enters the sandbox and is then handed a
 //! kernel at a time, with a question; the answer is a short message that is checked as a hostile
-//! one. A process that ends, says something else or takes longer than [`ANSWER_TIMEOUT`] has refused the
+//! one. A process that ends, says something else or takes longer than `ANSWER_TIMEOUT` has refused the
 //! file. The VM process itself parses the file anew, in its own sandbox.
 
 use std::fs::File;
